@@ -1,0 +1,42 @@
+# `make run` and `make test` set everything up on a fresh machine. PYTHON=/path/to/python overrides the interpreter that is found.
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: help setup run test test-slow oracle lint format clean
+
+help:  ## what there is to do
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## the virtual environment, pinned by constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "mmjax needs Python 3.12 or newer; none was found (set PYTHON=/path/to/python3.12)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+run: setup  ## train, score and report the default recipe (a few minutes on two CPU cores)
+	$(BIN)/python -m mmjax.main --config=configs/cos.py
+
+test: setup  ## the tests
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: setup  ## what takes longer: kills, signals, whole jobs
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+oracle:  ## a second environment with PyTorch and transformers, for live parity and the step-time benchmark
+	bash tests/parity/make_oracle.sh
+
+lint: setup  ## style and types
+	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/python -m ruff check --fix . ; $(BIN)/python -m ruff format .
+
+clean:  ## the environments and caches (runs/ stays)
+	rm -rf $(VENV) .oracle .cache build dist *.egg-info

@@ -1,0 +1,187 @@
+"""What a pre-training step costs with few visual tokens: seconds per sample and FLOPs at 32/48/80/256/336 tokens, relative to 336.
+
+    python benchmarks/cos_pretrain_cost.py [--models default slice] [--rounds 5] [--batch 4] [--out benchmarks/results/NAME.md]
+
+Two models: the default recipe's widths at the paper's geometry (a 16 x 16 grid of patches), and a slice at the paper's widths: a few layers of
+Vicuna-7B with the matching share of ViT-L, resampler whole. As in the paper's first stage the language model is frozen but for LoRA; encoder and
+resampler train. Every setting has the same batch and 60 text tokens a row. The settings take turns, one step each a round, in one process; the figure
+is the median over rounds of the ratio within the round. The paper's own ratios are those of Table 5.1 of its project page.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mmjax import host  # noqa: E402
+
+host.prepare()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from mmjax.models import parameters  # noqa: E402
+from mmjax.models.config import DecoderConfig, LinearConfig, LoRAConfig, ResamplerConfig, ViTConfig, VLMConfig  # noqa: E402
+from mmjax.recipe import DataConfig, EasyVqaSource, OptimizerConfig, Stage  # noqa: E402
+from mmjax.training import state as training_state  # noqa: E402
+from mmjax.training.flops import step_flops  # noqa: E402
+from mmjax.training.step import make_train_step  # noqa: E402
+from mmjax.typing import Batch  # noqa: E402
+
+TEXT = 60
+PAPER = {32: 0.27, 48: 0.35, 80: 0.42, 256: 0.82, 336: 1.00}
+SCALES = {  # tokens -> (windows, queries) on the 16 x 16 grid; 256 is the linear bridge, 336 the paper's single-window resampler
+    32: ((16, 4), (16, 16)),
+    48: ((16, 4), (16, 32)),
+    80: ((16, 4), (16, 64)),
+    336: ((16,), (336,)),
+}
+
+
+def default_parts() -> tuple[ViTConfig, dict, DecoderConfig, LoRAConfig]:
+    """The default recipe's widths, at 64 pixels: 16 x 16 patches."""
+    from mmjax.config import load
+
+    model = next(iter(load("configs/cos.py").stages.values())).model
+    vision = dataclasses.replace(model.vision, image_size=16 * model.vision.patch_size)
+    resampler = {f.name: getattr(model.connector, f.name) for f in dataclasses.fields(model.connector)}
+    decoder = dataclasses.replace(model.decoder, vocabulary=model.decoder.vocabulary or 296)
+    return vision, resampler, decoder, LoRAConfig()
+
+
+def slice_parts(llm_layers: int, vit_layers: int) -> tuple[ViTConfig, dict, DecoderConfig, LoRAConfig]:
+    """A slice of CoS-7B: full widths, few layers, the resampler whole (two levels, read from the last two blocks)."""
+    from mmjax.models import presets
+
+    vision = presets.clip_vit_l14(image_size=224, layers=vit_layers)
+    decoder = dataclasses.replace(presets.vicuna_7b(), layers=llm_layers)
+    resampler = {"kind": "resampler", "feature_layers": (vit_layers - 1, vit_layers), "width": 1024, "head_dim": 64, "mlp_width": 4096}
+    return vision, resampler, decoder, LoRAConfig(rank=64, alpha=64.0)
+
+
+def make_stage(parts, tokens: int, batch: int, dtype: str) -> Stage:
+    vision, resampler, decoder, lora = parts
+    if tokens == 256:
+        connector = LinearConfig(kind="linear", feature_layers=resampler["feature_layers"][-1:])
+    else:
+        windows, queries = SCALES[tokens]
+        connector = ResamplerConfig(**{**resampler, "windows": windows, "queries": queries})
+    model = VLMConfig(vision, connector, decoder, lora=lora, compute_dtype=dtype, unroll=decoder.layers)
+    trainable = ("vision/*", "connector/*", "*/lora_?") if lora.rank else ("*",)
+    data = DataConfig(sources={"random": EasyVqaSource(kind="easy_vqa")}, text_length=TEXT)
+    return Stage("pretrain", model, data, OptimizerConfig(learning_rate=1e-4), steps=1000, batch_size=batch, trainable=trainable)
+
+
+def random_batch(stage: Stage, seed: int) -> Batch:
+    """One picture and one 60-token caption a row, the way the packer lays them out."""
+    rng = np.random.default_rng(seed)
+    rows, visual, size = stage.batch_size, stage.model.visual_tokens, stage.model.vision.image_size
+    length = visual + TEXT
+    tokens = rng.integers(5, stage.model.decoder.vocabulary, (rows, length)).astype(np.int32)
+    slot = np.where(np.arange(length) < visual, np.arange(length), -1)
+    targets = np.where(np.arange(length) >= visual, np.roll(tokens, -1, 1), -1)
+    targets[:, -1] = -1
+    whole = lambda a: np.broadcast_to(a, (rows, length)).astype(np.int32)
+    return Batch(
+        tokens=tokens,
+        targets=targets.astype(np.int32),
+        segments=whole(1),
+        prefixes=whole(0),
+        positions=whole(np.arange(length)),
+        images=rng.integers(0, 256, (rows, 1, size, size, 3), dtype=np.uint8),
+        image_mask=np.ones((rows, 1), bool),
+        image_slot=whole(slot),
+    )
+
+
+class Setting:
+    """One token count: its compiled step and its state."""
+
+    def __init__(self, stage: Stage):
+        self.stage, self.batch = stage, random_batch(stage, 0)
+        structure, _ = parameters.abstract(stage.model)
+        params = parameters.initialize(stage.model, jax.random.key(0))
+        self.state = training_state.create(params, stage, jax.random.key(0))
+        self.step = make_train_step(structure, stage)
+
+    def run(self, frozen) -> tuple[float, dict]:
+        """Seconds of one step. The frozen parameters are handed from setting to setting: they are the same language model."""
+        self.state = dataclasses.replace(self.state, frozen=frozen)
+        start = time.perf_counter()
+        self.state, metrics = self.step(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+        seconds, frozen = time.perf_counter() - start, self.state.frozen
+        self.state = dataclasses.replace(self.state, frozen={})
+        return seconds, frozen
+
+
+def measure(parts, batch: int, rounds: int, dtype: str) -> tuple[dict[int, list[float]], dict[int, Setting]]:
+    settings, frozen = {}, None
+    for tokens in PAPER:
+        settings[tokens] = Setting(make_stage(parts, tokens, batch, dtype))
+        frozen = settings[tokens].state.frozen if frozen is None else frozen
+        settings[tokens].state = dataclasses.replace(settings[tokens].state, frozen={})
+    seconds: dict[int, list[float]] = {tokens: [] for tokens in settings}
+    for round_ in range(rounds + 1):
+        for tokens, setting in settings.items():
+            taken, frozen = setting.run(frozen)
+            if round_:  # the first round compiles
+                seconds[tokens].append(taken)
+    return seconds, settings
+
+
+def table(seconds: dict[int, list[float]], settings: dict[int, Setting], batch: int) -> list[str]:
+    lines = [
+        "| visual tokens | ms per sample: median (min-max) | time relative to 336: median (min-max) | FLOPs per sample | FLOPs relative to 336 | paper |",
+        "|---|---|---|---|---|---|",
+    ]
+    flops = {tokens: step_flops(s.stage.model, s.stage).total / batch for tokens, s in settings.items()}
+    for tokens, taken in seconds.items():
+        ms = [1e3 * s / batch for s in taken]
+        ratios = [a / b for a, b in zip(taken, seconds[336], strict=True)]
+        lines.append(
+            f"| {tokens} | {statistics.median(ms):.2f} ({min(ms):.2f}-{max(ms):.2f}) | {statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f}) | "
+            f"{flops[tokens]:.3e} | {flops[tokens] / flops[336]:.3f} | {PAPER[tokens]} |"
+        )
+    lines += ["", "FLOPs per sample by part (forward and backward):", "", "| visual tokens | " + " | ".join(parts_of(settings[336])) + " |"]
+    lines.append("|---" * (1 + len(parts_of(settings[336]))) + "|")
+    for tokens, setting in settings.items():
+        by_part = parts_of(setting)
+        lines.append(f"| {tokens} | " + " | ".join(f"{by_part[p] / batch:.3e}" for p in parts_of(settings[336])) + " |")
+    return lines
+
+
+def parts_of(setting: Setting) -> dict[str, float]:
+    return {name: part.forward + part.backward for name, part in step_flops(setting.stage.model, setting.stage).parts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["default", "slice"], choices=["default", "slice"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--default_batch", type=int, default=16)
+    parser.add_argument("--llm_layers", type=int, default=4)
+    parser.add_argument("--vit_layers", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    lines = []
+    for name in options.models:
+        parts = default_parts() if name == "default" else slice_parts(options.llm_layers, options.vit_layers)
+        batch = options.default_batch if name == "default" else options.batch
+        seconds, settings = measure(parts, batch, options.rounds, options.dtype)
+        lines += ["", f"## {name} (batch {batch}, {TEXT} text tokens, {options.rounds} rounds)", "", *table(seconds, settings, batch)]
+        del settings
+    print("\n".join(lines))
+    if options.out:
+        pathlib.Path(options.out).write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""From a config file and the command line to a Recipe; and recipes as JSON.
+
+A config file has `get_config(variant)`, which returns an ml_collections ConfigDict shaped like a Recipe. `model` holds what all stages share, and a
+stage's own `model` is merged over it. `stages` is keyed by name, so every setting has one flag: `--config.stages.pretrain.steps=100`.
+"""
+
+import ast
+import copy
+import hashlib
+import importlib.util
+import json
+import pathlib
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmjax.errors import InputError
+from mmjax.recipe import Recipe, Stage
+from mmjax.schema import KeyPath, choose, convert, field_hints, suggestion, to_plain
+
+__all__ = ["Recipe", "choose", "digest", "digested", "from_json", "load", "recipe_from", "to_json"]
+
+Overrides = Iterable[tuple[str, str]]
+"""("stages.pretrain.steps", "100") and so on, in the order in which they are applied."""
+
+# Settings that say how a run is watched, kept or laid out, not what it computes: a run may be resumed with others.
+_NOT_DIGESTED = ("name", "variant", "checkpoint", "logging", "evaluation", "mesh", "notes")
+_KEYED_BY_NAME = ("stages", "sources", "notes")
+
+
+def load(path: str, overrides: Overrides | Mapping[str, str] = (), *, partial: bool = False) -> Recipe:
+    """The recipe of a config file.
+
+    Args:
+        path: of the file, with its variant if it has one: "configs/cos.py", "configs/cos.py:7b".
+        overrides: settings by their path below `config`, as text.
+        partial: accept paths that the user still has to give (they are empty); for what reads no data.
+
+    Raises:
+        InputError: there is no such file, variant or setting, a value has the wrong type, or the settings contradict each other.
+    """
+    from mmjax import config_checks  # imports jax, which reading a config file does not need
+
+    file, _, variant = path.partition(":")
+    config = read_config(file, variant)
+    overrides = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
+    for key, text in overrides:
+        _override(config, key, text)
+    plain = _resolve(config, file)
+    _check_effect(plain, [key for key, _ in overrides])
+    recipe = recipe_from(plain, name=pathlib.Path(file).stem, variant=variant)
+    config_checks.check(recipe, partial=partial)
+    return recipe
+
+
+def recipe_from(config: ConfigDict | Mapping[str, Any], *, name: str, variant: str = "") -> Recipe:
+    """The recipe that a ConfigDict describes; only its form is checked here. Raises InputError as `load`."""
+    tree = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    shared = tree.pop("model", {})
+    stages = tree.pop("stages", None)
+    if not isinstance(stages, Mapping) or not stages:
+        raise InputError("config.stages is missing: a recipe has at least one stage, by name.")
+    known = {"model", *field_hints(Recipe)} - {"name", "variant"}
+    for key in tree:
+        if key not in known:
+            raise InputError(f"config.{key}: there is no such setting. {suggestion(str(key), sorted(known))}")
+    built = {str(key): _stage(str(key), value, shared) for key, value in stages.items()}
+    hints = field_hints(Recipe)
+    rest = {key: convert(value, hints[key], KeyPath((key,))) for key, value in tree.items()}
+    return Recipe(name=name, variant=variant, stages=built, **rest)
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON data, every default written out."""
+    return to_plain(recipe)
+
+
+def from_json(data: Mapping[str, Any]) -> Recipe:
+    """The recipe that `to_json` wrote. Raises InputError for anything else."""
+    return convert(data, Recipe, KeyPath())
+
+
+def digest(recipe: Recipe) -> str:
+    """SHA-256 (hex) of everything that decides what the run trains; how it is watched, kept, scored and laid out is left out."""
+    return hashlib.sha256(json.dumps(digested(recipe), sort_keys=True).encode()).hexdigest()
+
+
+def digested(recipe: Recipe) -> dict[str, Any]:
+    """What `digest` reads."""
+    tree: dict[str, Any] = {key: value for key, value in to_json(recipe).items() if key not in _NOT_DIGESTED}
+    for stage in tree["stages"].values():
+        del stage["data"]["workers"]
+    return tree | {"order": list(recipe.stages)}
+
+
+def read_config(file: str, variant: str = "") -> ConfigDict:
+    """What get_config of a config file returns. Raises InputError if there is no such file, or it fails."""
+    path = pathlib.Path(file)
+    if not path.is_file():
+        near = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise InputError(f"There is no config file {file!r}. {suggestion(str(path), near)}")
+    get_config = _run_file(path, lambda: _load_module(path))
+    config = _run_file(path, lambda: get_config(variant) if variant else get_config())
+    if isinstance(config, Mapping):
+        config = ConfigDict(config, sort_keys=False)
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{file}: get_config returned {type(config).__name__}, not a ConfigDict.")
+    stages = config.get("stages")
+    if isinstance(stages, ConfigDict) and len(stages) > 1 and getattr(stages, "_sort_keys", False):
+        raise InputError(
+            f"{file}: stages run in order, but a ConfigDict sorts its keys; use `config.stages = ConfigDict(sort_keys=False)`."
+        )
+    return config
+
+
+def _load_module(path: pathlib.Path) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise InputError(f"{path} has no function get_config(variant).")
+    return module.get_config
+
+
+def _run_file[T](path: pathlib.Path, call: Callable[[], T]) -> T:
+    """The user's own Python: what goes wrong in it is reported with its line."""
+    try:
+        return call()
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if pathlib.Path(frame.filename) == path.absolute()]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f"{path}, line {line}" if line else f"{path}"
+        raise InputError(f"The config file fails: {where}: {type(error).__name__}: {error}") from None
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets one value. A setting that the file leaves at its default need not be there; a stage or a source must."""
+    *parents, last = key.split(".")
+    place = config
+    with config.unlocked(), config.ignore_type():
+        for depth, name in enumerate(parents):
+            parent = parents[depth - 1] if depth else ""
+            _check_name(place, name, parent, parents[:depth])
+            if name not in place or place[name] is None:
+                place[name] = ConfigDict()
+            place = place[name]
+            if not isinstance(place, ConfigDict):
+                raise InputError(
+                    f"config.{'.'.join(parents[: depth + 1])} is {place!r}, a single value; config.{key} would be a part of it."
+                )
+        _check_name(place, last, parents[-1] if parents else "", parents)
+        if isinstance(place.get(last), ConfigDict):
+            names = suggestion(text, place[last].keys())
+            raise InputError(f"config.{key} is a group of settings, given one by one as --config.{key}.<name>=... {names}")
+        place[last] = _literal(text, place.get_type(last) if last in place else None)
+
+
+def _check_name(place: ConfigDict, name: str, parent: str, keys: list[str]) -> None:
+    if not name:
+        raise InputError(f"--config.{'.'.join(keys)}. has an empty part in its name.")
+    if parent in _KEYED_BY_NAME and name not in place:
+        raise InputError(f"config.{'.'.join(keys)} has no {name!r}. {suggestion(name, place.keys())}")
+
+
+def _literal(text: str, kind: type | None) -> Any:
+    """A number where the file has one, so that what the file computes from it follows; else the text, which `convert` reads."""
+    if kind in (int, float):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else text
+    return text
+
+
+def _resolve(config: ConfigDict, file: str) -> dict[str, Any]:
+    try:
+        return config.to_dict()
+    except (TypeError, ValueError) as error:  # a value computed from another one that was overridden
+        raise InputError(f"{file}: a value computed from an overridden one fails: {error}") from None
+
+
+def _check_effect(tree: Mapping[str, Any], keys: list[str]) -> None:
+    """An override of the shared model that every stage sets itself would do nothing."""
+    stages = tree.get("stages")
+    if not isinstance(stages, Mapping):
+        return
+    for key in keys:
+        names = key.split(".")
+        if names[0] != "model" or not all(_reach(stage, names) for stage in stages.values()):
+            continue
+        flags = ", ".join(f"--config.stages.{stage}.{key}" for stage in stages)
+        raise InputError(f"config.{key} has no effect, because every stage sets its own: use {flags}.")
+
+
+def _reach(tree: Any, names: list[str]) -> bool:
+    for name in names:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
+
+
+def _stage(name: str, tree: Any, shared: Any) -> Stage:
+    path = KeyPath(("stages", name), own=tree, shared=())
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{path} is {tree!r}; a group of settings is expected.")
+    model = _merge(shared, tree.get("model", {}))
+    return convert({**tree, "name": name, "model": model}, Stage, path)
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """Two trees as one; `over` wins. A group of another `kind` takes the place of the whole group."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return copy.deepcopy(over)
+    if "kind" in over and over["kind"] != base.get("kind"):
+        return copy.deepcopy(dict(over))
+    merged = {key: copy.deepcopy(value) for key, value in base.items()}
+    return merged | {key: _merge(merged[key], value) if key in merged else copy.deepcopy(value) for key, value in over.items()}

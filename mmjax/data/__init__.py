@@ -1,0 +1,1 @@
+"""From files to packed rows: sources, tokenisation, pictures, packing, loading."""

@@ -1,0 +1,75 @@
+"""Samples that cannot be used: counted by cause, and too many of them stop the run."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from absl import logging
+
+from mmjax.errors import InputError
+
+MINIMUM = 100
+"""The share of skipped samples is not judged on fewer samples than these, unless there are no more."""
+SHOWN = 5
+"""Skipped samples of each cause that are named in the log."""
+
+
+@dataclass
+class Report:
+    """What happened to some samples. A sample is one branch of an example: a caption, a question, or a conversation.
+
+    Attributes:
+        seen: samples read, skipped ones included.
+        causes: skipped samples by cause.
+        details: what was wrong, once per picture or record, for the log.
+    """
+
+    seen: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+    details: list[tuple[str, str]] = field(default_factory=list)
+
+    def skip(self, cause: str, detail: str, samples: int = 1) -> None:
+        """Counts samples as skipped (they are counted as seen elsewhere)."""
+        self.causes[cause] += samples
+        if sum(known == cause for known, _ in self.details) < SHOWN:
+            self.details.append((cause, detail))
+
+    @property
+    def skipped(self) -> int:
+        """Number of skipped samples."""
+        return self.causes.total()
+
+
+class Skips:
+    """Sums up reports, and holds them against a budget."""
+
+    def __init__(self, budget: float, what: str):
+        """budget: the share of samples that may be skipped. what: names the data in messages."""
+        self.total = Report()
+        self._budget = budget
+        self._what = what
+        self._logged: Counter[str] = Counter()
+
+    def add(self, reports: Sequence[Report]) -> None:
+        """Adds reports, and names the first skipped samples of each cause in the log."""
+        for report in reports:
+            self.total.seen += report.seen
+            self.total.causes.update(report.causes)
+            for cause, detail in report.details:
+                self._logged[cause] += 1
+                if self._logged[cause] <= SHOWN:
+                    logging.warning("%s: skipped (%s) %s", self._what, cause, detail)
+
+    def check(self, *, final: bool = False) -> None:
+        """Raises InputError when the skipped share has passed the budget, once MINIMUM samples were seen or when there are no more."""
+        seen, skipped = self.total.seen, self.total.skipped
+        if skipped > self._budget * seen and (final or seen >= MINIMUM):
+            raise InputError(
+                f"{self._what}: {skipped:,} of {seen:,} samples cannot be used ({describe(self.total.causes)}), "
+                f"more than skip_budget={self._budget:g} allows. Mend the data, or raise skip_budget."
+            )
+
+
+def describe(causes: Mapping[str, int]) -> str:
+    """The counts in words, the largest first."""
+    return ", ".join(f"{cause}: {count:,}" for cause, count in Counter(causes).most_common()) or "none"

@@ -1,0 +1,34 @@
+"""Sources of examples: `open_source` turns a source's config into one."""
+
+from mmjax.data.sources.base import Part, Source
+from mmjax.data.sources.easy_vqa import EasyVqa
+from mmjax.data.sources.jsonl import Jsonl
+from mmjax.data.sources.llava import Llava
+from mmjax.data.sources.tfds import Tfds
+from mmjax.data.templates import find_template
+from mmjax.recipe import EasyVqaSource, JsonlSource, LlavaSource, SourceConfig, TfdsSource
+
+__all__ = ["Part", "Source", "open_source"]
+
+
+def open_source(config: SourceConfig, *, holdout: int = 0, part: Part = "train", template: str = "plain") -> Source:
+    """Opens a source.
+
+    Args:
+        config: which source.
+        holdout: examples at its end that are kept from training.
+        part: "train": all but those; "holdout": those alone.
+        template: how its captions, questions and conversations become text (names in mmjax.data.templates).
+
+    Raises:
+        InputError: a file, folder or package is missing, or the config asks for what the data do not have.
+    """
+    match config:
+        case EasyVqaSource():
+            return EasyVqa(config, find_template(template), holdout=holdout, part=part)
+        case JsonlSource():
+            return Jsonl(config, find_template(template), holdout=holdout, part=part)
+        case LlavaSource():
+            return Llava(config, find_template(template), holdout=holdout, part=part)
+        case TfdsSource():
+            return Tfds(config, find_template(template), holdout=holdout, part=part)

@@ -1,0 +1,136 @@
+"""The easy-vqa package: pictures of one coloured shape, with questions (https://pypi.org/project/easy-vqa/, MIT)."""
+
+import functools
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from mmjax.data.examples import Example, Image
+from mmjax.data.sources.base import Part, Source, check_index, split_part
+from mmjax.data.templates import Template
+from mmjax.errors import InputError
+from mmjax.recipe import EasyVqaSource
+
+SHAPES = frozenset({"circle", "rectangle", "triangle"})
+COLORS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
+TASKS = ("caption", "question")
+_NEGATIONS = frozenset({"no", "not"})
+_WORD = re.compile(r"\w+")
+
+QuestionType = Literal["shape", "color", "yes_no"]
+Pair = tuple[str, str]
+"""A question and its answer."""
+
+
+class EasyVqa(Source):
+    """One example per picture: the picture is the prefix; its caption (if composed) and its questions, in file order, are the branches.
+
+    The official files are in random order of shape and colour, so the last pictures are as good a holdout as any. They are chosen
+    among all pictures: every task holds out the same ones. A picture of which no question tells anything has no caption, and no place in a
+    source of captions alone.
+    """
+
+    def __init__(self, config: EasyVqaSource, template: Template, *, holdout: int = 0, part: Part = "train"):
+        """Reads the questions of the split. Raises InputError if the package is missing or broken, or a task is unknown."""
+        unknown = [task for task in config.tasks if task not in TASKS]
+        if unknown or not config.tasks:
+            raise InputError(f"An easy_vqa source has the tasks {' and '.join(TASKS)}, not {', '.join(unknown) or 'none'}.")
+        self._config = config
+        self._folder = _data_folder() / config.split
+        self._pairs = _read_questions(self._folder / "questions.json")
+        kept = split_part(len(self._pairs), holdout, part, f"easy_vqa ({config.split})")
+        pictures = sorted(self._pairs)[kept.start : kept.stop]
+        self._captions = {picture: compose_caption(self._pairs[picture]) for picture in pictures}
+        self._pictures = [picture for picture in pictures if "question" in config.tasks or self._captions[picture]]
+        # The whole set has some hundred different branches: each is made once.
+        self._questions = {pair: template.question(*pair) for pair in {pair for picture in pictures for pair in self._pairs[picture]}}
+        self._caption_branches = {text: template.caption(text) for text in set(self._captions.values()) if text}
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Example:
+        picture = self._pictures[check_index(index, len(self))]
+        branches = []
+        caption = self.caption(index) if "caption" in self._config.tasks else None
+        if caption is not None:
+            branches.append(self._caption_branches[caption])
+        if "question" in self._config.tasks:
+            branches.extend(self._questions[pair] for pair in self.questions(index))
+        return Example((Image(self.image_path(index)),), tuple(branches), f"easy_vqa/{self._config.split}/{picture}")
+
+    def questions(self, index: int) -> tuple[Pair, ...]:
+        """Questions and answers of one picture, in file order."""
+        return self._pairs[self._pictures[index]]
+
+    def caption(self, index: int) -> str | None:
+        """What the questions of one picture determine; see `compose_caption`."""
+        return self._captions[self._pictures[index]]
+
+    def image_path(self, index: int) -> Path:
+        """The PNG file of one picture."""
+        return self._folder / "images" / f"{self._pictures[index]}.png"
+
+
+def question_type(answer: str) -> QuestionType:
+    """The type of a question, told by its official answer, whatever its wording. Raises ValueError for any other answer."""
+    if answer in ("yes", "no"):
+        return "yes_no"
+    if answer in SHAPES:
+        return "shape"
+    if answer in COLORS:
+        return "color"
+    raise ValueError(f"{answer!r} is no answer of easy-vqa.")
+
+
+def compose_caption(pairs: tuple[Pair, ...]) -> str | None:
+    """A caption of what the questions and answers of a picture determine, by elimination; nothing is guessed.
+
+    Returns:
+        "a red circle"; "a circle" where the colour is open; "a red shape" where the shape is; None where both are.
+    """
+    shapes, colors = SHAPES, COLORS
+    for question, answer in pairs:
+        is_there, named = _evidence(question, answer)
+        shapes = _eliminate(shapes, named & SHAPES, is_there)
+        colors = _eliminate(colors, named & COLORS, is_there)
+    assert shapes and colors, "the answers of one picture contradict each other"
+    if len(shapes) > 1 and len(colors) > 1:
+        return None
+    shape = next(iter(shapes)) if len(shapes) == 1 else "shape"
+    return f"a {next(iter(colors))} {shape}" if len(colors) == 1 else f"a {shape}"
+
+
+@functools.cache
+def _evidence(question: str, answer: str) -> tuple[bool, frozenset[str]]:
+    """What one answer tells: the words in the set are there in the picture, or are not."""
+    words = frozenset(_WORD.findall(question))
+    if question_type(answer) != "yes_no":
+        return True, words | {answer}  # "what is the red shape?" names a colour that is there, and its answer a shape
+    return (answer == "yes") != bool(words & _NEGATIONS), words
+
+
+def _eliminate(candidates: frozenset[str], named: frozenset[str], is_there: bool) -> frozenset[str]:
+    if not named:
+        return candidates
+    return candidates & named if is_there else candidates - named
+
+
+def _data_folder() -> Path:
+    spec = importlib.util.find_spec("easy_vqa")  # located, not imported: only its files are of use
+    if spec is None or spec.origin is None:
+        raise InputError("The easy_vqa source needs the package easy-vqa: pip install mmjax[demo].")
+    return Path(spec.origin).parent / "data"
+
+
+def _read_questions(path: Path) -> dict[int, tuple[Pair, ...]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The installed easy-vqa package is damaged ({error}); reinstall it with pip install mmjax[demo].") from None
+    pairs: dict[int, list[Pair]] = {}
+    for question, answer, picture in rows:
+        pairs.setdefault(picture, []).append((question, answer))
+    return {picture: tuple(of_picture) for picture, of_picture in pairs.items()}

@@ -1,0 +1,81 @@
+"""Conversations in the JSON format of LLaVA (arXiv:2304.08485)."""
+
+from pathlib import Path
+from typing import Any
+
+from mmjax.data.examples import Example, Image, SampleError, Text
+from mmjax.data.sources.base import Part, Source, check_index, split_part
+from mmjax.data.sources.files import check_folder, open_list
+from mmjax.data.templates import Role, Template, Turn
+from mmjax.recipe import LlavaSource
+
+IMAGE_MARK = "<image>"
+_ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+class Llava(Source):
+    """One example per conversation: a single branch with each picture where its mark stands. Only what the assistant says carries loss."""
+
+    def __init__(self, config: LlavaSource, template: Template, *, holdout: int = 0, part: Part = "train"):
+        """Finds the records. Raises InputError if the file or the image folder is missing, or the file is no JSON list."""
+        self._folder = check_folder(config.image_dir, "image_dir")
+        self._template = template
+        self._records = open_list(config.path)
+        self._indices = split_part(len(self._records), holdout, part, config.path)
+        self._name = Path(config.path).name
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._indices[check_index(index, len(self))]
+        record = self._records[row]
+        name = f"{self._name}/{record.get('id', row)}"
+        images = [Image(self._folder / path) for path in _image_paths(record, name)]
+        turns = _read_turns(record, name)
+        marks = sum(text.count(IMAGE_MARK) for _, text in turns)
+        if marks != len(images):
+            raise SampleError("image marks do not match images", f"{name} has {marks} {IMAGE_MARK} for {len(images)} images")
+        branch = self._template.conversation(_place_images(turns, images))
+        return Example((), (branch,), name)
+
+
+def _image_paths(record: dict[str, Any], name: str) -> list[str]:
+    paths = record.get("image")
+    paths = [] if paths is None else [paths] if isinstance(paths, str) else paths
+    if not isinstance(paths, list) or any(not isinstance(path, str) or not path for path in paths):
+        raise SampleError("bad image", f"{name}: a path or a list of paths is expected")
+    return paths
+
+
+def _read_turns(record: dict[str, Any], name: str) -> list[tuple[Role, str]]:
+    """(role, text) of each turn. After an optional system turn, user and assistant speak in turn, the user first."""
+    conversation = record.get("conversations")
+    if not isinstance(conversation, list) or not conversation:
+        raise SampleError("no conversation", name)
+    turns = []
+    for turn in conversation:
+        role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
+        if role is None or not isinstance(turn.get("value"), str):
+            raise SampleError("bad turn", f"{name}: {str(turn)[:80]}")
+        turns.append((role, turn["value"].strip()))
+    spoken = [role for role, _ in turns[turns[0][0] == "system" :]]
+    if spoken != (["user", "assistant"] * len(spoken))[: len(spoken)]:
+        raise SampleError("turns do not alternate", f"{name}: {', '.join(role for role, _ in turns)}")
+    if not any(role == "assistant" and text for role, text in turns):
+        raise SampleError("no answer", name)
+    return turns
+
+
+def _place_images(turns: list[tuple[Role, str]], images: list[Image]) -> list[Turn]:
+    """Cuts each text at its marks and puts the images there, in order."""
+    remaining = iter(images)
+    placed = []
+    for role, text in turns:
+        first, *others = text.split(IMAGE_MARK)
+        content: list[Text | Image] = [Text(first)] if first else []
+        for other in others:
+            content.append(next(remaining))
+            content.extend([Text(other)] if other else [])
+        placed.append(Turn(role, tuple(content)))
+    return placed

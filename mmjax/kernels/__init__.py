@@ -1,0 +1,1 @@
+"""Operations with more than one implementation: one folder each, chosen by name or by what the hardware serves best."""

@@ -1,0 +1,209 @@
+"""The entry point.
+
+    python -m mmjax.main --config=configs/cos.py[:variant] [--config.<path>=<value> ...] [--workdir=DIR] [--mode=MODE]
+
+    train       (default) trains every stage, scores the last one and writes a report; the same command again goes on where it stopped
+    evaluate    scores the last checkpoint, or --checkpoint
+    generate    answers --prompt about --image
+    plan        says what the recipe will cost, on --topology (such as h100:8) if given
+
+Exit codes: 0 done, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 preempted and safely saved.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from mmjax import host
+from mmjax.errors import InputError, NonFiniteError, Preempted
+from mmjax.schema import choose, suggestion
+
+DONE, WRONG_INPUT, NOT_FINITE, PREEMPTED, INTERRUPTED = 0, 2, 3, 75, 130
+
+# Flags beside those that every mode has: --config, --workdir, --mode, --verbose.
+MODES = {"train": ("stop_after_steps",), "evaluate": ("checkpoint",), "generate": ("checkpoint", "image", "prompt"), "plan": ("topology",)}
+
+_OVERRIDE = re.compile(r"--?config\.([^=]*)(?:=(.*))?", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line.
+
+    Attributes:
+        config: file and variant; None: the recipe of the run in `workdir`.
+        overrides: settings of the config by path, as text.
+    """
+
+    config: str | None = None
+    overrides: dict[str, str] = dataclasses.field(default_factory=dict)
+    workdir: str | None = None
+    mode: str = "train"
+    image: str | None = None
+    prompt: str | None = None
+    checkpoint: str | None = None
+    topology: str | None = None
+    stop_after_steps: int | None = None
+    verbose: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (program name first) and returns its exit code. Unexpected exceptions pass through, with their traceback."""
+    argv = list(sys.argv if argv is None else argv)
+    host.prepare()
+    try:
+        if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
+            print(f"{__doc__}\n{_define_flags().main_module_help().strip() or _define_flags().get_help()}")
+            return DONE
+        _dispatch(parse(argv))
+        return DONE
+    except InputError as error:
+        return _end(str(error), WRONG_INPUT)
+    except NonFiniteError as error:
+        return _end(str(error), NOT_FINITE)
+    except Preempted as error:
+        return _end(str(error) or "Stopped; the state is saved, and the same command goes on from here.", PREEMPTED)
+    except KeyboardInterrupt:
+        return _end("Interrupted.", INTERRUPTED)
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options of a command line. Raises InputError for anything that it does not know."""
+    rest, overrides = _split_overrides(argv)
+    values = _define_flags()
+    try:
+        unused = values(rest)[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname.lstrip("-")
+        raise InputError(f"There is no flag --{name}. {suggestion(name, _names())}") from None
+    except flags.Error as error:
+        raise InputError(f"{error}.") from None
+    if unused:
+        raise InputError(f"Unexpected argument {unused[0]!r}: every argument is a flag, such as --config=configs/cos.py.")
+    given = {name: values[name].value for name in _names() if values[name].present}
+    options = Options(overrides=overrides, **given)
+    _check(options, given)
+    return options
+
+
+def _check(options: Options, given: dict[str, Any]) -> None:
+    allowed = choose(options.mode, MODES, "mode")
+    for mode, own in MODES.items():
+        for name in own:
+            if name in given and name not in allowed:
+                raise InputError(f"--{name} has no effect with --mode={options.mode}; it belongs to --mode={mode}.")
+    if options.config is None:
+        if options.overrides:
+            raise InputError(f"--config.{next(iter(options.overrides))} changes a config file, but there is no --config.")
+        if options.workdir is None:
+            raise InputError("--config is missing, such as --config=configs/cos.py (or --workdir=..., of a run that was begun).")
+    for name in ("config", "workdir", "checkpoint", "image"):
+        if given.get(name) == "":
+            raise InputError(f"--{name} is empty.")
+    if options.stop_after_steps is not None and options.stop_after_steps < 1:
+        raise InputError(f"--stop_after_steps is {options.stop_after_steps}; it must be positive.")
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The flags, and the settings among them: --config.<path>=<value>, or the value as the next argument. The last one wins."""
+    rest, overrides = [], {}
+    arguments = iter(argv)
+    for argument in arguments:
+        match = _OVERRIDE.fullmatch(argument)
+        if argument.startswith(("--noconfig.", "-noconfig.")):
+            raise InputError(f"{argument}: write --config.{argument.partition('.')[2]}=false.")
+        if match is None:
+            rest.append(argument)
+            continue
+        key, value = match.groups()
+        value = next(arguments, None) if value is None else value
+        if value is None or value.startswith("--"):
+            raise InputError(f"--config.{key} has no value; write --config.{key}=<value>.")
+        overrides.pop(key, None)
+        overrides[key] = value
+    return rest, overrides
+
+
+def _define_flags() -> flags.FlagValues:
+    """Flags of their own, not the process's: a command line is parsed as often as one likes."""
+    values = flags.FlagValues()
+    texts = {
+        "config": "The config file, with a variant if wanted: configs/cos.py:7b. --config.<path>=<value> changes one setting of it.",
+        "workdir": "Where the run is kept; by default runs/<config>[-<variant>][-<hash of changed settings>].",
+        "image": "generate: path of a picture.",
+        "prompt": "generate: what to ask.",
+        "checkpoint": "evaluate, generate: a folder checkpoints/<stage>/<step> instead of the newest.",
+        "topology": "plan: the devices, such as h100:8, h200:64 or v5p:4x4x4.",
+    }
+    for name, text in texts.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.", flag_values=values)
+    flags.DEFINE_integer("stop_after_steps", None, "train: stop, saved, after so many steps of this process.", flag_values=values)
+    flags.DEFINE_boolean("verbose", False, "Log what the libraries log.", flag_values=values)
+    return values
+
+
+def _names() -> list[str]:
+    return [field.name for field in dataclasses.fields(Options) if field.name != "overrides"]
+
+
+def _dispatch(options: Options) -> None:
+    """Everything from here on may import jax."""
+    from absl import logging
+
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO if options.verbose else logging.ERROR)
+    if options.mode == "plan":
+        _plan(options)
+        return
+    from mmjax import run
+    from mmjax.workdir import Workdir, default_path
+
+    if options.config is None:
+        assert options.workdir is not None
+        workdir = Workdir(options.workdir)
+        recipe = workdir.recipe()
+    else:
+        recipe = _load(options)
+        workdir = Workdir(options.workdir or default_path(options.config, options.overrides))
+    if options.mode == "train":
+        run.train(recipe, workdir, stop_after_steps=options.stop_after_steps)
+    elif options.mode == "evaluate":
+        run.evaluate(recipe, workdir, checkpoint=options.checkpoint)
+    else:
+        print(run.generate(recipe, workdir, image=options.image, prompt=options.prompt, checkpoint=options.checkpoint))
+
+
+def _plan(options: Options) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a plan needs no accelerator, and must not take one from a run
+    from rich.console import Console
+
+    from mmjax import plan, vocabulary
+    from mmjax.workdir import Workdir
+
+    recipe = _load(options, partial=True) if options.config else Workdir(options.workdir or "").recipe()
+    topology = plan.Topology.parse(options.topology) if options.topology else None
+    if any(stage.model.decoder.vocabulary == 0 for stage in recipe.stages.values()):
+        recipe = vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
+    plan.show(recipe, plan.make_plan(recipe, topology), topology, Console())
+
+
+def _load(options: Options, partial: bool = False) -> Any:
+    from mmjax.config import load
+
+    assert options.config is not None
+    return load(options.config, options.overrides, partial=partial)
+
+
+def _end(message: str, code: int) -> int:
+    print(f"mmjax: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Models: maths only. No checkpoint names, no mesh, no optimizer."""

@@ -1,0 +1,171 @@
+"""What a model is: plain frozen dataclasses, one per part. Every number a checkpoint's shapes depend on stands here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
+Norm = Literal["layer", "rms"]
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A vision transformer in the pre-norm form of CLIP (arXiv:2103.00020).
+
+    Attributes:
+        image_size, patch_size: pixels per side.
+        layers: blocks that exist. Features after block k are read by the connector; blocks after the last one read are never built.
+        class_token: whether a learned token stands before the patches.
+        embedding_norm: CLIP's norm between the embeddings and the first block (`ln_pre`).
+        patch_bias: whether the patch projection has a bias (CLIP: no).
+        weight_std: standard deviation of the truncated normal initialisation of kernels; None: fan_in ** -0.5.
+        embedding_std: the same for the class token and the position table.
+        image_mean, image_std: per channel, of pixels scaled to [0, 1].
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: Activation = "quick_gelu"
+    norm: Norm = "layer"
+    norm_epsilon: float = 1e-5
+    class_token: bool = True
+    embedding_norm: bool = True
+    patch_bias: bool = False
+    weight_std: float | None = 0.02
+    embedding_std: float = 0.02
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """The multi-scale windowed resampler of Chain-of-Sight (arXiv:2407.15819, section 3); one window over the grid is the plain resampler.
+
+    Attributes:
+        windows: side of the (square) windows of each scale, in patches, coarse to fine.
+        queries: learned queries of each scale, over all of its windows.
+        feature_layers: the encoder outputs a query reads, in turn: k means after k blocks.
+        width: of the queries and of the features.
+        query_std, weight_std: initialisation, as in ViTConfig.
+        parents: for each scale, the index of the scale of the stage before that it is grown from (transition `inflate`); empty: scale i from i.
+    """
+
+    kind: Literal["resampler"]
+    windows: tuple[int, ...]
+    queries: tuple[int, ...]
+    feature_layers: tuple[int, ...]
+    width: int
+    head_dim: int
+    mlp_width: int
+    activation: Activation = "gelu"
+    norm: Norm = "layer"
+    norm_epsilon: float = 1e-5
+    query_std: float = 0.02
+    weight_std: float | None = 0.02
+    parents: tuple[int, ...] = ()
+
+    def visual_tokens(self, vision: ViTConfig) -> int:
+        """L: visual tokens per image."""
+        del vision  # the queries alone decide; the window rule is checked by the config
+        return sum(self.queries)
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """One linear map from every patch to the decoder's width: the paper's "Linear" bridge."""
+
+    kind: Literal["linear"]
+    feature_layers: tuple[int, ...]
+    weight_std: float | None = 0.02
+
+    def visual_tokens(self, vision: ViTConfig) -> int:
+        """L: visual tokens per image."""
+        return vision.patches
+
+
+ConnectorConfig = ResamplerConfig | LinearConfig
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's rescaling of rotary frequencies: wavelengths beyond the original context are stretched by `factor`."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_length: int
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A Llama decoder: RMSNorm, grouped-query attention, SwiGLU, rotary positions.
+
+    Attributes:
+        vocabulary: V; 0 only in a recipe whose tokenizer is yet to be built from its training text: then it is set to what that one needs.
+        heads, kv_heads: N and K; K divides N.
+        tied_head: the output projection is the transposed embedding table.
+        weight_std: initialisation of kernels, as in ViTConfig; embedding_std of the table.
+    """
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: float = 1e-5
+    tied_head: bool = False
+    weight_std: float | None = 0.02
+    embedding_std: float = 0.02
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank updates (arXiv:2106.09685) beside chosen linear maps: y = x W + (alpha / rank) x A B. Rank 0: none.
+
+    Attributes:
+        targets: globs over module paths, such as "decoder/layers/*" (every linear map of every decoder block).
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("decoder/layers/*",)
+
+
+@dataclass(frozen=True)
+class VLMConfig:
+    """Vision encoder -> connector -> decoder.
+
+    Attributes:
+        compute_dtype: of activations and matrix products; parameters, norms, softmax and logits stay float32.
+        remat: what the backward pass recomputes: nothing, all but matrix products ("dots"), or whole blocks ("full").
+        unroll: layers per iteration of the scan over blocks. 1 compiles fastest; the number of layers runs fastest on CPUs.
+    """
+
+    vision: ViTConfig
+    connector: ConnectorConfig
+    decoder: DecoderConfig
+    lora: LoRAConfig = LoRAConfig()
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Literal["none", "dots", "full"] = "none"
+    unroll: int = 1
+
+    @property
+    def visual_tokens(self) -> int:
+        """L: visual tokens per image."""
+        return self.connector.visual_tokens(self.vision)

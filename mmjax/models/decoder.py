@@ -1,0 +1,114 @@
+"""A Llama decoder (arXiv:2302.13971, arXiv:2407.21783): RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.kernels.attention import IntervalMask, attention
+from mmjax.models.attention import Projections
+from mmjax.models.config import DecoderConfig
+from mmjax.models.layers import Remat, scan, stack
+from mmjax.models.linear import Linear, truncated_normal
+from mmjax.models.mlp import SwiGLU
+from mmjax.models.norms import RMSNorm
+from mmjax.models.rope import frequencies, rotate, rotation
+from mmjax.typing import Array, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the tokens a row has seen. A row's new tokens go to its own slots length, length + 1, ...
+
+    Attributes:
+        keys, values: [layers, B, S, K, H] in the compute dtype.
+        length: [B] int32, slots in use.
+    """
+
+    keys: Array
+    values: Array
+    length: Int[Array, "B"]
+
+    @classmethod
+    def empty(cls, config: DecoderConfig, batch: int, slots: int, dtype: jnp.dtype) -> "KVCache":
+        shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+
+
+class DecoderBlock(nnx.Module):
+    """x + attention(norm(x)), then x + swiglu(norm(x))."""
+
+    def __init__(self, c: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm_attention = RMSNorm(c.width, c.norm_epsilon)
+        self.attention = Projections(
+            c.width, c.heads, c.kv_heads, c.head_dim, bias=False, output_bias=False, std=c.weight_std, dtype=dtype, rngs=rngs
+        )
+        self.norm_mlp = RMSNorm(c.width, c.norm_epsilon)
+        self.mlp = SwiGLU(c.width, c.mlp_width, std=c.weight_std, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], turn: tuple[Array, Array], mask: IntervalMask, cached: tuple[Array, Array] | None, length: Array | None
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+        """One block. `cached`: this layer's keys and values [B, S, K, H], to which the new ones are written at `length`."""
+        a, z = self.attention, self.norm_attention(x)
+        q, k, v = rotate(a.split(a.query(z)), *turn), rotate(a.split(a.key(z)), *turn), a.split(a.value(z))
+        if cached is not None:
+            assert length is not None
+            k, v = (_write(old, new, length) for old, new in zip(cached, (k, v), strict=True))
+            cached = (k, v)
+        x = x + a.output(a.join(attention(q, k, v, mask)))
+        return x + self.mlp(self.norm_mlp(x)), cached
+
+
+def _write(old: Float[Array, "B S K H"], new: Float[Array, "B T K H"], at: Int[Array, "B"]) -> Float[Array, "B S K H"]:
+    return jax.vmap(lambda o, n, i: jax.lax.dynamic_update_slice_in_dim(o, n, i, axis=0))(old, new.astype(old.dtype), at)
+
+
+class Decoder(nnx.Module):
+    """Token embeddings to hidden states, and hidden states to logits."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, remat: Remat = "none", unroll: int = 1):
+        c = config
+        self.embedding = nnx.Param(truncated_normal(rngs.params(), (c.vocabulary, c.width), c.embedding_std), axes=("vocabulary", "embed"))
+        self.layers = stack(lambda rngs: DecoderBlock(c, dtype, rngs), c.layers, rngs)
+        self.norm = RMSNorm(c.width, c.norm_epsilon)
+        if not c.tied_head:
+            self.head = Linear(c.width, c.vocabulary, axes=("embed", "vocabulary"), bias=False, std=c.weight_std, dtype=dtype, rngs=rngs)
+        self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
+
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.embedding[...].astype(self.dtype)[tokens]
+
+    def __call__(
+        self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: IntervalMask, cache: KVCache | None = None
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Hidden states after the final norm.
+
+        Args:
+            positions: rotary position of every token.
+            mask: the keys a token sees; with a cache they are counted over the cache's slots, the new tokens included.
+            cache: what the rows have seen before; its `length` is left for the caller to advance, who knows how many of the new tokens of a
+                row are real.
+        """
+        c = self.config
+        turn = rotation(positions, frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
+        cached = None if cache is None else (cache.keys, cache.values)
+        length = None if cache is None else cache.length
+
+        def body(block: DecoderBlock, x: Array, cached: tuple[Array, Array] | None) -> tuple[Array, tuple[Array, Array] | None]:
+            return block(x, turn, mask, cached, length)
+
+        x, cached = scan(self.layers, body, embeddings.astype(self.dtype), cached, remat=self.remat, unroll=self.unroll)
+        if cache is not None and cached is not None:
+            cache = dataclasses.replace(cache, keys=cached[0], values=cached[1])
+        return self.norm(x), cache
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Scores of the next token, float32."""
+        if not self.config.tied_head:
+            return self.head(hidden).astype(jnp.float32)
+        table = self.embedding[...].astype(self.dtype)
+        flat = hidden.reshape(-1, hidden.shape[-1]) @ table.T
+        return flat.reshape(*hidden.shape[:-1], -1).astype(jnp.float32)

@@ -1,0 +1,84 @@
+"""Parameters as one flat dictionary from path to array: taken out of a module, put back, made, counted, matched."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mmjax.models.config import VLMConfig
+from mmjax.models.vlm import VLM
+from mmjax.typing import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """A module without its numbers: hashable, so that it can be closed over by compiled functions."""
+
+    graph: nnx.GraphDef[Any]
+    paths: tuple[tuple[Any, ...], ...]
+
+    def merge(self, params: Params) -> Any:
+        """The module with these numbers. Cheap: used at trace time, inside compiled functions."""
+        names = [_name(path) for path in self.paths]
+        assert set(names) == set(params), sorted(set(names) ^ set(params))
+        flat = {path: nnx.Param(params[name]) for path, name in zip(self.paths, names, strict=True)}
+        return nnx.merge(self.graph, nnx.State.from_flat_path(flat))
+
+
+def split(model: nnx.Module) -> tuple[Structure, Params]:
+    """A module's structure and its parameters by path."""
+    graph, state = nnx.split(model, nnx.Param)
+    flat = dict(nnx.to_flat_state(state))
+    structure = Structure(graph, tuple(sorted(flat, key=_name)))
+    return structure, {_name(path): flat[path][...] for path in structure.paths}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))
+
+
+@functools.cache
+def _abstract(config: VLMConfig) -> tuple[Structure, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str | None, ...]]]:
+    model = nnx.eval_shape(lambda: VLM(config, nnx.Rngs(0)))
+    graph, state = nnx.split(model, nnx.Param)
+    flat = dict(nnx.to_flat_state(state))
+    structure = Structure(graph, tuple(sorted(flat, key=_name)))
+    shapes = {_name(path): jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in structure.paths}
+    axes = {_name(path): _axes(flat[path]) for path in structure.paths}
+    return structure, shapes, axes
+
+
+def _axes(parameter: Any) -> tuple[str | None, ...]:
+    axes = parameter.get_metadata("axes")
+    return ("layers",) * (len(parameter.shape) - len(axes)) + tuple(axes)
+
+
+def abstract(config: VLMConfig) -> tuple[Structure, dict[str, jax.ShapeDtypeStruct]]:
+    """The structure and the shapes of a model; nothing is allocated."""
+    structure, shapes, _ = _abstract(config)
+    return structure, dict(shapes)
+
+
+def logical_axes(config: VLMConfig) -> dict[str, tuple[str | None, ...]]:
+    """The logical name of every axis of every parameter ("embed", "heads", "kv_heads", "mlp", "vocabulary", "layers", "norm" or None)."""
+    return dict(_abstract(config)[2])
+
+
+def initialize(config: VLMConfig, key: Array) -> Params:
+    """Freshly drawn float32 parameters, made in one compiled call."""
+    return jax.jit(lambda key: split(VLM(config, nnx.Rngs(key)))[1])(key)
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a parameter path matches one of the globs; `*` matches across slashes: "decoder/*/lora_?"."""
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def count(params: Mapping[str, Any]) -> int:
+    """How many numbers the arrays (or shapes) hold."""
+    return sum(math.prod(value.shape) for value in params.values())

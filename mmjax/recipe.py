@@ -1,0 +1,215 @@
+"""What a run is: a recipe of stages joined by transitions, as plain frozen dataclasses. `mmjax.config` builds it from a config file."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mmjax.models.config import VLMConfig
+
+
+@dataclass(frozen=True)
+class EasyVqaSource:
+    """The easy-vqa package: 64 x 64 pictures of one shape, 38,575 training questions (https://pypi.org/project/easy-vqa/, MIT).
+
+    Attributes:
+        split: "train" or "test" of the official split. The last `holdout` pictures of the training split (DataConfig) are kept for held-out loss.
+        tasks: what is made of a picture: "caption" (composed from what its questions determine), "question", or both side by side.
+    """
+
+    kind: Literal["easy_vqa"]
+    tasks: tuple[str, ...] = ("question",)
+    split: Literal["train", "test"] = "train"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class JsonlSource:
+    """One JSON object a line: {"image": path under image_dir, "text": caption} or {"image": ..., "questions": [[question, answer], ...]}."""
+
+    kind: Literal["jsonl"]
+    path: str
+    image_dir: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class LlavaSource:
+    """A LLaVA conversation file: a JSON list of {"id", "image": path or list of paths or absent, "conversations": [{"from", "value"}]}."""
+
+    kind: Literal["llava"]
+    path: str
+    image_dir: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """A TensorFlow Datasets set stored as array_record, read without TensorFlow.
+
+    Attributes:
+        name: such as "my_captions:1.0.0"; data_dir: where it was prepared.
+        image, text: feature names of a caption set; question, answer: of a question set (leave the other pair empty).
+    """
+
+    kind: Literal["tfds"]
+    name: str
+    data_dir: str
+    split: str = "train"
+    image: str = "image"
+    text: str = ""
+    question: str = ""
+    answer: str = ""
+    weight: float = 1.0
+
+
+SourceConfig = EasyVqaSource | JsonlSource | LlavaSource | TfdsSource
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a stage reads.
+
+    Attributes:
+        sources: by name; rows are mixed in proportion to their weights.
+        text_length: text tokens per row; a row is T = text_length + images_per_row * L tokens long.
+        images_per_row: picture slots per row (I).
+        template: how questions and captions become text: "plain" (question, answer), "short_prompt" (InstructBLIP-like), "vicuna_v1", "llama3".
+        flip: mirror a picture left-right with probability one half.
+        holdout: examples at the end of each source that are never trained on and give the held-out loss.
+        workers: loader processes; 0 reads in threads of this process. The order of the data does not depend on it.
+        skip_budget: the share of unusable samples (corrupt picture, no supervised token) past which the run stops.
+    """
+
+    sources: dict[str, SourceConfig]
+    text_length: int
+    images_per_row: int = 1
+    template: Literal["plain", "short_prompt", "vicuna_v1", "llama3"] = "plain"
+    flip: bool = False
+    holdout: int = 0
+    workers: int = 0
+    skip_budget: float = 0.01
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters whose path matches the glob train at a multiple of the learning rate, with a weight decay of their own."""
+
+    match: str
+    learning_rate_scale: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv:1711.05101) with linear warm-up and a cosine to `final_scale` times the peak.
+
+    Attributes:
+        clip_norm: bound on the global norm of the gradient; None: no clipping.
+        groups: the first match decides; no weight decay ever falls on norms, biases, and other vectors.
+    """
+
+    learning_rate: float
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    final_scale: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    groups: tuple[ParameterGroup, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Training of one model on one mixture.
+
+    Attributes:
+        transitions: how the parameters of the stage before become this stage's, in order (names in mmjax.transitions).
+        trainable: globs over parameter paths; all else is frozen and has no gradient and no optimizer state.
+        batch_size: rows per step over all devices; micro_batches: parts it is computed in, one after the other.
+    """
+
+    name: str
+    model: VLMConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    steps: int
+    batch_size: int
+    transitions: tuple[str, ...] = ()
+    trainable: tuple[str, ...] = ("*",)
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """kind "words": word-level with byte fallback, built from the training text and kept in the workdir.
+
+    kind "huggingface": a tokenizer.json or a folder that holds one, at `path`."""
+
+    kind: Literal["words", "huggingface"] = "words"
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """A save every `every` steps and at the end of a stage; the last `keep_last` and the best by held-out loss stay."""
+
+    every: int = 500
+    keep_last: int = 2
+    keep_best: bool = True
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Metrics every `every` steps; held-out loss every `evaluate_every` (0: only at the end of a stage)."""
+
+    every: int = 50
+    evaluate_every: int = 500
+    trackers: tuple[str, ...] = ("jsonl", "tensorboard")
+    hang_timeout: float = 1800.0
+    peak_flops: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What the final stage is scored on. tasks: names in mmjax.evaluation, such as "easy_vqa"; limit: pictures per task, None for all."""
+
+    tasks: tuple[str, ...] = ()
+    batch_size: int = 32
+    max_new_tokens: int = 4
+    untrained: bool = True
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; the product is the number of devices, and -1 stands for whatever the others leave.
+
+    Attributes:
+        data: rows are split, parameters are whole on every device.
+        fsdp: rows are split, and so are parameters and optimizer state.
+        expert, context: experts of a mixture, tokens of a row.
+        tensor: heads, hidden units and vocabulary are split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. `stages` run in order; `notes` say what of it is taken from a paper, what is inferred and what is substituted."""
+
+    name: str
+    variant: str
+    stages: dict[str, Stage]
+    seed: int = 0
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+    notes: dict[str, str] = field(default_factory=dict)

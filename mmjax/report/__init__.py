@@ -1,0 +1,36 @@
+"""One HTML page about a run, from the files of its workdir. It loads nothing: pictures, charts and styles are all in it."""
+
+import os
+import string
+from importlib import resources
+from pathlib import Path
+
+from mmjax.report import reading
+from mmjax.report.html import escape, join
+from mmjax.report.sections import attention, curves, environment, examples, headline, ledger, rows, scores, transitions
+
+__all__ = ["render", "write"]
+
+_SECTIONS = (headline, ledger, scores, curves, examples, attention, transitions, rows, environment)
+
+
+def render(workdir: Path | str) -> str:
+    """The page. Raises InputError if the folder is no workdir; whatever else is missing, the page says so."""
+    run = reading.read(Path(workdir))
+    files = resources.files(__package__)
+    page = string.Template(files.joinpath("page.html").read_text(encoding="utf-8"))
+    return page.substitute(
+        title=escape(f"{run.name} · mmjax"),
+        style=files.joinpath("style.css").read_text(encoding="utf-8"),
+        body=join((section.render(run) for section in _SECTIONS), "\n"),
+        folder=escape(str(workdir)),
+    )
+
+
+def write(workdir: Path | str) -> Path:
+    """Writes report.html into the workdir, in one step, and returns its path. Raises InputError as `render`."""
+    path = Path(workdir) / "report.html"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(render(workdir), encoding="utf-8")
+    temporary.replace(path)
+    return path

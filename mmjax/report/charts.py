@@ -1,0 +1,164 @@
+"""Charts as inline SVG. A chart is drawn twice, for wide and for narrow windows, so that its text keeps its size; the style sheet shows one."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mmjax.report.html import Html, tag
+from mmjax.report.wording import count
+
+_WIDE, _NARROW = (960, 300), (360, 250)
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 26, 40
+_MOST_POINTS = 600  # more would not be seen, only weigh
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its points in order of x, all finite, and the CSS class that colours it ("train", "heldout"). `marks` draws the points too."""
+
+    name: str
+    style: str
+    points: tuple[tuple[float, float], ...]
+    marks: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of the x axis with a label at its top, such as a stage."""
+
+    start: float
+    stop: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What a chart shows: the label of x, the spans of x in order, and whether y is logarithmic."""
+
+    x_label: str
+    y_label: str
+    spans: tuple[Span, ...]
+    logarithmic: bool
+
+
+def line_chart(series: Sequence[Series], axes: Axes) -> Html:
+    """A chart of lines over the spans. Every series has a point, and there is a span."""
+    series = [replace(line, points=_thinned(line.points)) for line in series]
+    drawings = (_draw(series, axes, *size, kind) for size, kind in ((_WIDE, "wide"), (_NARROW, "narrow")))
+    return tag("div", *drawings, class_="chart")
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From data to pixels."""
+
+    width: int
+    height: int
+    x: tuple[float, float]
+    y: tuple[float, float]
+    logarithmic: bool
+
+    def across(self, value: float) -> float:
+        low, high = self.x
+        return _LEFT + (value - low) / (high - low) * (self.width - _LEFT - _RIGHT)
+
+    def up(self, value: float) -> float:
+        low, high, value = (math.log(v) if self.logarithmic else v for v in (*self.y, value))
+        return self.bottom - (value - low) / (high - low) * (self.bottom - _TOP)
+
+    @property
+    def bottom(self) -> float:
+        return self.height - _BOTTOM
+
+
+def _draw(series: Sequence[Series], axes: Axes, width: int, height: int, kind: str) -> Html:
+    values = [y for line in series for _, y in line.points]
+    y_ticks, y_range = logarithmic_ticks(min(values), max(values)) if axes.logarithmic else linear_ticks(0.0, max(values), 5)
+    frame = _Frame(width, height, (axes.spans[0].start, axes.spans[-1].stop), y_range, axes.logarithmic)
+    return tag(
+        "svg",
+        [_span(span, index, frame) for index, span in enumerate(axes.spans)],
+        [_y_tick(tick, frame) for tick in y_ticks],
+        [_x_tick(tick, frame) for tick in _x_ticks(frame, 8 if width > 500 else 4)],
+        tag("text", axes.x_label, x=frame.width - _RIGHT, y=height - 4, class_="axis", text_anchor="end"),
+        tag("text", axes.y_label, x=2, y=height - 4, class_="axis"),
+        [_line(line, frame) for line in series],
+        viewBox=f"0 0 {width} {height}",
+        class_=kind,
+        role="img",
+        aria_label=f"{axes.y_label} over {axes.x_label}",
+    )
+
+
+def _span(span: Span, index: int, frame: _Frame) -> Html:
+    left, right = frame.across(span.start), frame.across(span.stop)
+    room = int((right - left) / 6.4)  # characters of the label that fit
+    label = span.label if len(span.label) <= room else span.label.split(" · ")[0][:room]
+    return tag(
+        "g",
+        tag("rect", x=left, y=_TOP, width=right - left, height=frame.bottom - _TOP, class_=f"band{index % 2}"),
+        tag("line", x1=left, x2=left, y1=8, y2=frame.bottom, class_="boundary") if index else None,
+        tag("text", label, x=left + (6 if index else 0), y=17, class_="span"),
+    )
+
+
+def _y_tick(value: float, frame: _Frame) -> Html:
+    y = frame.up(value)
+    return tag(
+        "g",
+        tag("line", x1=_LEFT, x2=frame.width - _RIGHT, y1=y, y2=y, class_="grid"),
+        tag("text", f"{value:g}", x=_LEFT - 8, y=y + 4, class_="tick", text_anchor="end"),
+    )
+
+
+def _x_tick(value: float, frame: _Frame) -> Html:
+    return tag("text", count(value), x=frame.across(value), y=frame.bottom + 16, class_="tick", text_anchor="middle")
+
+
+def _x_ticks(frame: _Frame, number: int) -> list[float]:
+    low, high = frame.x
+    ticks, _ = linear_ticks(low, high, number)
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _line(line: Series, frame: _Frame) -> Html:
+    places = [(frame.across(x), frame.up(y)) for x, y in line.points]
+    single = len(places) == 1
+    marks = [
+        tag("circle", tag("title", f"{line.name}: {y:.4g} at {count(x)}"), cx=across, cy=up, r=3)
+        for (x, y), (across, up) in zip(line.points, places, strict=True)
+        if line.marks or single
+    ]
+    written = " ".join(f"{across:.1f},{up:.1f}" for across, up in places)
+    return tag("g", None if single else tag("polyline", points=written), marks, class_=f"line {line.style}")
+
+
+def linear_ticks(low: float, high: float, number: int) -> tuple[list[float], tuple[float, float]]:
+    """About `number` round values over [low, high], and the range that they and the data need."""
+    if high <= low:
+        high = low + 1.0
+    raw = (high - low) / number
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)], (first * step, last * step)
+
+
+def logarithmic_ticks(low: float, high: float) -> tuple[list[float], tuple[float, float]]:
+    """Ticks of the form 1, 2, 5 x 10^k (only 10^k over many decades) around positive data, and the range that they and the data need."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    mantissas = (1, 2, 5) if len(decades) <= 4 else (1,)
+    candidates = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
+    below = max((tick for tick in candidates if tick <= low * 1.0001), default=low)
+    above = min((tick for tick in candidates if tick >= high * 0.9999), default=high)
+    if below == above:
+        below, above = below / 2, above * 2
+    return [tick for tick in candidates if below <= tick <= above], (below, above)
+
+
+def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    """At most _MOST_POINTS of the points, the first and the last among them."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    step = (len(points) - 1) / (_MOST_POINTS - 1)
+    return tuple(points[round(index * step)] for index in range(_MOST_POINTS))

@@ -1,0 +1,70 @@
+"""Pictures as PNG data URIs: the page carries every byte that it shows."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+from mmjax.report.html import Html, tag
+from mmjax.typing import Float, UInt8
+
+_HEAT = np.array([203, 74, 20], np.float32)  # of the place that gets the most attention
+_WINDOW_LINE = np.array([255, 255, 255], np.float32)
+
+
+def picture(pixels: UInt8[np.ndarray, "h w 3"], description: str, *, scale: int = 1) -> Html:
+    """An <img> of the pixels, enlarged `scale` times without smoothing."""
+    return png(_encode(Pillow.fromarray(pixels.repeat(scale, 0).repeat(scale, 1))), description)
+
+
+def thumbnail(path: Path, description: str, *, side: int = 160) -> Html | None:
+    """An <img> of a picture file, at most `side` pixels wide and high; None if the file is gone or is no picture."""
+    try:
+        with Pillow.open(path) as opened:
+            opened.thumbnail((side, side))
+            shown = opened.convert("RGBA")
+            return png(_encode(Pillow.alpha_composite(Pillow.new("RGBA", shown.size, "white"), shown).convert("RGB")), description)
+    except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError):  # what Pillow raises for damaged files
+        return None
+
+
+def png(data: bytes, description: str) -> Html:
+    """An <img> of the bytes of a PNG file."""
+    return tag("img", src=f"data:image/png;base64,{base64.b64encode(data).decode()}", alt=description, loading="lazy")
+
+
+def heat(pixels: UInt8[np.ndarray, "h w 3"], weights: Float[np.ndarray, "P P"], window: int, *, side: int = 224) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture in pale grey under a tint that grows with the weights, relative to the largest of each window; windows are ruled in white.
+
+    Args:
+        weights: attention of each patch.
+        window: patches per side of a window.
+        side: of the result in pixels, about (a multiple of the number of patches).
+    """
+    grid = len(weights)
+    cell = max(2, side // grid)
+    size = (cell * grid, cell * grid)
+    grey = np.asarray(Pillow.fromarray(pixels).convert("L").resize(size, Pillow.Resampling.BICUBIC), np.float32)
+    canvas = np.repeat(150 + grey[..., None] * (105 / 255), 3, axis=-1)
+    shares = _relative(weights, window).repeat(cell, 0).repeat(cell, 1)[..., None]
+    canvas = canvas * (1 - 0.85 * shares) + _HEAT * (0.85 * shares)
+    for line in range(window * cell, size[0], window * cell):
+        canvas[line] = canvas[line] * 0.3 + _WINDOW_LINE * 0.7
+        canvas[:, line] = canvas[:, line] * 0.3 + _WINDOW_LINE * 0.7
+    return canvas.round().clip(0, 255).astype(np.uint8)
+
+
+def _relative(weights: np.ndarray, window: int) -> np.ndarray:
+    """Each weight over the largest weight of its window."""
+    windows = len(weights) // window
+    tiles = weights.reshape(windows, window, windows, window)
+    largest = tiles.max(axis=(1, 3), keepdims=True)
+    return (tiles / np.maximum(largest, np.finfo(np.float32).tiny)).reshape(weights.shape)
+
+
+def _encode(image: Pillow.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

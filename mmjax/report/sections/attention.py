@@ -1,0 +1,48 @@
+"""What each scale of the resampler looks at in one picture."""
+
+import numpy as np
+
+from mmjax.report.html import Html, tag
+from mmjax.report.parts import missing, section
+from mmjax.report.pictures import heat, picture
+from mmjax.report.reading import Run
+from mmjax.report.wording import plural
+
+_QUERIES = 4  # shown one by one, after their mean
+
+
+def render(run: Run) -> Html:
+    """The section."""
+    arrays = run.attention
+    if not arrays:
+        return section("Attention", missing(run.problems.get("attention.npz", "attention.npz is empty.")))
+    scales = [name for name in sorted(arrays) if name.startswith("scale_")]
+    if not scales:
+        return section("Attention", missing("The connector of this model has no queries that attend to patches."))
+    pixels = arrays["image"]
+    return section(
+        "Attention",
+        tag("div", picture(pixels, "the picture", scale=max(1, 224 // len(pixels))), tag("p", _caption(arrays)), class_="subject"),
+        [_scale(number, arrays[name], int(arrays["windows"][number]), pixels) for number, name in enumerate(scales)],
+        lead="Softmax weights of the resampler's queries over the patches of their window, mean over heads, of the last feature level. The tint is "
+        "relative to the largest weight in the same window; white lines part the windows.",
+    )
+
+
+def _caption(arrays: dict[str, np.ndarray]) -> str:
+    name = str(arrays["name"]) if "name" in arrays else "a picture"
+    return f"{name}, as the encoder reads it: {len(arrays['image'])} pixels a side."
+
+
+def _scale(number: int, weights: np.ndarray, window: int, pixels: np.ndarray) -> Html:
+    """A row of maps: the mean over the queries of each window, then its first queries one by one."""
+    maps = weights[-1]  # [queries per window, P, P] of the last level
+    grid = maps.shape[-1]
+    windows = (grid // window) ** 2
+    queries = len(maps)
+    title = f"Scale {number + 1}: {plural(windows, 'window')} of {window} x {window} patches, {plural(queries, 'query', 'queries')} each"
+    shown = [("mean of the queries" if queries > 1 else "the query of each window", maps.mean(axis=0))]
+    if queries > 1:
+        shown += [(f"query {index + 1}", one) for index, one in enumerate(maps[:_QUERIES])]
+    figures = [tag("figure", picture(heat(pixels, one, window), f"{title}, {label}"), tag("figcaption", label)) for label, one in shown]
+    return tag("div", tag("h3", title), tag("div", figures, class_="maps"), class_="scale")

@@ -1,0 +1,69 @@
+"""The top of the page: what was trained, how well it answers beside the baselines, and what that took."""
+
+from typing import Any
+
+from mmjax.report.html import Child, Html, tag
+from mmjax.report.parts import missing
+from mmjax.report.reading import Run
+from mmjax.report.wording import count, duration, operations, percent, plural, readable
+
+
+def render(run: Run) -> Html:
+    """The headline."""
+    title = " · ".join(part for part in (run.config.get("name") or run.name, run.config.get("variant")) if part)
+    return tag(
+        "header",
+        tag("p", "mmjax · report of a run", class_="eyebrow"),
+        tag("h1", title),
+        tag("p", _sentence(run), class_="subtitle"),
+        tag("div", _scores(run), _cost(run), class_="figures"),
+    )
+
+
+def _sentence(run: Run) -> str:
+    """What was trained, in words."""
+    stages = [(name, run.ledger(name)) for name in run.stages]
+    tokens = [entry["visual_tokens_per_image"] for _, entry in stages if "visual_tokens_per_image" in entry]
+    names = " then ".join(run.stages) or "no stage"
+    text = f"{plural(len(stages), 'stage')}: {names}."
+    if tokens:
+        grown = f"from {tokens[0]:,} to {tokens[-1]:,}" if tokens[0] != tokens[-1] else f"{tokens[0]:,}"
+        text += f" Visual tokens per picture: {grown}."
+    if unfinished := [name for name, entry in stages if not entry]:
+        text += f" Not in the summary, so not finished: {', '.join(unfinished)}."
+    return text
+
+
+def _scores(run: Run) -> Child:
+    results = run.summary.get("eval") or {}
+    if not results:
+        return missing("This run was not evaluated: its summary has no scores.")
+    return [_score(task, result) for task, result in results.items()]
+
+
+def _score(task: str, result: dict[str, Any]) -> Html:
+    baselines = result.get("baselines") or {}
+    beside = [f"{readable(name)} {percent(score(value))}" for name, value in baselines.items() if value is not None]
+    note = f"{readable(task)}, {count(result['n'])} questions" + (f"; {', '.join(beside)}" if beside else "; no baseline was run")
+    return _figure(percent(result["score"]), "right answers", note, "score")
+
+
+def score(value: Any) -> float:
+    """The score of a baseline, which is a number or an object that has one."""
+    return float(value["score"]) if isinstance(value, dict) else float(value)
+
+
+def _cost(run: Run) -> Child:
+    entries = [entry for name in run.stages if (entry := run.ledger(name))]
+    if not entries:
+        return missing(run.problems.get("summary.json", "The summary has no stages."))
+    samples, seconds, flops = (sum(entry.get(key) or 0 for entry in entries) for key in ("samples", "seconds", "flops"))
+    return [
+        _figure(duration(seconds), "in the stages", "training, compilation, loading, held-out loss and saving"),
+        _figure(count(samples), "samples", "seen in training, repeats included"),
+        _figure(operations(flops), "of arithmetic", "matrix products, forward and backward"),
+    ]
+
+
+def _figure(value: str, unit: str, note: str, style: str = "") -> Html:
+    return tag("div", tag("b", value), tag("span", unit), tag("small", note), class_=f"figure {style}".strip())

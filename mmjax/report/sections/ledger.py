@@ -1,0 +1,104 @@
+"""What each stage cost: tokens, samples, seconds by cause, arithmetic."""
+
+from collections.abc import Callable
+
+from mmjax.errors import InputError
+from mmjax.report import costs
+from mmjax.report.html import Child, Html, tag
+from mmjax.report.parts import legend, missing, section, table
+from mmjax.report.reading import Record, Run
+from mmjax.report.wording import count, duration, operations, percent, readable
+
+_CAUSES = 8  # colours of the style sheet
+_NOT_RECORDED = "–"
+
+
+def render(run: Run) -> Html:
+    """The section."""
+    stages = [(name, entry) for name in run.stages if (entry := run.ledger(name))]
+    if not stages:
+        return section("Ledger", missing(run.problems.get("summary.json", "The summary has no stages.")))
+    unfinished = [name for name in run.stages if not run.ledger(name)]
+    return section(
+        "Ledger",
+        table(["", *(name for name, _ in stages)], [*_rows(run, stages), *_shares(run, stages)], "ledger"),
+        _share_note(run),
+        _seconds(stages),
+        missing(f"Not in the summary: {', '.join(unfinished)}.") if unfinished else None,
+    )
+
+
+def _rows(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
+    def per_sample(entry: Record) -> str:
+        return operations(entry["flops"] / entry["samples"]) if entry.get("flops") and entry.get("samples") else _NOT_RECORDED
+
+    def side(name: str) -> str:
+        pixels = run.setting("stages", name, "model", "vision", "image_size")
+        return f"{pixels} px" if pixels else _NOT_RECORDED
+
+    rows: list[tuple[str, Callable[[str, Record], str]]] = [
+        ("picture", lambda name, entry: side(name)),
+        ("visual tokens per picture", lambda name, entry: _number(entry, "visual_tokens_per_image", count)),
+        ("steps", lambda name, entry: _number(entry, "steps", count)),
+        ("samples", lambda name, entry: _number(entry, "samples", count)),
+        ("tokens", lambda name, entry: _number(entry, "tokens", count)),
+        ("time", lambda name, entry: _number(entry, "seconds", duration)),
+        ("arithmetic", lambda name, entry: _number(entry, "flops", operations)),
+        ("arithmetic per sample", lambda name, entry: per_sample(entry)),
+    ]
+    return [[title, *(show(name, entry) for name, entry in stages)] for title, show in rows]
+
+
+def _number(entry: Record, key: str, show: Callable[[float], str]) -> str:
+    return _NOT_RECORDED if entry.get(key) is None else show(entry[key])
+
+
+def _shares(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
+    try:
+        shares = costs.full_token_shares(run)
+    except InputError:
+        return []  # `_share_note` says why
+    return [["share of the full-token cost", *(tag("b", percent(shares[name], 0)) for name, _ in stages)]]
+
+
+def _share_note(run: Run) -> Html:
+    try:
+        yardstick = costs.last_model(run)
+    except InputError as error:
+        return missing(f"The share of the full-token cost cannot be computed: {error}")
+    text = (
+        "Share of the full-token cost: the arithmetic of a step over that of the same step, with the same rows and text, on the model of the last "
+        f"stage, which reads {yardstick}."
+    )
+    return tag("p", text, class_="note")
+
+
+def _seconds(stages: list[tuple[str, Record]]) -> Child:
+    """A bar of the seconds of each stage, divided by cause; all bars have one scale."""
+    divided = {name: _by_cause(entry) for name, entry in stages}
+    causes = list(dict.fromkeys(cause for parts in divided.values() for cause in parts))
+    if not causes:
+        return missing("The seconds of this run are not divided by cause.")
+    styles = {cause: f"cause{index % _CAUSES}" for index, cause in enumerate(causes)}
+    longest = max(sum(parts.values()) for parts in divided.values()) or 1.0
+    totals = {cause: sum(parts.get(cause, 0.0) for parts in divided.values()) for cause in causes}
+    return [
+        tag("h3", "Where the time went"),
+        tag("div", [_bar(name, parts, styles, longest) for name, parts in divided.items()], class_="bars"),
+        legend((styles[cause], f"{readable(cause)} {duration(seconds)}") for cause, seconds in totals.items()),
+    ]
+
+
+def _by_cause(entry: Record) -> dict[str, float]:
+    parts = entry.get("seconds_by_cause") or {}
+    return {str(cause): float(seconds) for cause, seconds in parts.items() if seconds}
+
+
+def _bar(name: str, parts: dict[str, float], styles: dict[str, str], longest: float) -> Html:
+    rects, x = [], 0.0
+    for cause, seconds in parts.items():
+        width = 1000 * seconds / longest
+        rects.append(tag("rect", tag("title", f"{readable(cause)}: {duration(seconds)}"), x=x, y=0, width=width, height=20, class_=styles[cause]))
+        x += width
+    drawing = tag("svg", rects, viewBox="0 0 1000 20", preserveAspectRatio="none", role="img", aria_label=f"seconds of {name} by cause")
+    return tag("div", tag("span", name, class_="name"), drawing, tag("span", duration(sum(parts.values())), class_="total"), class_="row")

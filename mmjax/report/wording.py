@@ -1,0 +1,52 @@
+"""Numbers as people read them."""
+
+import math
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+
+
+def count(value: float) -> str:
+    """24000 -> "24,000"."""
+    return f"{round(value):,}" if math.isfinite(value) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """0.4 -> "0.4 s", 312 -> "5 min 12 s", 7260 -> "2 h 1 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def operations(flops: float) -> str:
+    """1.234e15 -> "1.23 PFLOP"; three digits."""
+    power = 0
+    while flops >= 999.5 and power < len(_PREFIXES) - 1:
+        flops /= 1000
+        power += 1
+    digits = 2 if flops < 9.995 else 1 if flops < 99.95 else 0
+    return f"{flops:.{digits}f} {_PREFIXES[power]}FLOP"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.981 -> "98.1 %". What is not all, or not none, is never rounded to it."""
+    shown = f"{100 * share:.{digits}f}"
+    if (share < 1 and float(shown) >= 100) or (share > 0 and float(shown) == 0):
+        step = 10.0**-digits
+        return f"> {100 - step:.{digits}f} %" if share > 0.5 else f"< {step:.{digits}f} %"
+    return f"{shown} %"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """(2, "stage") -> "2 stages"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def readable(name: str) -> str:
+    """A field or type name in words: "yes_no" -> "yes no", "visual_tokens" -> "visual tokens"."""
+    return name.replace("_", " ")

@@ -1,0 +1,181 @@
+"""What a step reports: sums that merge over steps, so that a mean over a log interval is the mean over all of its tokens."""
+
+from typing import Self
+
+import clu.metrics
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mmjax.training.losses import TokenSums
+from mmjax.typing import Array, Float, Int
+
+
+@flax.struct.dataclass
+class Mean(clu.metrics.Metric):
+    """total / count; NaN where nothing was counted.
+
+    Attributes:
+        total: [] float32; count: [] int32, of targets or of steps.
+    """
+
+    total: Float[Array, ""]
+    count: Int[Array, ""]
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(jnp.float32(0), jnp.int32(0))
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(self.total + other.total, self.count + other.count)
+
+    def compute(self) -> Float[Array, ""]:
+        return self.total / self.count
+
+
+@flax.struct.dataclass
+class Loss(Mean):
+    """Nats per target."""
+
+    @classmethod
+    def from_model_output(cls, *, sums: TokenSums, **_: object) -> Self:
+        return cls(sums.loss, sums.targets)
+
+
+@flax.struct.dataclass
+class Perplexity(Loss):
+    """exp of the nats per target."""
+
+    def compute(self) -> Float[Array, ""]:
+        return jnp.exp(self.total / self.count)
+
+
+@flax.struct.dataclass
+class TokenAccuracy(Mean):
+    """Share of targets that the largest logit names."""
+
+    @classmethod
+    def from_model_output(cls, *, sums: TokenSums, **_: object) -> Self:
+        return cls(sums.correct.astype(jnp.float32), sums.targets)
+
+
+@flax.struct.dataclass
+class GradientNorm(Mean):
+    """Mean over steps with a finite update of the global norm, before clipping."""
+
+    @classmethod
+    def from_model_output(cls, *, gradient_norm: Array, finite: Array, **_: object) -> Self:
+        return cls(jnp.where(finite, gradient_norm, 0.0), finite.astype(jnp.int32))
+
+
+@flax.struct.dataclass
+class ModuleGradientNorms(clu.metrics.Metric):
+    """Gradient norm of each module in the newest step, finite or not: it shows where a NaN came from.
+
+    Attributes:
+        values: by first path component, [] float32.
+    """
+
+    values: dict[str, Float[Array, ""]]
+
+    @classmethod
+    def from_model_output(cls, *, module_gradient_norms: dict[str, Array], **_: object) -> Self:
+        return cls(module_gradient_norms)
+
+    def merge(self, other: Self) -> Self:
+        return other
+
+    def compute(self) -> dict[str, Float[Array, ""]]:
+        return self.values
+
+
+@flax.struct.dataclass
+class LearningRate(clu.metrics.Metric):
+    """Of the newest step."""
+
+    value: Float[Array, ""]
+
+    @classmethod
+    def from_model_output(cls, *, learning_rate: Array, **_: object) -> Self:
+        return cls(learning_rate)
+
+    def merge(self, other: Self) -> Self:
+        return other
+
+    def compute(self) -> Float[Array, ""]:
+        return self.value
+
+
+@flax.struct.dataclass
+class NonFinite(clu.metrics.Metric):
+    """Steps whose loss, or else whose gradient, was not finite; their update was withheld.
+
+    Attributes:
+        loss, gradient: [] int32; a step counts in one of them at most.
+    """
+
+    loss: Int[Array, ""]
+    gradient: Int[Array, ""]
+
+    @classmethod
+    def from_model_output(cls, *, finite_loss: Array, finite: Array, **_: object) -> Self:
+        return cls((~finite_loss).astype(jnp.int32), (finite_loss & ~finite).astype(jnp.int32))
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(self.loss + other.loss, self.gradient + other.gradient)
+
+    def compute(self) -> Int[Array, ""]:
+        return self.loss + self.gradient
+
+
+@flax.struct.dataclass
+class TokenMetrics(clu.metrics.Collection):
+    """Means over targets: of one evaluation step, or of several merged. `loss.total` and `loss.count` are the sums."""
+
+    loss: Loss
+    token_accuracy: TokenAccuracy
+    perplexity: Perplexity
+
+
+@flax.struct.dataclass
+class StepMetrics(clu.metrics.Collection):
+    """Of one training step, or of several merged. Steps that are not finite are counted and left out of every mean."""
+
+    loss: Loss
+    token_accuracy: TokenAccuracy
+    perplexity: Perplexity
+    gradient_norm: GradientNorm
+    module_gradient_norms: ModuleGradientNorms
+    learning_rate: LearningRate
+    nonfinite_steps: NonFinite
+
+
+def step_metrics(sums: TokenSums, module_norms: dict[str, Array], gradient_norm: Array, learning_rate: Array) -> StepMetrics:
+    """Metrics of one training step."""
+    finite_loss = jnp.isfinite(sums.loss)
+    finite = finite_loss & jnp.isfinite(gradient_norm)
+    metrics = StepMetrics.single_from_model_output(
+        sums=jax.tree.map(lambda value: jnp.where(finite, value, 0), sums),
+        gradient_norm=gradient_norm,
+        module_gradient_norms=module_norms,
+        learning_rate=learning_rate,
+        finite_loss=finite_loss,
+        finite=finite,
+    )
+    assert isinstance(metrics, StepMetrics)
+    return metrics
+
+
+@jax.jit
+def merge[M: (TokenMetrics, StepMetrics)](left: M, right: M) -> M:
+    """Of the steps of both, `right` being the newer; one small dispatch, no transfer to the host."""
+    return left.merge(right)
+
+
+def summary(metrics: TokenMetrics | StepMetrics) -> dict[str, float]:
+    """Plain numbers for a log line: "loss", "token_accuracy", ..., "gradient_norm/vision". Waits for the device."""
+    computed = jax.device_get(metrics.compute())
+    norms = computed.pop("module_gradient_norms", {})
+    return {name: float(value) for name, value in computed.items()} | {
+        f"gradient_norm/{name}": float(value) for name, value in norms.items()
+    }

@@ -1,0 +1,116 @@
+"""One training step and one evaluation step, each a single compiled function.
+
+The loss of a batch is the sum of the cross entropy over its targets, divided by the number of targets of the whole batch: over all
+devices and over all micro-batches. Sums are accumulated and the division happens once, so how a batch is cut never changes a gradient.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mmjax.errors import InputError
+from mmjax.recipe import Stage
+from mmjax.training import optimizer
+from mmjax.training.losses import TokenSums, cross_entropy
+from mmjax.training.metrics import StepMetrics, TokenMetrics, step_metrics
+from mmjax.training.sharding import BATCH_AXES
+from mmjax.training.state import TrainState
+from mmjax.typing import Array, Batch, Float, Int, Params
+
+
+class Model(Protocol):
+    """What a step needs of a model."""
+
+    def supervised_logits(self, batch: Batch) -> tuple[Float[Array, "B t V"], Int[Array, "B t"]]:
+        """Logits (float32) and targets (-1: none) of every position that may have a target."""
+
+
+class Structure(Protocol):
+    """Rebuilds a model from its parameters, at trace time."""
+
+    def merge(self, params: Params) -> Model: ...
+
+
+def make_train_step(
+    structure: Structure, stage: Stage, shardings: TrainState | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The compiled step (state, batch) -> (state, metrics). It consumes the state it is given: its buffers are reused.
+
+    An update whose loss or gradient norm is not finite, or whose batch has no target, is withheld: parameters and moments stay bit for bit
+    what they were, the metrics say so, and the step is counted.
+
+    Args:
+        structure: of `stage.model`.
+        stage: `batch_size` rows in `micro_batches` equal parts, one after the other.
+        shardings: of the new state, `sharding.state_shardings`; None: left to the compiler.
+
+    Raises:
+        InputError: micro_batches does not divide batch_size.
+    """
+    if stage.micro_batches < 1 or stage.batch_size % stage.micro_batches:
+        raise InputError(
+            f"stage {stage.name!r}: batch_size {stage.batch_size} cannot be computed in {stage.micro_batches} micro_batches of equal size."
+        )
+    update = optimizer.make_optimizer(stage)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        gradient, sums = _gradient_sums(structure, state, batch, stage.micro_batches)
+        gradient = jax.tree.map(lambda value: value / jnp.maximum(sums.targets, 1), gradient)
+        squares = optimizer.squared_norms(gradient)
+        norm = optimizer.global_norm(squares.values())
+        metrics = step_metrics(sums, optimizer.norms(squares), norm, update.learning_rate(state.step))
+        new = update.update(gradient, state.optimizer, state.trainable, state.step, norm)
+        apply = (metrics.nonfinite_steps.compute() == 0) & (sums.targets > 0)
+        trainable, moments = jax.tree.map(lambda new, old: jnp.where(apply, new, old), new, (state.trainable, state.optimizer))
+        return TrainState(trainable, state.frozen, moments, state.step + 1, state.rng), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_evaluation_step(structure: Structure) -> Callable[[Params, Batch], TokenMetrics]:
+    """The compiled function (params, batch) -> sums over the batch's targets; `metrics.merge` adds those of several batches."""
+
+    def step(params: Params, batch: Batch) -> TokenMetrics:
+        metrics = TokenMetrics.single_from_model_output(sums=_token_sums(structure, params, batch))
+        assert isinstance(metrics, TokenMetrics)
+        return metrics
+
+    return jax.jit(step)
+
+
+def _token_sums(structure: Structure, params: Params, batch: Batch) -> TokenSums:
+    return cross_entropy(*structure.merge(params).supervised_logits(batch))
+
+
+def _gradient_sums(structure: Structure, state: TrainState, batch: Batch, parts: int) -> tuple[Params, TokenSums]:
+    """Sums over the whole batch: of the gradient of the trainable parameters, and of the loss."""
+
+    def loss(trainable: Params, part: Batch) -> tuple[Float[Array, ""], TokenSums]:
+        sums = _token_sums(structure, trainable | state.frozen, part)
+        return sums.loss, sums
+
+    differentiate = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return differentiate(state.trainable, batch)
+
+    def accumulate(total: tuple[Params, TokenSums], part: Batch) -> tuple[tuple[Params, TokenSums], None]:
+        return jax.tree.map(jnp.add, total, differentiate(state.trainable, part)), None
+
+    zero = (jax.tree.map(jnp.zeros_like, state.trainable), TokenSums.zero())
+    total, _ = jax.lax.scan(accumulate, zero, split_rows(batch, parts))
+    return total
+
+
+def split_rows(batch: Batch, parts: int) -> Batch:
+    """[B, ...] to [parts, B / parts, ...]: part i takes rows i, i + parts, ..., so that every device keeps the rows it holds."""
+
+    def split(value: Array) -> Array:
+        value = jnp.swapaxes(value.reshape(-1, parts, *value.shape[1:]), 0, 1)
+        if jax.sharding.get_abstract_mesh().empty:
+            return value
+        return jax.lax.with_sharding_constraint(value, PartitionSpec(None, BATCH_AXES))
+
+    return jax.tree.map(split, batch)

@@ -1,0 +1,182 @@
+"""Batches: the same whatever reads them, from any row on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import fields, replace
+from itertools import islice
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from mmjax.data.loader import batches
+from mmjax.data.rows import make_rows
+from mmjax.data.tokenizer import WordTokenizer
+from mmjax.errors import InputError
+from mmjax.models.config import DecoderConfig, LinearConfig, ViTConfig, VLMConfig
+from mmjax.recipe import DataConfig, JsonlSource
+from mmjax.typing import NO_TARGET, Batch
+
+MODEL = VLMConfig(ViTConfig(8, 4, 8, 1, 1, 8), LinearConfig("linear", (1,)), DecoderConfig(600, 8, 1, 1, 1, 8, 8))
+PICTURES = 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return WordTokenizer.build(f"what is {number}? it is {number}" for number in range(30))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DataConfig:
+    """Two sources; one of the pictures is corrupt, and the last of them are held out."""
+    folder = tmp_path_factory.mktemp("data")
+    records = []
+    for number in range(PICTURES):
+        Pillow.fromarray(np.random.default_rng(number).integers(0, 256, (9, 8, 3), np.uint8)).save(folder / f"{number}.png")
+        questions = [[f"what is {number + place}?", f" it is {number}"] for place in range(number % 4 + 1)]
+        records.append({"image": f"{number}.png", "questions": questions})
+    (folder / "3.png").write_bytes(b"not a picture")
+    (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": f"it is {number}"}) for number in range(20)))
+    sources = {
+        name: JsonlSource("jsonl", str(folder / f"{name}.jsonl"), str(folder), weight) for name, weight in [("asked", 2.0), ("texts", 1.0)]
+    }
+    return DataConfig(sources, text_length=24, images_per_row=2, flip=True, holdout=2, skip_budget=1.0)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch))
+
+
+def take(rows, count, *, batch_size=4, first_row=0, workers=0, stop_row=None) -> list[tuple[Batch, int]]:
+    with batches(rows, batch_size, first_row, workers, stop_row) as iterator:
+        return list(islice(iterator, count))
+
+
+def test_batches_are_the_rows_in_order(data, tokenizer):
+    rows = make_rows(data, MODEL, tokenizer, 0)
+    for number, (batch, first_row) in enumerate(take(rows, 5, first_row=7)):
+        assert first_row == 7 + 4 * number
+        for place in range(4):
+            row = rows.load(first_row + place)[0]
+            assert all(np.array_equal(getattr(batch, field.name)[place], getattr(row, field.name)) for field in fields(Batch))
+
+
+def test_the_number_of_workers_changes_nothing(data, tokenizer):
+    """Not the batches, and not the count of skipped samples, which the workers meet."""
+    expected = None
+    for workers in (0, 1, 2):
+        rows = make_rows(data, MODEL, tokenizer, 0)
+        read = take(rows, 7, first_row=3, workers=workers)
+        if expected is None:
+            expected, skipped = read, rows.skipped
+            assert skipped["corrupt image"] > 0
+        assert [first for _, first in read] == [first for _, first in expected]
+        assert all(same(one, other) for (one, _), (other, _) in zip(read, expected, strict=True))
+        assert rows.skipped == skipped and rows.skips.total.seen > 0
+
+
+def test_starting_at_a_row_is_skipping_those_before(data, tokenizer):
+    rows = make_rows(data, MODEL, tokenizer, 0)
+    late, all_of_them = take(rows, 3, first_row=8), take(rows, 5)
+    assert all(same(one, other) for (one, _), (other, _) in zip(late, all_of_them[2:], strict=True))
+
+
+def test_the_batch_size_changes_no_row(data, tokenizer):
+    rows = make_rows(data, MODEL, tokenizer, 0)
+    large, small = take(rows, 1, batch_size=6)[0][0], take(rows, 3, batch_size=2)
+    assert np.array_equal(large.tokens, np.concatenate([batch.tokens for batch, _ in small]))
+    assert np.array_equal(large.images, np.concatenate([batch.images for batch, _ in small]))
+
+
+def test_the_last_batch_is_filled_with_empty_rows(data, tokenizer):
+    rows = make_rows(data, MODEL, tokenizer, 0, "holdout")
+    read = take(rows, None, batch_size=len(rows) - 1)
+    assert [first for _, first in read] == [0, len(rows) - 1]
+    last = read[-1][0]
+    assert last.tokens.shape == read[0][0].tokens.shape
+    assert last.segments[0].any() and not last.segments[1:].any()
+    assert np.all(last.targets[1:] == NO_TARGET) and not last.image_mask[1:].any()
+    assert take(rows, None, first_row=len(rows)) == []
+    assert len(take(make_rows(data, MODEL, tokenizer, 0), None, stop_row=9)) == 3
+
+
+def test_too_many_skipped_samples_stop_the_run(data, tokenizer):
+    """In training once a hundred samples were seen; in a single pass also at its end."""
+    rows = make_rows(replace(data, skip_budget=0.01), MODEL, tokenizer, 0)
+    with pytest.raises(InputError, match=r"samples cannot be used \(corrupt image: \d+\), more than skip_budget=0.01"):
+        take(rows, 1000)
+    assert 100 <= rows.skips.total.seen < 120
+    few = replace(data, skip_budget=0.01, holdout=9)  # the corrupt picture is held out
+    with pytest.raises(InputError, match="corrupt image"):
+        take(make_rows(few, MODEL, tokenizer, 0, "holdout"), None)
+
+
+def test_closed_batches_say_so(data, tokenizer):
+    iterator = batches(make_rows(data, MODEL, tokenizer, 0), 2, 0, 0)
+    next(iterator)
+    iterator.close()
+    iterator.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+
+
+SCRIPT = """
+    import sys, pickle
+    from mmjax.data.loader import batches
+    if __name__ == "__main__":
+        rows = pickle.load(open(sys.argv[1], "rb"))
+        iterator = batches(rows, 2, 0, 1)
+        next(iterator)
+        import multiprocessing
+        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+        if sys.argv[2] == "wait":
+            sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def script(data, tokenizer, tmp_path):
+    """Starts a process that reads with one worker, and gives it and the worker's process id."""
+    import pickle
+
+    (tmp_path / "read.py").write_text(textwrap.dedent(SCRIPT))
+    (tmp_path / "rows").write_bytes(pickle.dumps(make_rows(data, MODEL, tokenizer, 0)))
+
+    def start(mode: str) -> tuple[subprocess.Popen, int]:
+        command = [sys.executable, str(tmp_path / "read.py"), str(tmp_path / "rows"), mode]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(command, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, **pipes)
+        return process, int(process.stdout.readline())
+
+    return start
+
+
+@pytest.mark.slow
+def test_a_program_that_forgets_to_close_ends_in_silence(script):
+    process, _ = script("leave")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Error" not in errors and "leaked" not in errors, errors
+
+
+@pytest.mark.slow
+def test_workers_survive_a_signal_to_the_group_and_end_with_their_parent(script):
+    process, worker = script("wait")
+    os.kill(worker, signal.SIGTERM)
+    os.kill(worker, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(worker, 0)  # raises if it is gone
+    process.kill()
+    process.communicate()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker outlived its parent")

@@ -1,0 +1,128 @@
+"""The packing plan."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mmjax.data import packing
+from mmjax.data.examples import Example, Image, SampleError, Special, Text
+from mmjax.data.packing import Room, first_fit, make_plan
+from mmjax.errors import InputError
+
+QUIET = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LIMIT = Room(text=12, images=2)
+
+
+@pytest.fixture(scope="session")
+def plan_of(encoder, in_memory):
+    def make(examples, limit=LIMIT, seed=(0,), skip_budget=1.0):
+        return make_plan(in_memory(examples), encoder, limit, name="set", seed=seed, skip_budget=skip_budget)
+
+    return make
+
+
+def size(segments, tokenizer, *, branch: bool) -> tuple[int, int]:
+    """(text tokens, pictures) of a prefix or a branch, by counting. The last token of a branch is a target only."""
+    texts = sum(len(tokenizer.encode(s.text)) if isinstance(s, Text) else isinstance(s, Special) for s in segments)
+    return texts - branch, sum(isinstance(segment, Image) for segment in segments)
+
+
+def learns(segments) -> bool:
+    return any(not isinstance(segment, Image) and segment.loss for segment in segments)
+
+
+@QUIET
+@given(data=st.data())
+def test_every_usable_branch_is_planned_once_and_rows_have_room(data, example_lists, plan_of, tokenizer):
+    examples = data.draw(example_lists)
+    usable, total = set(), 0
+    for index, example in enumerate(examples):
+        prefix = size(example.prefix, tokenizer, branch=False)
+        for number, branch in enumerate(example.branches):
+            total += 1
+            text, images = size(branch, tokenizer, branch=True)
+            if learns(branch) and prefix[0] + text <= LIMIT.text and prefix[1] + images <= LIMIT.images:
+                usable.add((index, number))
+    if not usable:
+        return
+    plan = plan_of(examples)
+    planned: Counter[tuple[int, int]] = Counter()
+    for row in range(len(plan)):
+        filled = np.zeros(2, int)
+        for example, numbers in plan.units(row):
+            planned.update((example, number) for number in numbers)
+            filled += size(examples[example].prefix, tokenizer, branch=False)
+            filled += np.sum([size(examples[example].branches[number], tokenizer, branch=True) for number in numbers], axis=0)
+        assert plan.units(row), "an empty row"
+        assert filled[0] <= LIMIT.text and filled[1] <= LIMIT.images
+    assert planned == dict.fromkeys(usable, 1)
+    assert plan.report.seen == total and plan.report.skipped == total - len(usable)
+
+
+@QUIET
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2)), min_size=1, max_size=60), st.sampled_from([2, 512]))
+def test_first_fit(sizes, open_rows):
+    """With room for all open rows it is the plain first-fit; with two open rows, it still keeps to the limit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "OPEN_ROWS", open_rows)
+        rows = first_fit(np.array(sizes), LIMIT)
+    filled: list[np.ndarray] = []
+    for unit, row in zip(sizes, rows, strict=True):
+        fitting = [number for number, used in enumerate(filled) if (used + unit <= (LIMIT.text, LIMIT.images)).all()]
+        if open_rows == 512:
+            assert row == (fitting[0] if fitting else len(filled))
+        if row == len(filled):
+            filled.append(np.zeros(2, int))
+        filled[row] = filled[row] + unit
+    assert all((used <= (LIMIT.text, LIMIT.images)).all() for used in filled)
+
+
+def test_more_branches_than_a_row_holds_repeat_the_prefix(plan_of, picture, question):
+    """A branch of 2 + 1 words takes 4 tokens, three fill a row of 12, and one picture allows no second unit."""
+    plan = plan_of([Example((picture(),), (question(),) * 7, "many")], Room(12, 1), seed=None)
+    assert [plan.units(row) for row in range(len(plan))] == [[(0, [0, 1, 2])], [(0, [3, 4, 5])], [(0, [6])]]
+    assert (plan.text, plan.images, plan.supervised) == (7 * 4, 3, 7 * 2)
+
+
+def test_the_seed_decides_the_order(plan_of, picture, question):
+    examples = [Example((picture(),), (question(number % 5 + 1),), str(number)) for number in range(30)]
+    first, same, other = (plan_of(examples, seed=(seed,)) for seed in (1, 1, 2))
+    assert first.examples.tolist() == same.examples.tolist() != other.examples.tolist()
+    in_order = [plan_of(examples, Room(8, 1), seed=None).units(row) for row in range(30)]
+    assert in_order == [[(number, [0])] for number in range(30)]
+
+
+def test_what_cannot_be_used_is_counted_by_cause(plan_of, picture, question):
+    examples = [
+        Example((picture(),), (question(), question(30), question(2, 0)), "a"),
+        SampleError("bad JSON", "line 7"),
+        Example((picture(),) * 3, (question(), question()), "b"),
+        Example((picture(),), (), "c"),
+    ]
+    report = plan_of(examples).report
+    assert report.seen == 7
+    assert report.causes == {
+        "longer than text_length": 1,
+        "no supervised token": 2,
+        "bad JSON": 1,
+        "more pictures than images_per_row": 2,
+    }
+
+
+@pytest.mark.parametrize(("budget", "refused"), [(0.2, False), (0.19, True)])
+def test_the_budget(plan_of, question, budget, refused):
+    examples = [Example((), (question(),), str(number)) for number in range(8)] + [SampleError("bad UTF-8")] * 2
+    if not refused:
+        assert len(plan_of(examples, skip_budget=budget))
+        return
+    with pytest.raises(InputError, match=r"'set'.* 2 of 10 samples .*bad UTF-8: 2.*skip_budget=0.19"):
+        plan_of(examples, skip_budget=budget)
+
+
+def test_a_source_that_teaches_nothing_is_refused_with_an_example(plan_of, picture, question):
+    examples = [SampleError("bad JSON"), Example((picture(),), (question(3, 0),), "silent/1")]
+    with pytest.raises(InputError, match=r"'set' has no token to learn from.*silent/1.* w0 w1 w2"):
+        plan_of(examples)

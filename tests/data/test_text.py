@@ -1,0 +1,159 @@
+"""Templates and tokenisation: what carries loss, and what the positions predict."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmjax.data.examples import Image, Special, Text
+from mmjax.data.templates import TEMPLATES, Turn, find_template, prompt_of
+from mmjax.data.text import tokenise
+from mmjax.data.tokenizer import WordTokenizer
+from mmjax.errors import InputError
+
+TOKENIZER = WordTokenizer.build(["what is there? a red circle USER: ASSISTANT:"], special_tokens=TEMPLATES["llama3"].special_tokens)
+IMAGE = Image("a.png")
+words = st.text(st.sampled_from("ab <>|é?\n"), min_size=1, max_size=8)
+segments = st.lists(
+    st.one_of(
+        st.builds(Text, words, st.booleans()),
+        st.builds(Special, st.sampled_from(["bos", "eos", "<|eot_id|>"]), st.booleans()),
+        st.just(IMAGE),
+    )
+)
+template_names = st.sampled_from(list(TEMPLATES))
+
+
+def as_text(branch):
+    """A branch as one string, what carries loss in brackets."""
+    return "".join(map(segment_as_text, branch))
+
+
+def segment_as_text(segment):
+    if isinstance(segment, Image):
+        return "<image>"
+    text = f"<{segment.name}>" if isinstance(segment, Special) else segment.text
+    return f"[{text}]" if segment.loss else text
+
+
+SYSTEM = (
+    " A chat between a curious user and an artificial intelligence assistant."
+    " The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "caption"),
+    [
+        ("plain", "<bos>what?[ red][<eos>]", "<bos>[a circle][<eos>]"),
+        ("short_prompt", "<bos>Question: what? Short answer:[ red][<eos>]", "<bos>a short image description:[ a circle][<eos>]"),
+        (
+            "vicuna_v1",
+            f"<bos>{SYSTEM} USER: what? ASSISTANT:[ red][<eos>]",
+            f"<bos>{SYSTEM} USER: a short image description: ASSISTANT:[ a circle][<eos>]",
+        ),
+        (
+            "llama3",
+            "<bos><<|start_header_id|>>user<<|end_header_id|>>\n\nwhat?<<|eot_id|>><<|start_header_id|>>assistant<<|end_header_id|>>\n\n[red][<<|eot_id|>>]",
+            "<bos><<|start_header_id|>>user<<|end_header_id|>>\n\na short image description:<<|eot_id|>>"
+            "<<|start_header_id|>>assistant<<|end_header_id|>>\n\n[a circle][<<|eot_id|>>]",
+        ),
+    ],
+)
+def test_formats(name, question, caption):
+    template = find_template(name)
+    assert as_text(template.question("what?", "red")) == question
+    assert as_text(template.caption("a circle")) == caption
+
+
+def test_a_conversation_with_system_turn_two_rounds_and_a_picture_in_place():
+    turns = [Turn("system", (Text("Be brief."),)), Turn("user", (Text("see "), IMAGE, Text("\nwhat?"))), Turn("assistant", (Text("red"),))]
+    turns += [Turn("user", (Text("sure?"),)), Turn("assistant", (Text("yes"),))]
+    expected = {
+        "plain": "<bos>Be brief.see <image>\nwhat?[ red][<eos>]sure?[ yes][<eos>]",
+        "vicuna_v1": "<bos> Be brief. USER: see <image>\nwhat? ASSISTANT:[ red][<eos>] USER: sure? ASSISTANT:[ yes][<eos>]",
+    }
+    assert {name: as_text(find_template(name).conversation(turns)) for name in expected} == expected
+    llama3 = as_text(find_template("llama3").conversation(turns))
+    assert llama3.startswith("<bos><<|start_header_id|>>system<<|end_header_id|>>\n\nBe brief.<<|eot_id|>><<|start_header_id|>>user")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_role_decides_on_the_loss_whatever_a_text_says(name):
+    conversations = [
+        [Turn("system", (Text("s", loss),)), Turn("user", (Text("u", loss),)), Turn("assistant", (Text("a", loss),))]
+        for loss in (False, True)
+    ]
+    assert find_template(name).conversation(conversations[0]) == find_template(name).conversation(conversations[1])
+
+
+@given(template_names, words, words)
+def test_a_prompt_is_its_question_branch_up_to_the_answer(name, question, answer):
+    template = find_template(name)
+    branch = template.question(question, answer)
+    assert prompt_of(branch) == template.prompt(question) == branch[: len(branch) - 2]
+    assert branch[-1] == Special(template.stop, loss=True)
+
+
+@given(template_names, words, words)
+def test_neighbouring_texts_differ_in_loss(name, question, answer):
+    branch = find_template(name).question(question, answer)
+    for before, after in itertools.pairwise(branch):
+        assert not (isinstance(before, Text) and isinstance(after, Text) and before.loss == after.loss)
+
+
+@given(template_names, words, words)
+def test_supervised_tokens_are_the_answer_and_its_end(name, question, answer):
+    template = find_template(name)
+    piece = tokenise(template.question(question, answer), TOKENIZER, 3)
+    supervised = piece.tokens[piece.loss]
+    assert TOKENIZER.decode(supervised).removeprefix(" ") == answer.removeprefix(" ")
+    assert supervised[-1] == (TOKENIZER.special("<|eot_id|>") if name == "llama3" else TOKENIZER.eos)
+
+
+def test_an_unknown_template_is_an_input_error():
+    with pytest.raises(InputError, match="vicuna_v1"):
+        find_template("vicuna")
+
+
+@given(segments, st.integers(1, 5))
+def test_tokenise_is_the_concatenation_of_its_segments(branch, visual_tokens):
+    whole = tokenise(branch, TOKENIZER, visual_tokens)
+    parts = [tokenise([segment], TOKENIZER, visual_tokens) for segment in branch]
+    np.testing.assert_array_equal(whole.tokens, np.concatenate([part.tokens for part in parts] or [[]]))
+    np.testing.assert_array_equal(whole.loss, np.concatenate([part.loss for part in parts] or [[]]))
+    assert whole.tokens.dtype == np.int32 and whole.loss.dtype == bool
+
+
+@given(segments, st.integers(1, 5))
+def test_images_are_whole_runs_of_placeholders_without_loss(branch, visual_tokens):
+    piece = tokenise(branch, TOKENIZER, visual_tokens)
+    places = np.flatnonzero(piece.tokens == TOKENIZER.image)
+    expected = [offset + k for offset, _ in piece.images for k in range(visual_tokens)]
+    assert places.tolist() == expected and len(piece.images) == sum(isinstance(segment, Image) for segment in branch)
+    assert not piece.loss[places].any()
+
+
+@given(segments, st.integers(1, 5))
+def test_inputs_lose_no_target_and_no_picture(branch, visual_tokens):
+    piece = tokenise(branch, TOKENIZER, visual_tokens)
+    tokens, targets = piece.inputs()
+    assert len(tokens) == len(targets)
+    np.testing.assert_array_equal(targets[targets >= 0], piece.tokens[1:][piece.loss[1:]])
+    assert (tokens == TOKENIZER.image).sum() == len(piece.images) * visual_tokens
+    assert len(piece) - len(tokens) in (0, 1)
+
+
+def test_each_position_predicts_the_next_token():
+    piece = tokenise((Special("bos"), Text(" a"), Text(" red circle", True), Special("eos", True)), TOKENIZER, 1)
+    a, red, circle = (TOKENIZER.encode(word)[0] for word in (" a", " red", " circle"))
+    tokens, targets = piece.inputs()
+    assert tokens.tolist() == [TOKENIZER.bos, a, red, circle]
+    assert targets.tolist() == [-1, red, circle, TOKENIZER.eos]
+
+
+def test_a_picture_at_the_end_of_a_branch_stays_whole():
+    piece = tokenise((Text("a", True), IMAGE), TOKENIZER, 4)
+    assert (piece.inputs()[0] == TOKENIZER.image).sum() == 4

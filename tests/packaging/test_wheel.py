@@ -1,0 +1,38 @@
+"""The wheel builds, holds every module and its data files, and imports in an environment that has never seen the checkout."""
+
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = out.glob("mmjax-*.whl")
+    return path
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "mmjax").rglob("*") if path.suffix in {".py", ".css", ".html", ".typed"}}
+    assert expected - inside == set()
+
+
+def test_the_wheel_imports_away_from_the_checkout(wheel, tmp_path):
+    script = (
+        "import sys, importlib, pkgutil; sys.path.insert(0, sys.argv[1]); import mmjax; assert sys.argv[1] in mmjax.__file__, mmjax.__file__;"
+        "names = [m.name for m in pkgutil.walk_packages(mmjax.__path__, 'mmjax.') if not m.name.endswith('__main__')];"
+        "[importlib.import_module(n) for n in names]; print(len(names))"
+    )
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path / "site")], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 20

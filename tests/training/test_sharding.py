@@ -1,0 +1,204 @@
+"""Layouts, and that a step means the same on every mesh (eight virtual CPU devices, in a process of their own)."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from mmjax.errors import InputError
+from mmjax.models import parameters
+from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
+from mmjax.recipe import DataConfig, MeshConfig, OptimizerConfig, Stage
+from mmjax.training import sharding
+
+MODEL = VLMConfig(
+    ViTConfig(image_size=16, patch_size=4, width=16, layers=2, heads=2, mlp_width=32),
+    ResamplerConfig(kind="resampler", windows=(4, 2), queries=(2, 4), feature_layers=(1, 2), width=16, head_dim=8, mlp_width=32),
+    DecoderConfig(vocabulary=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=24),
+    compute_dtype="float32",
+)
+STAGE = Stage(
+    "s", MODEL, DataConfig(sources={}, text_length=10), OptimizerConfig(1e-2, warmup_steps=2), steps=10, batch_size=16, micro_batches=2
+)
+MESHES = {"data": MeshConfig(), "fsdp": MeshConfig(fsdp=-1, data=1), "fsdp_tensor": MeshConfig(data=1, fsdp=4, tensor=2)}
+
+
+def abstract_mesh(**sizes):
+    sizes = dict.fromkeys(sharding.MESH_AXES, 1) | sizes
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def spec(shape, names, mesh):
+    shapes = {"x": jax.ShapeDtypeStruct(shape, np.float32)}
+    shardings, notes = sharding.parameter_shardings(shapes, {"x": names}, mesh)
+    return shardings["x"].spec, notes
+
+
+@pytest.mark.parametrize(
+    "config, sizes",
+    [
+        (MeshConfig(), (8, 1, 1, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1, 1, 1)),
+        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 1, 1, 2)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 1, 1, 2)),
+    ],
+)
+def test_the_sizes_multiply_to_the_devices(config, sizes):
+    assert tuple(sharding.axis_sizes(config, 8).values()) == sizes
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (MeshConfig(fsdp=3), "multiple of 3 devices, and there are 8"),
+        (MeshConfig(data=2, fsdp=2), "needs 4 devices, and there are 8"),
+        (MeshConfig(fsdp=-1), "one of them at most is -1"),
+        (MeshConfig(data=0), "sizes are positive"),
+        (MeshConfig(expert=2), "mesh.expert is 2"),
+        (MeshConfig(context=4), "mesh.context is 4"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        sharding.axis_sizes(config, 8)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (MeshConfig(tensor=4), "vision.heads is 2, which mesh.tensor = 4"),
+        (MeshConfig(), r"batch_size 16 .* multiple of 32"),
+    ],
+)
+def test_a_stage_that_does_not_fit_the_mesh_is_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        sharding.check(sharding.axis_sizes(config, 16), STAGE)
+
+
+def test_a_stage_that_fits_is_not_refused():
+    for config in MESHES.values():
+        sharding.check(sharding.axis_sizes(config, 8), STAGE)
+
+
+def test_an_axis_that_does_not_divide_stays_whole_with_a_note():
+    found, notes = spec((6, 10), ("embed", "mlp"), abstract_mesh(fsdp=4, tensor=2))
+    assert found == PartitionSpec(None, "tensor")
+    (note,) = notes
+    assert "'embed' of 6 is not divisible by mesh.fsdp = 4" in note
+
+
+def test_a_large_parameter_may_not_stay_whole():
+    with pytest.raises(InputError, match=r"'vocabulary' of 32003 is not divisible by mesh.tensor = 2"):
+        spec((32003, 4096), ("vocabulary", "embed"), abstract_mesh(tensor=2))
+
+
+def test_a_mesh_axis_serves_one_axis_of_a_parameter():
+    assert spec((8, 8), ("embed", "embed"), abstract_mesh(fsdp=4)) == (PartitionSpec("fsdp", None), [])
+
+
+def test_every_parameter_of_the_model_has_a_place():
+    shapes, mesh = parameters.abstract(MODEL)[1], abstract_mesh(fsdp=4, tensor=2)
+    found, notes = sharding.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
+    assert found.keys() == shapes.keys() and notes == []
+    kernels = {path: placed.spec for path, placed in found.items() if path.endswith("kernel")}
+    whole = [path for path, placed in kernels.items() if not {"fsdp", "tensor"} & set(placed)]
+    assert whole == []
+    query, output = (kernels[f"decoder/layers/attention/{name}/kernel"] for name in ("query", "output"))
+    assert (query, output) == (PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor", "fsdp"))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Three steps on each mesh: losses, parameters, and how parameters and moments were laid out."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, __file__]
+    result = subprocess.run(command, cwd=root, env=environment | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_step_is_the_same_on_every_mesh(runs, name):
+    one, many = runs["one"], runs[name]
+    assert one["losses"][2] < one["losses"][0]
+    assert many["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert many["params"].keys() == one["params"].keys()
+    for path, value in one["params"].items():
+        np.testing.assert_allclose(many["params"][path], value, rtol=1e-4, atol=2e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_nothing_is_compiled_twice_or_laid_out_anew(runs, name):
+    assert runs[name]["compilations"] == 1
+    assert runs[name]["stable"]
+
+
+def test_each_device_holds_its_share(runs):
+    share = {name: runs[name]["device_elements"] / runs[name]["elements"] for name in ("one", *MESHES)}
+    assert (share["one"], share["data"]) == (1.0, 1.0)
+    assert share["fsdp"] < 0.25 and share["fsdp_tensor"] < 0.3
+
+
+def _worker() -> None:
+    results = {"one": _three_steps(MeshConfig(), jax.devices()[:1])}
+    for name, config in MESHES.items():
+        results[name] = _three_steps(config, jax.devices())
+    print(json.dumps(results))
+
+
+def _three_steps(config, devices):
+    from mmjax.training import state as training_state
+    from mmjax.training.step import make_train_step
+
+    mesh = sharding.make_mesh(config, devices)
+    structure, shapes = parameters.abstract(MODEL)
+    placed, _ = sharding.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
+
+    def create():
+        return training_state.create(parameters.initialize(MODEL, jax.random.key(1)), STAGE, jax.random.key(0))
+
+    layout = sharding.state_shardings(jax.eval_shape(create), placed, mesh)
+    with jax.set_mesh(mesh):
+        state = jax.jit(create, out_shardings=layout)()
+        step = make_train_step(structure, STAGE, layout)
+        losses = []
+        for seed in range(3):
+            state, metrics = step(state, sharding.place_batch(_batch(seed), mesh))
+            losses.append(float(metrics.loss.compute()))
+    values = [*state.trainable.values(), *state.optimizer.mu.values(), *state.optimizer.nu.values()]
+    return {
+        "losses": losses,
+        "params": {path: np.asarray(value).tolist() for path, value in state.params.items()},
+        "compilations": step._cache_size(),
+        "stable": jax.tree.map(lambda value, at: value.sharding.is_equivalent_to(at, value.ndim), state, layout)
+        == jax.tree.map(lambda _: True, state),
+        "elements": sum(value.size for value in values),
+        "device_elements": sum(value.addressable_shards[0].data.size for value in values),
+    }
+
+
+def _batch(seed):
+    from mmjax.typing import Batch
+
+    random = np.random.default_rng(seed % 2)
+    rows, visual, text = STAGE.batch_size, MODEL.visual_tokens, STAGE.data.text_length
+    shape = (rows, visual + text)
+    tokens = random.integers(0, MODEL.decoder.vocabulary, shape).astype(np.int32)
+    place = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    lengths = visual + random.integers(1, text + 1, (rows, 1))
+    segments = (place < lengths).astype(np.int32)
+    targets = np.where((place >= visual) & (place < lengths), random.integers(0, MODEL.decoder.vocabulary, shape), -1).astype(np.int32)
+    slot = np.where(place < visual, place, -1).astype(np.int32)
+    images = random.integers(0, 256, (rows, 1, 16, 16, 3)).astype(np.uint8)
+    return Batch(tokens, targets, segments, np.zeros_like(tokens), place.copy(), images, np.ones((rows, 1), bool), slot)
+
+
+if __name__ == "__main__":
+    _worker()
