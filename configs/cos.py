@@ -66,8 +66,8 @@ COS336 = Scales(224, windows=(16, 8, 2), queries=(16, 64, 256))
 FEWER = "inferred: 16 global queries and 16 windows of n make the published 32, 48 and 80 tokens, and 272 + 256 n the 528, 784 and 1296"
 
 SETTINGS = {
-    # Compound scaling: twice the pixels and half the window make 16 times the tokens of a scale. The global scale has two children: itself, over
-    # the larger picture, and the new middle scale.
+    # Compound scaling: twice the pixels and half the window make 16 times the tokens of a scale. The global scale has two children: itself,
+    # over the larger picture, and the new middle scale.
     "cos80-1296": Setting(COS80, Scales(448, (32, 8, 2), (16, 256, 1024), parents=(0, 0, 1))),
     "cos80-1104": Setting(COS80, Scales(448, (32, 16, 2), (16, 64, 1024), parents=(0, 0, 1))),
     "cos80-528": Setting(COS80, Scales(448, (32, 8, 4), (16, 256, 256), parents=(0, 0, 1))),
@@ -115,19 +115,18 @@ SMALL_SETTINGS = {
 
 def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
     """Everything trained from scratch on easy-vqa: pictures of one shape, with captions and questions made from them."""
-    fan_in = config_dict.placeholder(float)  # none: 1 / sqrt(fan in)
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
         vision=dict(
             patch_size=4, width=128, layers=3, heads=4, mlp_width=512, activation="gelu", norm="rms",
-            class_token=False, embedding_norm=False, weight_std=fan_in, embedding_std=0.5,
+            class_token=False, embedding_norm=False, weight_std=fan_in(), embedding_std=0.5,
         ),
         connector=dict(
-            kind="resampler", feature_layers=(3,), width=128, head_dim=32, mlp_width=512, norm="rms", weight_std=fan_in, query_std=0.5,
+            kind="resampler", feature_layers=(3,), width=128, head_dim=32, mlp_width=512, norm="rms", weight_std=fan_in(), query_std=0.5,
         ),
-        decoder=dict(  # as many tokens as the tokenizer finds words
-            vocabulary=0, width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp_width=320, weight_std=fan_in, embedding_std=0.5,
+        decoder=dict(  # vocabulary 0: as many as the tokenizer has words
+            vocabulary=0, width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp_width=320, weight_std=fan_in(), embedding_std=0.5,
         ),
         compute_dtype="float32", remat="none", unroll=3,
     )  # fmt: skip
@@ -154,6 +153,11 @@ def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
     config.evaluation = dict(tasks=("easy_vqa",))
     config.notes = dict(tokens=setting.note, data="substituted: easy-vqa, which any computer can train on")
     return config
+
+
+def fan_in() -> config_dict.FieldReference:
+    """No standard deviation: 1 / sqrt(fan in)."""
+    return config_dict.placeholder(float)
 
 
 def large(setting: Setting, decoder: ConfigDict, template: str) -> ConfigDict:

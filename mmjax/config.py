@@ -1,7 +1,8 @@
 """From a config file and the command line to a Recipe; and recipes as JSON.
 
-A config file has `get_config(variant)`, which returns an ml_collections ConfigDict shaped like a Recipe. `model` holds what all stages share, and a
-stage's own `model` is merged over it. `stages` is keyed by name, so every setting has one flag: `--config.stages.pretrain.steps=100`.
+A config file has `get_config(variant)`, which returns an ml_collections ConfigDict shaped like a Recipe. `model` holds what all stages
+share, and a stage's own `model` is merged over it. `stages` is keyed by name, so every setting has one flag:
+`--config.stages.pretrain.steps=100`.
 """
 
 import ast
@@ -10,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -120,6 +122,7 @@ def _load_module(path: pathlib.Path) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses of the file look themselves up there
     spec.loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
         raise InputError(f"{path} has no function get_config(variant).")
@@ -133,7 +136,8 @@ def _run_file[T](path: pathlib.Path, call: Callable[[], T]) -> T:
     except InputError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if pathlib.Path(frame.filename) == path.absolute()]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).absolute() == path.absolute()]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f"{path}, line {line}" if line else f"{path}"
         raise InputError(f"The config file fails: {where}: {type(error).__name__}: {error}") from None

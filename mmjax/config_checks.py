@@ -1,13 +1,14 @@
 """What a recipe's settings must agree on, checked before any device is touched. All contradictions are reported at once."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 
 from mmjax import transitions
 from mmjax.errors import InputError
 from mmjax.evaluation import tasks
 from mmjax.models import parameters
-from mmjax.models.config import ConnectorConfig, DecoderConfig, LinearConfig, ResamplerConfig, ViTConfig, VLMConfig
+from mmjax.models.config import ConnectorConfig, DecoderConfig, LinearConfig, ResamplerConfig, ViTConfig
 from mmjax.recipe import DataConfig, OptimizerConfig, Recipe, Stage
 from mmjax.schema import suggestion
 from mmjax.training import trackers
@@ -24,13 +25,16 @@ def check(recipe: Recipe, *, partial: bool = False) -> None:
     Raises:
         InputError: with one line for each contradiction.
     """
-    problems = list(_recipe(recipe, partial))
-    if not problems:  # shapes can be looked at only when they make sense
-        stages = list(recipe.stages.values())
-        pairs = zip([None, *stages], stages, strict=False)
-        problems = [problem for before, stage in pairs for problem in (*_parameters(stage), *_change(before, stage))]
-    if problems:
-        raise InputError("\n".join(problems))
+    stages = list(recipe.stages.values())
+    # Each round looks at what makes sense only when nothing before it is wrong: numbers, the parameters they make, and how those change.
+    rounds = (
+        lambda: _recipe(recipe, partial),
+        lambda: itertools.chain.from_iterable(map(_parameters, stages)),
+        lambda: itertools.chain.from_iterable(map(_change, [None, *stages], stages)),
+    )
+    for find in rounds:
+        if problems := list(find()):
+            raise InputError("\n".join(problems))
 
 
 def _recipe(recipe: Recipe, partial: bool) -> Problems:
@@ -41,7 +45,7 @@ def _recipe(recipe: Recipe, partial: bool) -> Problems:
     if recipe.tokenizer.kind == "words" and recipe.tokenizer.path:
         yield "config.tokenizer.path: a tokenizer of words is built from the training text; --config.tokenizer.kind=huggingface reads one."
     yield from _names("config.evaluation.tasks", recipe.evaluation.tasks, tasks.TASKS)
-    yield from _names("config.logging.trackers", recipe.logging.trackers, trackers.TRACKERS)
+    yield from _names("config.logging.trackers", recipe.logging.trackers, trackers.NAMES)
     yield from _positive("config.evaluation", recipe.evaluation, "batch_size", "max_new_tokens")
     yield from _positive("config.checkpoint", recipe.checkpoint, "every", "keep_last")
     yield from _positive("config.logging", recipe.logging, "every", "hang_timeout")
@@ -66,7 +70,7 @@ def _stage(stage: Stage) -> Problems:
         yield f"{path}.model.lora.rank is {stage.model.lora.rank}; it is 0 (no low-rank updates) or more."
     yield from _positive(f"{path}.model", stage.model, "unroll")
     yield from _data(f"{path}.data", stage.data)
-    yield from _optimizer(f"{path}.optimizer", stage.optimizer, stage.steps)
+    yield from _optimizer(f"{path}.optimizer", stage.optimizer)
 
 
 def _vision(path: str, vision: ViTConfig) -> Problems:
@@ -118,7 +122,7 @@ def _scales(path: str, connector: ResamplerConfig, vision: ViTConfig) -> Problem
             )
         elif count < 1 or count % (vision.grid // window) ** 2:
             number = (vision.grid // window) ** 2
-            yield f"{path}.queries: {count} queries do not divide evenly over {number} windows of side {window}; use a multiple of {number}."
+            yield f"{path}.queries: {count} queries do not divide evenly over {number} windows of side {window}; {number} do."
 
 
 def _decoder(path: str, decoder: DecoderConfig) -> Problems:
@@ -145,14 +149,12 @@ def _data(path: str, data: DataConfig) -> Problems:
         yield f"{path}.skip_budget is {data.skip_budget}; it is a share between 0 and 1."
 
 
-def _optimizer(path: str, optimizer: OptimizerConfig, steps: int) -> Problems:
+def _optimizer(path: str, optimizer: OptimizerConfig) -> Problems:
     yield from _positive(path, optimizer, "learning_rate", "epsilon")
-    if not 0 <= optimizer.warmup_steps <= steps:
-        yield f"{path}.warmup_steps is {optimizer.warmup_steps}; it lies between 0 and the {steps} steps of the stage."
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(optimizer, name) < 1:
             yield f"{path}.{name} is {getattr(optimizer, name)}; it is at least 0 and below 1."
-    for name in ("weight_decay", "final_scale"):
+    for name in ("weight_decay", "final_scale", "warmup_steps"):
         if getattr(optimizer, name) < 0:
             yield f"{path}.{name} is {getattr(optimizer, name)}; it must not be negative."
     if optimizer.clip_norm is not None and optimizer.clip_norm <= 0:
@@ -166,7 +168,7 @@ def _change(before: Stage | None, stage: Stage) -> Problems:
         if stage.transitions:
             yield f"{path}.transitions is {stage.transitions}, but this is the first stage: there are no parameters to change yet."
         if isinstance(stage.model.connector, ResamplerConfig) and stage.model.connector.parents:
-            yield f"{path}.model.connector.parents is {stage.model.connector.parents}, but this is the first stage: there are no scales to grow."
+            yield f"{path}.model.connector.parents is {stage.model.connector.parents}, but the first stage has no scales to grow from."
         return
     try:
         old, new = (with_vocabulary(one.model, one.model.decoder.vocabulary or _ANY) for one in (before, stage))
@@ -194,7 +196,11 @@ def _parameters(stage: Stage) -> Problems:
     """Globs that match nothing: most often a misspelt path, and a part of the model that stays frozen unnoticed."""
     path = f"config.stages.{stage.name}"
     model = with_vocabulary(stage.model, stage.model.decoder.vocabulary or _ANY)
-    paths = list(parameters.abstract(model)[1])
+    try:
+        paths = list(parameters.abstract(model)[1])
+    except ValueError as error:  # the model cannot be built from its config: a glob of LoRA that matches nothing, for one
+        yield f"{path}.model: {error}"
+        return
     trained = [name for name in paths if parameters.matches(name, stage.trainable)]
     for glob in stage.trainable:
         if not any(parameters.matches(name, (glob,)) for name in paths):
@@ -204,8 +210,6 @@ def _parameters(stage: Stage) -> Problems:
     for group in stage.optimizer.groups:
         if not any(parameters.matches(name, (group.match,)) for name in trained):
             yield f"{path}.optimizer.groups: {group.match!r} matches no trained parameter. {_examples(group.match, trained)}"
-    if stage.model.lora.rank > 0 and not any(name.endswith("/lora_a") for name in paths):
-        yield f"{path}.model.lora.targets: {', '.join(map(repr, stage.model.lora.targets))} match no linear map of the model."
 
 
 def _examples(glob: str, paths: Iterable[str]) -> str:

@@ -12,16 +12,21 @@ Exit codes: 0 done, 2 the input is wrong, 3 the loss is not finite, 4 a hang was
 
 import dataclasses
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from mmjax import host
 from mmjax.errors import InputError, NonFiniteError, Preempted
 from mmjax.schema import choose, suggestion
+
+if TYPE_CHECKING:
+    from mmjax.recipe import Recipe
+    from mmjax.workdir import Workdir
 
 DONE, WRONG_INPUT, NOT_FINITE, PREEMPTED, INTERRUPTED = 0, 2, 3, 75, 130
 
@@ -85,7 +90,7 @@ def parse(argv: Sequence[str]) -> Options:
         raise InputError(f"{error}.") from None
     if unused:
         raise InputError(f"Unexpected argument {unused[0]!r}: every argument is a flag, such as --config=configs/cos.py.")
-    given = {name: values[name].value for name in _names() if values[name].present}
+    given: dict[str, Any] = {name: values[name].value for name in _names() if values[name].present}
     options = Options(overrides=overrides, **given)
     _check(options, given)
     return options
@@ -100,7 +105,7 @@ def _check(options: Options, given: dict[str, Any]) -> None:
     if options.config is None:
         if options.overrides:
             raise InputError(f"--config.{next(iter(options.overrides))} changes a config file, but there is no --config.")
-        if options.workdir is None:
+        if options.workdir is None and options.checkpoint is None:
             raise InputError("--config is missing, such as --config=configs/cos.py (or --workdir=..., of a run that was begun).")
     for name in ("config", "workdir", "checkpoint", "image"):
         if given.get(name) == "":
@@ -111,7 +116,8 @@ def _check(options: Options, given: dict[str, Any]) -> None:
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The flags, and the settings among them: --config.<path>=<value>, or the value as the next argument. The last one wins."""
-    rest, overrides = [], {}
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
     arguments = iter(argv)
     for argument in arguments:
         match = _OVERRIDE.fullmatch(argument)
@@ -159,18 +165,15 @@ def _dispatch(options: Options) -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO if options.verbose else logging.ERROR)
     if options.mode == "plan":
-        _plan(options)
+        os.environ["JAX_PLATFORMS"] = "cpu"  # a plan needs no accelerator, and must not take one from a run
+    recipe, workdir = _read(options)
+    if options.mode == "plan":
+        from mmjax import plan_table
+
+        plan_table.run(recipe, options.topology)
         return
     from mmjax import run
-    from mmjax.workdir import Workdir, default_path
 
-    if options.config is None:
-        assert options.workdir is not None
-        workdir = Workdir(options.workdir)
-        recipe = workdir.recipe()
-    else:
-        recipe = _load(options)
-        workdir = Workdir(options.workdir or default_path(options.config, options.overrides))
     if options.mode == "train":
         run.train(recipe, workdir, stop_after_steps=options.stop_after_steps)
     elif options.mode == "evaluate":
@@ -179,25 +182,18 @@ def _dispatch(options: Options) -> None:
         print(run.generate(recipe, workdir, image=options.image, prompt=options.prompt, checkpoint=options.checkpoint))
 
 
-def _plan(options: Options) -> None:
-    os.environ["JAX_PLATFORMS"] = "cpu"  # a plan needs no accelerator, and must not take one from a run
-    from rich.console import Console
-
-    from mmjax import plan, vocabulary
-    from mmjax.workdir import Workdir
-
-    recipe = _load(options, partial=True) if options.config else Workdir(options.workdir or "").recipe()
-    topology = plan.Topology.parse(options.topology) if options.topology else None
-    if any(stage.model.decoder.vocabulary == 0 for stage in recipe.stages.values()):
-        recipe = vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
-    plan.show(recipe, plan.make_plan(recipe, topology), topology, Console())
-
-
-def _load(options: Options, partial: bool = False) -> Any:
+def _read(options: Options) -> "tuple[Recipe, Workdir]":
+    """The recipe, of the config file or else of the run in the workdir; and the workdir. Nothing is written."""
     from mmjax.config import load
+    from mmjax.workdir import Workdir, default_path
 
-    assert options.config is not None
-    return load(options.config, options.overrides, partial=partial)
+    if options.config is None:
+        # A checkpoint lies in the folder of its run: <workdir>/checkpoints/<stage>/<step>.
+        of_checkpoint = pathlib.Path(options.checkpoint or "").absolute().parents
+        workdir = Workdir(options.workdir or of_checkpoint[min(2, len(of_checkpoint) - 1)])
+        return workdir.recipe(), workdir
+    recipe = load(options.config, options.overrides, partial=options.mode == "plan")
+    return recipe, Workdir(options.workdir or default_path(options.config, options.overrides))
 
 
 def _end(message: str, code: int) -> int:

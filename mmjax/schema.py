@@ -1,4 +1,4 @@
-"""Strict conversion of nested dictionaries into dataclasses by their type hints. What does not fit is an InputError that names the setting."""
+"""Strict conversion of nested dictionaries into dataclasses by their type hints. What does not fit is an InputError that says where."""
 
 import ast
 import dataclasses
@@ -123,7 +123,7 @@ def _convert_union(value: Any, members: tuple[Any, ...], path: KeyPath) -> Any:
     return convert(value, kinds[kind], path)
 
 
-def _convert_dataclass(value: Any, cls: type, path: KeyPath) -> Any:
+def _convert_dataclass(value: Any, cls: Any, path: KeyPath) -> Any:
     mapping, hints = _as_mapping(value, path), field_hints(cls)
     for key in mapping:
         if key not in hints:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from absl import logging
 
@@ -59,6 +60,15 @@ class Skips:
                 self._logged[cause] += 1
                 if self._logged[cause] <= SHOWN:
                     logging.warning("%s: skipped (%s) %s", self._what, cause, detail)
+
+    def state(self) -> dict[str, Any]:
+        """The counts, as JSON holds them."""
+        return {"seen": self.total.seen, "causes": dict(self.total.causes)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the counts of an earlier process, as `state` gave them."""
+        self.total.seen = state.get("seen", 0)
+        self.total.causes = Counter(state.get("causes", {}))
 
     def check(self, *, final: bool = False) -> None:
         """Raises InputError when the skipped share has passed the budget, once MINIMUM samples were seen or when there are no more."""

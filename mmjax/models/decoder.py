@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.kernels.attention import IntervalMask, attention
+from mmjax.layout import gather_for_use, keep_rows
 from mmjax.models.attention import Projections
 from mmjax.models.config import DecoderConfig
 from mmjax.models.layers import Remat, scan, stack
@@ -49,7 +50,12 @@ class DecoderBlock(nnx.Module):
         self.mlp = SwiGLU(c.width, c.mlp_width, std=c.weight_std, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], turn: tuple[Array, Array], mask: IntervalMask, cached: tuple[Array, Array] | None, length: Array | None
+        self,
+        x: Float[Array, "B T D"],
+        turn: tuple[Array, Array],
+        mask: IntervalMask,
+        cached: tuple[Array, Array] | None,
+        length: Array | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         """One block. `cached`: this layer's keys and values [B, S, K, H], to which the new ones are written at `length`."""
         a, z = self.attention, self.norm_attention(x)
@@ -79,7 +85,10 @@ class Decoder(nnx.Module):
         self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embedding[...].astype(self.dtype)[tokens]
+        return keep_rows(self._table()[tokens])
+
+    def _table(self) -> Float[Array, "V D"]:
+        return gather_for_use(self.embedding[...].astype(self.dtype), ("vocabulary", "embed"))
 
     def __call__(
         self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: IntervalMask, cache: KVCache | None = None
@@ -109,6 +118,5 @@ class Decoder(nnx.Module):
         """Scores of the next token, float32."""
         if not self.config.tied_head:
             return self.head(hidden).astype(jnp.float32)
-        table = self.embedding[...].astype(self.dtype)
-        flat = hidden.reshape(-1, hidden.shape[-1]) @ table.T
+        flat = keep_rows(hidden).reshape(-1, hidden.shape[-1]) @ self._table().T
         return flat.reshape(*hidden.shape[:-1], -1).astype(jnp.float32)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.layout import keep_rows
 from mmjax.typing import Array, Float
 
 # A normal cut at two standard deviations has 0.8796 times the standard deviation of the whole one.
@@ -47,6 +48,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         # Two-dimensional products: the weight gradient is one plain matrix product, and no transposed copy of the activations is made.
+        x = keep_rows(x)
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = rows @ self.kernel[...].astype(self.dtype)
         if self.lora_scale:
@@ -54,4 +56,4 @@ class Linear(nnx.Module):
             y = y + self.lora_scale * (low @ self.lora_b[...].astype(self.dtype))
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return keep_rows(y.reshape(*x.shape[:-1], y.shape[-1]))

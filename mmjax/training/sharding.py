@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, and one table from the logical names of a parameter's axes to mesh axes.
+"""The mesh of devices, and the layout of parameters, state and batches on it (`mmjax.layout` has the table of axes).
 
 `data` splits rows only. `fsdp` splits rows and also the parameters and moments, which are gathered where they are used. `tensor` splits
 heads, MLP hidden units and the vocabulary. Axis types are Auto: the compiler inserts the communication. Run the step under
@@ -12,24 +12,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.errors import InputError
+from mmjax.layout import MESH_AXES, ROW_AXES, RULES
 from mmjax.models.config import ResamplerConfig, VLMConfig
 from mmjax.recipe import MeshConfig, Stage
 from mmjax.training.state import TrainState
 from mmjax.typing import Batch
-
-MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
-BATCH_AXES = ("data", "fsdp")
-
-# Logical axis -> mesh axis. A mesh axis serves one axis of a parameter at most: the first that names it and that it divides.
-RULES: dict[str, str | None] = {
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocabulary": "tensor",
-    "layers": None,
-    "norm": None,
-}
 
 SMALL = 2**22  # elements (16 MB in float32): below, an axis that does not divide may stay whole
 
@@ -139,7 +126,7 @@ def state_shardings(state: TrainState, parameters: Mapping[str, NamedSharding], 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every array of a batch: rows over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:

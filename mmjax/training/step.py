@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mmjax.errors import InputError
+from mmjax.layout import ROW_AXES
 from mmjax.recipe import Stage
 from mmjax.training import optimizer
 from mmjax.training.losses import TokenSums, cross_entropy
 from mmjax.training.metrics import StepMetrics, TokenMetrics, step_metrics
-from mmjax.training.sharding import BATCH_AXES
 from mmjax.training.state import TrainState
 from mmjax.typing import Array, Batch, Float, Int, Params
 
@@ -111,6 +111,6 @@ def split_rows(batch: Batch, parts: int) -> Batch:
         value = jnp.swapaxes(value.reshape(-1, parts, *value.shape[1:]), 0, 1)
         if jax.sharding.get_abstract_mesh().empty:
             return value
-        return jax.lax.with_sharding_constraint(value, PartitionSpec(None, BATCH_AXES))
+        return jax.lax.with_sharding_constraint(value, PartitionSpec(None, ROW_AXES))
 
     return jax.tree.map(split, batch)

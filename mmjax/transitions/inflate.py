@@ -34,10 +34,9 @@ class Growth:
 
     @property
     def note(self) -> str:
-        if self.factor == 1:
-            return f"scale {self.parent}"
+        """Of the queries, for the manifest."""
         grown = self.side * self.factor
-        return f"scale {self.parent}, {self.side} x {self.side} windows repeated to {grown} x {grown}"
+        return f"from scale {self.parent}, {self.side} x {self.side} windows repeated to {grown} x {grown}"
 
 
 def inflate(params: Params, old: VLMConfig, new: VLMConfig, key: Array) -> tuple[Params, list[Entry]]:
@@ -61,7 +60,9 @@ def inflate(params: Params, old: VLMConfig, new: VLMConfig, key: Array) -> tuple
                 # The first child takes the parent's buffer over. Two leaves never share one: a training step consumes its state.
                 value = jnp.array(params[source], copy=True) if growth.parent in seen else params[source]
             result[target] = value
-            entries.append(Entry.of(value, target, source, "tiled" if tiled else "copied", growth.note))
+            entries.append(
+                Entry.of(value, target, source, "tiled" if tiled else "copied", growth.note if tiled else f"from scale {growth.parent}")
+            )
         seen.add(growth.parent)
     return result, entries
 

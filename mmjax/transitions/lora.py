@@ -26,12 +26,10 @@ def attach_lora(params: Params, old: VLMConfig, new: VLMConfig, key: Array) -> t
     del old
     present = [path for path in params if is_lora(path)]
     if present:
-        raise InputError(f"attach_lora: there are low-rank updates already, such as {min(present)}; put 'merge_lora' before it.")
+        raise InputError(f"there are low-rank updates already, such as {min(present)}; put 'merge_lora' before it.")
     shapes = {path: leaf for path, leaf in parameters.abstract(new)[1].items() if is_lora(path)}
     if not shapes:
-        raise InputError(
-            f"attach_lora: the model of this stage has none (lora.rank is {new.lora.rank}, lora.targets is {new.lora.targets})."
-        )
+        raise InputError(f"the model of this stage has none (lora.rank is {new.lora.rank}, lora.targets is {new.lora.targets}).")
     fresh = {path: _initial(path, leaf, jax.random.fold_in(key, index)) for index, (path, leaf) in enumerate(sorted(shapes.items()))}
     note = f"rank {new.lora.rank}, alpha {new.lora.alpha:g}"
     return params | fresh, [Entry.of(value, path, None, "fresh", note) for path, value in fresh.items()]
@@ -46,7 +44,7 @@ def merge_lora(params: Params, old: VLMConfig, new: VLMConfig, key: Array) -> tu
     del new, key
     modules = sorted(path.removesuffix(LORA_A) for path in params if path.endswith(LORA_A))
     if not modules:
-        raise InputError("merge_lora: the parameters of the stage before have no low-rank updates.")
+        raise InputError("the parameters of the stage before have no low-rank updates.")
     result = {path: value for path, value in params.items() if not is_lora(path)}
     entries = []
     for module in modules:

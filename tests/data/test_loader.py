@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -127,29 +128,28 @@ def test_closed_batches_say_so(data, tokenizer):
 
 
 SCRIPT = """
-    import sys, pickle
+    import multiprocessing, pickle, sys
     from mmjax.data.loader import batches
     if __name__ == "__main__":
         rows = pickle.load(open(sys.argv[1], "rb"))
         iterator = batches(rows, 2, 0, 1)
         next(iterator)
-        import multiprocessing
         print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-        if sys.argv[2] == "wait":
-            sys.stdin.read()
+        for line in sys.stdin:
+            for _ in range(20):
+                next(iterator)
+            print("read on", flush=True)
 """
 
 
 @pytest.fixture
 def script(data, tokenizer, tmp_path):
     """Starts a process that reads with one worker, and gives it and the worker's process id."""
-    import pickle
-
     (tmp_path / "read.py").write_text(textwrap.dedent(SCRIPT))
     (tmp_path / "rows").write_bytes(pickle.dumps(make_rows(data, MODEL, tokenizer, 0)))
 
-    def start(mode: str) -> tuple[subprocess.Popen, int]:
-        command = [sys.executable, str(tmp_path / "read.py"), str(tmp_path / "rows"), mode]
+    def start() -> tuple[subprocess.Popen, int]:
+        command = [sys.executable, str(tmp_path / "read.py"), str(tmp_path / "rows")]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         process = subprocess.Popen(command, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, **pipes)
         return process, int(process.stdout.readline())
@@ -159,24 +159,27 @@ def script(data, tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_a_program_that_forgets_to_close_ends_in_silence(script):
-    process, _ = script("leave")
+    process, _ = script()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "Error" not in errors and "leaked" not in errors, errors
 
 
 @pytest.mark.slow
 def test_workers_survive_a_signal_to_the_group_and_end_with_their_parent(script):
-    process, worker = script("wait")
+    process, worker = script()
     os.kill(worker, signal.SIGTERM)
     os.kill(worker, signal.SIGINT)
     time.sleep(0.5)
-    os.kill(worker, 0)  # raises if it is gone
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "read on\n"
     process.kill()
-    process.communicate()
+    process.wait()  # not communicate(): a worker that lives on holds the pipes open
     for _ in range(100):
         try:
             os.kill(worker, 0)
         except ProcessLookupError:
             return
         time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker outlived its parent")

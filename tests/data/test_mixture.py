@@ -32,6 +32,16 @@ def test_the_ratio_holds_in_any_window(weights, window):
 
 
 @settings(deadline=None, max_examples=40)
+@given(WEIGHTS.filter(lambda weights: len(weights) > 1))
+def test_no_source_is_ever_further_from_its_share_than_tijdemans_bound(weights):
+    mixture = Mixture(weights)
+    order = sources(mixture, mixture.period)
+    for source, share in enumerate(mixture.shares):
+        behind = np.arange(1, len(order) + 1) * share - np.cumsum(order == source)
+        assert np.abs(behind).max() <= 1 - 1 / (2 * len(weights) - 2) + 1e-9
+
+
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 97), min_size=1, max_size=4).filter(lambda weights: sum(weights) < 100))
 def test_whole_percents_are_exact_in_any_hundred_rows(percents):
     mixture = Mixture([percent / 100 for percent in [*percents, 100 - sum(percents)]])

@@ -42,7 +42,7 @@ def test_forward_by_hand():
     vision += 2 * (2 * seen * (4 * width * width + 2 * width * 512) + 2 * (2 * seen * seen * width))  # two blocks
     assert parts["vision"].forward == IMAGES * vision
 
-    connector = 2 * 2 * (2 * queries * (2 * width * width + 2 * width * 512))  # query, output, MLP; two levels
+    connector = 2 * (2 * queries * (2 * width * width + 2 * width * 512))  # query, output, MLP; two levels
     connector += 2 * 2 * 2 * (2 * patches * width * width)  # keys and values of every patch; two scales, two levels
     connector += 2 * 2 * (2 * 16 * 64 * width + 2 * 32 * 4 * width)  # scores and sums: one window of 64 patches, windows of 4
     connector += 2 * queries * width * 256
@@ -107,13 +107,14 @@ def test_the_table_adds_up():
 
 
 def xla_flops(model, stage):
+    """Of the program as XLA gets it; the compiled one counts within 1% of it, and takes much longer to make."""
     structure, shapes = parameters.abstract(model)
     abstract = jax.eval_shape(lambda params: state.create(params, stage, jax.random.key(0)), shapes)
     tokens = jax.ShapeDtypeStruct((ROWS, stage.data.text_length + IMAGES * model.visual_tokens), jnp.int32)
     size = model.vision.image_size
     images = jax.ShapeDtypeStruct((ROWS, IMAGES, size, size, 3), jnp.uint8)
     batch = Batch(tokens, tokens, tokens, tokens, tokens, images, jax.ShapeDtypeStruct((ROWS, IMAGES), jnp.bool_), tokens)
-    return make_train_step(structure, stage).lower(abstract, batch).compile().cost_analysis()["flops"]
+    return make_train_step(structure, stage).lower(abstract, batch).cost_analysis()["flops"]
 
 
 CASES = {
@@ -139,14 +140,14 @@ def test_xla_counts_the_same_within_a_few_percent(case, layers):
     stage = make_stage(model, trainable=CASES[case])
     found = step_flops(model, stage)
     expected = found.total + ROWS * found.parts["decoder"].attention
-    assert 1.0 <= xla_flops(model, stage) / expected <= 1.06
+    assert 1.0 <= xla_flops(model, stage) / expected <= 1.04
 
 
 def test_xla_counts_the_same_for_a_linear_connector():
     model = dataclasses.replace(MODEL, connector=LinearConfig(kind="linear", feature_layers=(2,)))
     stage = make_stage(model)
     found = step_flops(model, stage)
-    assert 1.0 <= xla_flops(model, stage) / (found.total + ROWS * found.parts["decoder"].attention) <= 1.06
+    assert 1.0 <= xla_flops(model, stage) / (found.total + ROWS * found.parts["decoder"].attention) <= 1.04
 
 
 @pytest.mark.parametrize(

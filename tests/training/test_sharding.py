@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,10 +17,13 @@ from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
 from mmjax.recipe import DataConfig, MeshConfig, OptimizerConfig, Stage
 from mmjax.training import sharding
+from mmjax.training import state as training_state
+from mmjax.training.step import make_train_step
+from mmjax.typing import Batch
 
 MODEL = VLMConfig(
-    ViTConfig(image_size=16, patch_size=4, width=16, layers=2, heads=2, mlp_width=32),
-    ResamplerConfig(kind="resampler", windows=(4, 2), queries=(2, 4), feature_layers=(1, 2), width=16, head_dim=8, mlp_width=32),
+    ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2, mlp_width=32),
+    ResamplerConfig(kind="resampler", windows=(2,), queries=(8,), feature_layers=(1,), width=16, head_dim=8, mlp_width=32),
     DecoderConfig(vocabulary=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=24),
     compute_dtype="float32",
 )
@@ -115,15 +119,16 @@ def test_every_parameter_of_the_model_has_a_place():
 
 @pytest.fixture(scope="module")
 def runs():
-    """Three steps on each mesh: losses, parameters, and how parameters and moments were laid out."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    """Three steps on each mesh: losses, parameters, how they were laid out, and what the compiled step sends between devices."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiles in a third of the time
     root = pathlib.Path(__file__).parents[2]
-    command = [sys.executable, __file__]
-    result = subprocess.run(command, cwd=root, env=environment | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    result = subprocess.run([sys.executable, __file__], cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1]) | {"stderr": result.stderr}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_a_step_is_the_same_on_every_mesh(runs, name):
     one, many = runs["one"], runs[name]
@@ -134,59 +139,65 @@ def test_a_step_is_the_same_on_every_mesh(runs, name):
         np.testing.assert_allclose(many["params"][path], value, rtol=1e-4, atol=2e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_nothing_is_compiled_twice_or_laid_out_anew(runs, name):
-    assert runs[name]["compilations"] == 1
-    assert runs[name]["stable"]
-
-
+@pytest.mark.slow
 def test_each_device_holds_its_share(runs):
     share = {name: runs[name]["device_elements"] / runs[name]["elements"] for name in ("one", *MESHES)}
     assert (share["one"], share["data"]) == (1.0, 1.0)
     assert share["fsdp"] < 0.25 and share["fsdp_tensor"] < 0.3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_parameters_travel_and_activations_stay(runs, name):
+    """Nothing that is sent is larger than the largest parameter; the activations of all rows would be, several times over."""
+    activations = STAGE.batch_size // STAGE.micro_batches * (MODEL.visual_tokens + STAGE.data.text_length) * MODEL.decoder.width
+    largest = max(int(np.prod(shape.shape)) for shape in parameters.abstract(MODEL)[1].values())
+    assert 0 < runs[name]["largest_sent"] <= largest < activations / 2
+    assert "rematerialization" not in runs["stderr"]
+
+
 def _worker() -> None:
-    results = {"one": _three_steps(MeshConfig(), jax.devices()[:1])}
+    params = {path: np.asarray(value) for path, value in parameters.initialize(MODEL, jax.random.key(1)).items()}
+    results = {"one": _three_steps(MeshConfig(), jax.devices()[:1], params)}
     for name, config in MESHES.items():
-        results[name] = _three_steps(config, jax.devices())
+        results[name] = _three_steps(config, jax.devices(), params)
     print(json.dumps(results))
 
 
-def _three_steps(config, devices):
-    from mmjax.training import state as training_state
-    from mmjax.training.step import make_train_step
-
+def _three_steps(config, devices, params):
     mesh = sharding.make_mesh(config, devices)
     structure, shapes = parameters.abstract(MODEL)
     placed, _ = sharding.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
-
-    def create():
-        return training_state.create(parameters.initialize(MODEL, jax.random.key(1)), STAGE, jax.random.key(0))
-
-    layout = sharding.state_shardings(jax.eval_shape(create), placed, mesh)
+    state = training_state.create(params, STAGE, jax.random.key(0))
+    layout = sharding.state_shardings(state, placed, mesh)
+    state = jax.device_put(state, layout)
     with jax.set_mesh(mesh):
-        state = jax.jit(create, out_shardings=layout)()
-        step = make_train_step(structure, STAGE, layout)
+        batches = [sharding.place_batch(_batch(seed), mesh) for seed in range(3)]
+        # The compiled program refuses a state of another layout: that three steps run shows that the layout is kept.
+        step = make_train_step(structure, STAGE, layout).lower(state, batches[0]).compile()
         losses = []
-        for seed in range(3):
-            state, metrics = step(state, sharding.place_batch(_batch(seed), mesh))
+        for batch in batches:
+            state, metrics = step(state, batch)
             losses.append(float(metrics.loss.compute()))
     values = [*state.trainable.values(), *state.optimizer.mu.values(), *state.optimizer.nu.values()]
     return {
         "losses": losses,
         "params": {path: np.asarray(value).tolist() for path, value in state.params.items()},
-        "compilations": step._cache_size(),
-        "stable": jax.tree.map(lambda value, at: value.sharding.is_equivalent_to(at, value.ndim), state, layout)
-        == jax.tree.map(lambda _: True, state),
         "elements": sum(value.size for value in values),
         "device_elements": sum(value.addressable_shards[0].data.size for value in values),
+        "largest_sent": _largest_sent(step.as_text()),
     }
 
 
-def _batch(seed):
-    from mmjax.typing import Batch
+def _largest_sent(program):
+    """Elements of the largest array that a collective operation of a compiled program returns."""
+    operations = r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    results = re.findall(rf"= (\S.*?) (?:{operations})(?:-start)?\(", program)
+    sizes = [np.prod([int(n) for n in shape.split(",") if n]) for result in results for shape in re.findall(r"\w\[([\d,]*)\]", result)]
+    return int(max(sizes, default=0))
 
+
+def _batch(seed):
     random = np.random.default_rng(seed % 2)
     rows, visual, text = STAGE.batch_size, MODEL.visual_tokens, STAGE.data.text_length
     shape = (rows, visual + text)

@@ -1,0 +1,65 @@
+"""The questions of easy-vqa: 9,673 about 1,000 test pictures, scored by exact match of the whole answer."""
+
+import collections
+from collections.abc import Iterable, Sequence
+
+from mmjax.data.examples import Example, Image
+from mmjax.data.sources.base import Part
+from mmjax.data.sources.easy_vqa import EasyVqa, question_type
+from mmjax.data.templates import find_template
+from mmjax.errors import InputError
+from mmjax.evaluation.task import Picture, Question, Split
+from mmjax.recipe import DataConfig, EasyVqaSource
+
+
+class EasyVqaTask:
+    """The official test split, or the held-out training pictures."""
+
+    name = "easy_vqa"
+
+    def pictures(self, data: DataConfig, split: Split) -> Sequence[Picture]:
+        """All pictures of a split; see `Task`."""
+        if split == "holdout":
+            if not data.holdout:
+                raise InputError("easy_vqa has no held-out pictures to score: holdout is 0.")
+            source = _training_data(data, holdout=data.holdout, part="holdout")
+        else:
+            source = EasyVqa(EasyVqaSource("easy_vqa", ("question",), "test"), find_template(data.template))
+        template = find_template(data.template)
+        pictures = []
+        for index in range(len(source)):
+            pairs = source.questions(index)
+            path = source.image_path(index)
+            prompts = tuple(template.prompt(question) for question, _ in pairs)
+            example = Example((Image(path),), prompts, source[index].id)
+            pictures.append(Picture(example, str(path), tuple(Question(text, truth, question_type(truth)) for text, truth in pairs)))
+        return pictures
+
+    def blind(self, data: DataConfig, split: Split, questions: Sequence[Question]) -> list[str]:
+        """To each question the most frequent training answer to exactly this text, and to a new one the most frequent answer of all.
+
+        Of equally frequent answers, the one that comes first in the training file.
+        """
+        source = _training_data(data, holdout=data.holdout if split == "holdout" else 0, part="train")
+        return BlindAnswers(pair for index in range(len(source)) for pair in source.questions(index)).answer(questions)
+
+
+class BlindAnswers:
+    """The most frequent answer to each question text."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]):
+        """pairs: (question, answer) of the training data."""
+        counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        for text, answer in pairs:
+            counts[text][answer] += 1
+        total = sum(counts.values(), start=collections.Counter[str]())
+        self._answers = {text: of_text.most_common(1)[0][0] for text, of_text in counts.items()}
+        self._most_frequent = total.most_common(1)[0][0]
+
+    def answer(self, questions: Sequence[Question]) -> list[str]:
+        """One answer to each question."""
+        return [self._answers.get(question.text, self._most_frequent) for question in questions]
+
+
+def _training_data(data: DataConfig, *, holdout: int, part: Part) -> EasyVqa:
+    return EasyVqa(EasyVqaSource("easy_vqa", ("question",), "train"), find_template(data.template), holdout=holdout, part=part)

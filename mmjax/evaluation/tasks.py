@@ -1,0 +1,14 @@
+"""Tasks by name."""
+
+from mmjax.errors import InputError
+from mmjax.evaluation.easy_vqa import EasyVqaTask
+from mmjax.evaluation.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (EasyVqaTask(),)}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises InputError for an unknown one."""
+    if name not in TASKS:
+        raise InputError(f"There is no evaluation task {name!r}; there {'is' if len(TASKS) == 1 else 'are'} {', '.join(TASKS)}.")
+    return TASKS[name]

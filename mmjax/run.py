@@ -1,0 +1,260 @@
+"""Runs a recipe: stage after stage, joined by transitions; then scores and a report. Also scores and asks what a run has left on disk."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+from rich.console import Console
+
+from mmjax import evaluation, report, transitions, vocabulary
+from mmjax.data.examples import Image, SampleError
+from mmjax.data.preview import preview, save_preview
+from mmjax.data.rows import Rows, make_rows
+from mmjax.data.templates import find_template
+from mmjax.data.tokenizer import Tokenizer, WordTokenizer
+from mmjax.errors import InputError, Preempted
+from mmjax.generate import Generator
+from mmjax.models import parameters
+from mmjax.recipe import Recipe, Stage
+from mmjax.summary import Summary, describe
+from mmjax.training.checkpoint import load_params
+from mmjax.training.loop import StageFiles, StageResult, finished_params, train_stage
+from mmjax.training.preemption import StopSignal
+from mmjax.training.trackers import Tracker, make_trackers
+from mmjax.typing import Array, Params
+from mmjax.workdir import Workdir, write_json
+
+ANSWER_TOKENS = 64  # after which `generate` cuts an answer
+
+
+def train(recipe: Recipe, workdir: Workdir, *, stop_after_steps: int | None = None, console: Console | None = None) -> None:
+    """Trains every stage that is not finished, scores the last one and writes the report.
+
+    Args:
+        stop_after_steps: stop, saved, after so many steps of this call.
+
+    Raises:
+        InputError, NonFiniteError, Preempted: as their names say; what was saved stays good.
+    """
+    console = console or Console()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir.claim(recipe))
+        stop = stack.enter_context(StopSignal())
+        run = _Run(recipe, workdir, stop, console)
+        run.say(f"{recipe.name}{':' + recipe.variant if recipe.variant else ''}: {' -> '.join(recipe.stages)}, in {workdir.path}")
+        tracker = make_trackers(recipe, workdir.path)
+        stack.callback(tracker.close)
+        if run.train_stages(tracker, stop_after_steps):
+            run.score()
+            run.finish()
+
+
+def evaluate(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None, console: Console | None = None) -> None:
+    """Scores the newest state of a run, or a checkpoint folder, and prints the scores. Those of a finished run go into its summary.
+
+    Raises:
+        InputError: there is no such checkpoint, or it belongs to no stage of the recipe.
+        Preempted: a stop was requested.
+    """
+    console = console or Console()
+    stage, folder = find_checkpoint(recipe, workdir, checkpoint)
+    with workdir.claim(recipe), StopSignal() as stop:
+        run = _Run(recipe, workdir, stop, console)
+        params, _ = load_params(folder)
+        run.say(f"scoring {folder}")
+        if stage.name == list(recipe.stages)[-1] and folder.name == str(stage.steps) and run.summary.has(stage):
+            run.params = params
+            run.score(again=True)
+            run.finish()
+            return
+        until = {name: run.fitted.stages[name] for name in list(recipe.stages)[: list(recipe.stages).index(stage.name) + 1]}
+        scores = _scores(dataclasses.replace(run.fitted, stages=until), params, run.tokenizer, stop, None)
+        for line in describe(scores):
+            run.say(line)
+
+
+def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str | None, checkpoint: str | None = None) -> str:
+    """The answer of a run's newest state, or of a checkpoint folder, to a prompt about a picture (or about none).
+
+    Raises:
+        InputError: there is no prompt, no such picture or no such checkpoint.
+    """
+    if not prompt:
+        raise InputError("--prompt is missing: what to ask about the picture.")
+    if image is not None and not pathlib.Path(image).is_file():
+        raise InputError(f"There is no picture {image!r}.")
+    stage, folder = find_checkpoint(recipe, workdir, checkpoint)
+    tokenizer, fitted = prepare_tokenizer(recipe, workdir.path, build=False)
+    stage = fitted.stages[stage.name]
+    structure, _ = parameters.abstract(stage.model)
+    params, _ = load_params(folder)
+    generator = Generator(structure, stage.model, tokenizer, template=stage.data.template, max_new_tokens=ANSWER_TOKENS)
+    prefix = () if image is None else (Image(pathlib.Path(image)),)
+    try:
+        return generator.answer(params, prefix, find_template(stage.data.template).prompt(prompt))
+    except SampleError as error:
+        raise InputError(f"The picture cannot be used: {error}.") from None
+
+
+def prepare_tokenizer(recipe: Recipe, folder: pathlib.Path, *, build: bool = True) -> tuple[Tokenizer, Recipe]:
+    """The tokenizer of a run and the recipe with a vocabulary for it.
+
+    Args:
+        folder: of the run. A tokenizer of words is kept there as tokenizer.json, so that the ids stay the same whatever becomes of the data.
+        build: make one from the training text if there is none yet.
+
+    Raises:
+        InputError: it cannot be read or built, or a decoder has fewer tokens.
+    """
+    path = folder / "tokenizer.json"
+    if recipe.tokenizer.kind != "words":
+        tokenizer = vocabulary.make_tokenizer(recipe)
+    elif path.exists() or not build:
+        tokenizer = WordTokenizer.load(path)
+    else:
+        made = vocabulary.make_tokenizer(recipe)
+        assert isinstance(made, WordTokenizer)
+        made.save(path)
+        tokenizer = made
+    return tokenizer, vocabulary.fit(recipe, tokenizer)
+
+
+def find_checkpoint(recipe: Recipe, workdir: Workdir, checkpoint: str | None) -> tuple[Stage, pathlib.Path]:
+    """The stage and folder of a checkpoint: the given one, or the newest of the last stage that has any. Raises InputError if there is none."""
+    if checkpoint is not None:
+        folder = pathlib.Path(checkpoint).absolute()
+        if not folder.is_dir() or not folder.name.isdecimal():
+            raise InputError(f"There is no checkpoint {checkpoint}: a folder checkpoints/<stage>/<step> is expected.")
+        if folder.parent.name not in recipe.stages:
+            raise InputError(f"{checkpoint} is a checkpoint of stage {folder.parent.name!r}; the recipe has {', '.join(recipe.stages)}.")
+        return recipe.stages[folder.parent.name], folder
+    for stage in reversed(recipe.stages.values()):
+        if (newest := newest_step(workdir.checkpoints / stage.name)) is not None:
+            return stage, workdir.checkpoints / stage.name / str(newest)
+    raise InputError(f"There is no checkpoint in {workdir.path}: train first, or name one with --checkpoint.")
+
+
+def newest_step(folder: pathlib.Path) -> int | None:
+    """The step of the newest checkpoint of a stage, or None."""
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()] if folder.is_dir() else []
+    return max(steps, default=None)
+
+
+class _Run:
+    """A run in its workdir.
+
+    Attributes:
+        fitted: the recipe with a vocabulary for the run's tokenizer.
+        params: of the newest stage that is finished; None until they are needed.
+    """
+
+    def __init__(self, recipe: Recipe, workdir: Workdir, stop: StopSignal, console: Console):
+        self.recipe, self.workdir, self.stop, self.console = recipe, workdir, stop, console
+        self.summary = Summary.open(workdir.summary, recipe)
+        self.tokenizer, self.fitted = prepare_tokenizer(recipe, workdir.path)
+        self.params: Params | None = None
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def train_stages(self, tracker: Tracker, budget: int | None) -> bool:
+        """Trains what is not finished, at most `budget` steps of it. Returns whether everything is."""
+        before: Stage | None = None
+        for index, stage in enumerate(self.fitted.stages.values()):
+            if self.summary.has(stage) and finished_params(self.workdir.checkpoints / stage.name, stage):
+                before, self.params = stage, None
+                continue
+            if budget == 0:
+                self.say(f"Stopped before stage {stage.name}, as asked; the same command goes on from here.")
+                return False
+            done = newest_step(self.workdir.checkpoints / stage.name) or 0
+            key = jax.random.fold_in(jax.random.key(self.recipe.seed), index)
+            result = self._train_stage(stage, before, key, tracker, budget)
+            if not result.finished:
+                self.say(f"Stopped at step {result.steps} of stage {stage.name}, as asked; the same command goes on from here.")
+                return False
+            self.summary.add_stage(stage, result)
+            budget = None if budget is None else max(0, budget - (result.steps - done))
+            before, self.params = stage, result.params
+        return True
+
+    def _train_stage(self, stage: Stage, before: Stage | None, key: Array, tracker: Tracker, budget: int | None) -> StageResult:
+        self._answer_stop(stage)
+        rows = make_rows(stage.data, stage.model, self.tokenizer, self.recipe.seed)
+        held_out = make_rows(stage.data, stage.model, self.tokenizer, self.recipe.seed, "holdout") if stage.data.holdout else None
+        self._show(stage, rows)
+        self._answer_stop(stage)
+        return train_stage(
+            stage,
+            self.fitted,
+            StageFiles(self.workdir.checkpoints / stage.name, self.workdir.path / "nonfinite.json"),
+            start=self._start(stage, before, key),
+            key=key,
+            rows=rows,
+            held_out=held_out,
+            tracker=tracker,
+            stop=self.stop,
+            console=self.console,
+            stop_after=budget,
+        )
+
+    def _start(self, stage: Stage, before: Stage | None, key: Array) -> Callable[[], Params]:
+        """What gives the parameters that a stage begins with; where each came from is written down and shown."""
+
+        def start() -> Params:
+            if before is None:
+                params = parameters.initialize(stage.model, key)
+                entries = tuple(transitions.Entry.of(value, path, None, "fresh") for path, value in sorted(params.items()))
+                manifest = transitions.Manifest(entries, stage.name)
+            else:
+                old, self.params = self._finished_params(before), None  # the stage will consume these arrays
+                params, manifest = transitions.apply(stage.transitions, old, before.model, stage.model, key, stage=stage.name)
+            write_json(self.workdir.manifest(stage.name), manifest.to_json())
+            self.say(f"{stage.name}: where its parameters come from\n{manifest.summary()}")
+            return params
+
+        return start
+
+    def _finished_params(self, stage: Stage) -> Params:
+        if self.params is None:
+            self.params, _ = load_params(self.workdir.checkpoints / stage.name / str(stage.steps))
+        return self.params
+
+    def _show(self, stage: Stage, rows: Rows) -> None:
+        """The first row as the model will read it: on paper, and on the screen the first time."""
+        row, _ = rows.load(0)
+        path = self.workdir.preview(stage.name, ".txt")
+        text = preview(row, self.tokenizer)
+        self.say(f"{stage.name}: {rows.statistics()}")
+        if not path.exists():
+            self.say(f"{stage.name}: its first row (tokens with loss in brackets)\n{text}")
+        path.write_text(text + "\n", encoding="utf-8")
+        save_preview(row, self.tokenizer, self.workdir.preview(stage.name, ".png"))
+
+    def score(self, *, again: bool = False) -> None:
+        """Scores the last stage, unless that was done with the same settings."""
+        if self.summary.is_scored and not again:
+            return
+        stage = list(self.fitted.stages.values())[-1]
+        scores = _scores(self.fitted, self._finished_params(stage), self.tokenizer, self.stop, self.workdir.path)
+        self.summary.add_scores(scores)
+
+    def finish(self) -> None:
+        """The report, and the scores for the user."""
+        path = report.write(self.workdir.path)
+        for line in describe(self.summary.eval):
+            self.say(line)
+        self.say(f"report: {path}")
+
+    def _answer_stop(self, stage: Stage) -> None:
+        if self.stop.requested:
+            raise Preempted(f"Stopped before stage {stage.name!r}; what was done is saved. The same command goes on from here.")
+
+
+def _scores(recipe: Recipe, params: Params, tokenizer: Tokenizer, stop: StopSignal, folder: pathlib.Path | None) -> dict[str, dict]:
+    stage = list(recipe.stages.values())[-1]
+    structure, _ = parameters.abstract(stage.model)
+    return evaluation.run(recipe, structure, params, tokenizer, workdir=folder, should_stop=lambda: stop.requested)

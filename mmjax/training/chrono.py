@@ -1,0 +1,43 @@
+"""Wall time by cause: where the seconds of a stage went. Survives a restart: the totals are saved with the state."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+CAUSES = ("compile", "input", "step", "evaluation", "save", "other")
+
+
+class Chrono:
+    """Charges every moment to exactly one cause; what nothing else claims is "other"."""
+
+    def __init__(self, seconds: Mapping[str, float] | None = None):
+        """seconds: totals of earlier processes of the same stage."""
+        self._seconds = dict.fromkeys(CAUSES, 0.0) | dict(seconds or {})
+        self._cause = "other"
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def charge(self, cause: str) -> Iterator[None]:
+        """Charges the time inside the context to `cause`; an enclosing cause is paused meanwhile."""
+        assert cause in CAUSES, cause
+        outer = self._switch(cause)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by cause, up to now."""
+        self._switch(self._cause)
+        return dict(self._seconds)
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def _switch(self, cause: str) -> str:
+        now = time.perf_counter()
+        self._seconds[self._cause] += now - self._since
+        self._since, outer, self._cause = now, self._cause, cause
+        return outer

@@ -1,0 +1,138 @@
+"""Where metrics go: a small interface, and the trackers that have a name in the config."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from mmjax.errors import InputError
+from mmjax.recipe import Recipe
+
+
+class Tracker(Protocol):
+    """Receives numbers by name at a step of a stage."""
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forgets what was logged of `stage` after `step`: the run goes on from there."""
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """metrics.jsonl: one object a line, {"stage", "step", "time", ...}. An interrupted run leaves the same lines as one that was not."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def rewind(self, stage: str, step: int) -> None:
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if not _is_after(line, stage, step)]
+        if kept != lines:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.replace(self._path)
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **metrics}) + "\n")
+
+    def close(self) -> None:
+        pass  # every line is written and closed at once
+
+
+def _is_after(line: str, stage: str, step: int) -> bool:
+    """Also true of a line that a killed process did not finish."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return True
+    return entry["stage"] == stage and entry["step"] > step
+
+
+class TensorBoard:
+    """Event files that TensorBoard reads, written without TensorFlow; one run per stage."""
+
+    def __init__(self, folder: pathlib.Path):
+        from tensorboardX import SummaryWriter
+
+        self._make = lambda stage, purge: SummaryWriter(str(folder / stage), purge_step=purge, flush_secs=10)
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def rewind(self, stage: str, step: int) -> None:
+        self._writers[stage] = self._make(stage, step + 1)
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        if stage not in self._writers:
+            self._writers[stage] = self._make(stage, None)
+        for name, value in metrics.items():
+            self._writers[stage].add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+class WeightsAndBiases:
+    """A run at wandb.ai, or offline as the `wandb` package is set up. Steps of the stages follow one another."""
+
+    def __init__(self, recipe: Recipe, folder: pathlib.Path):
+        try:
+            import wandb
+        except ImportError:
+            raise InputError("logging.trackers has 'wandb', which is not installed: pip install 'mmjax[wandb]'.") from None
+        name = f"{recipe.name}-{recipe.variant}" if recipe.variant else recipe.name
+        self._run = wandb.init(project="mmjax", name=name, dir=str(folder), id=folder.name, resume="allow")
+
+    def rewind(self, stage: str, step: int) -> None:
+        pass  # the service keeps what it was sent; a resumed run logs the same numbers again
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log({f"{stage}/{name}": value for name, value in metrics.items()} | {f"{stage}/step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self._trackers = list(trackers)
+
+    def rewind(self, stage: str, step: int) -> None:
+        for tracker in self._trackers:
+            tracker.rewind(stage, step)
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(stage, step, metrics)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+TRACKERS: dict[str, Callable[[Recipe, pathlib.Path], Tracker]] = {
+    "jsonl": lambda recipe, folder: JsonLines(folder / "metrics.jsonl"),
+    "tensorboard": lambda recipe, folder: TensorBoard(folder / "tensorboard"),
+    "wandb": WeightsAndBiases,
+}
+
+NAMES = tuple(TRACKERS)
+
+
+def make_trackers(recipe: Recipe, folder: pathlib.Path) -> Trackers:
+    """The trackers that `recipe.logging.trackers` names, writing into the run's folder.
+
+    Raises:
+        InputError: a name is unknown, or its package is not installed.
+    """
+    for name in recipe.logging.trackers:
+        if name not in TRACKERS:
+            raise InputError(f"logging.trackers has {name!r}; there are {', '.join(TRACKERS)}.")
+    return Trackers([TRACKERS[name](recipe, folder) for name in recipe.logging.trackers])

@@ -1,0 +1,69 @@
+"""Writes the golden files anew: `python tests/golden/update.py`. Read the difference before you keep it.
+
+recipes/VARIANT.json holds a resolved recipe of configs/cos.py, every default written out; variants.json what tells the variants apart.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from mmjax import config, plan, vocabulary  # noqa: E402
+from mmjax.config import load, read_config  # noqa: E402
+from mmjax.recipe import Recipe  # noqa: E402
+
+CONFIG = str(ROOT / "configs" / "cos.py")
+WHOLE = ("", "7b", "8b", "resampler336", "linear256")
+VARIANTS = (
+    *("", "few", "many", "single", "single-few", "scratch", "7b", "8b", "resampler336", "resampler80", "linear256"),
+    *("cos80-1296", "cos80-1104", "cos80-528", "cos48-784", "cos32-528", "cos80-336", "cos32-336", "cos80-336-224px"),
+    *("cos80-80", "cos80-80-224px", "cos336-336"),
+)
+VOCABULARY = 296  # of small decoders, so that a plan needs no data
+
+
+def recipe(variant: str) -> Recipe:
+    """The recipe of a variant; paths of data stay empty."""
+    return load(f"{CONFIG}:{variant}" if variant else CONFIG, partial=True)
+
+
+def summary(variant: str) -> dict[str, Any]:
+    """Tokens, scales and counts of a variant, by stage."""
+    stages = {}
+    for entry in plan.make_plan(vocabulary.filled(recipe(variant), VOCABULARY)):
+        connector = entry.stage.model.connector
+        stages[entry.stage.name] = {
+            "image_size": entry.stage.model.vision.image_size,
+            "visual_tokens": entry.stage.model.visual_tokens,
+            "row_length": entry.row_length,
+            **{name: _listed(getattr(connector, name, ())) for name in ("windows", "queries", "parents", "feature_layers")},
+            "transitions": _listed(entry.stage.transitions),
+            "parameters": dict(entry.parameters),
+            "trained": sum(entry.trained.values()),
+            "flops_per_row": entry.flops.row.total,
+        }
+    return {"stages": stages, "notes": dict(read_config(CONFIG, variant).notes)}
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def golden_file(variant: str) -> pathlib.Path:
+    return GOLDEN / "recipes" / f"{variant or 'default'}.json"
+
+
+def main() -> None:
+    (GOLDEN / "recipes").mkdir(exist_ok=True)
+    for variant in WHOLE:
+        golden_file(variant).write_text(json.dumps(config.to_json(recipe(variant)), indent=1) + "\n")
+    (GOLDEN / "variants.json").write_text(json.dumps({variant: summary(variant) for variant in VARIANTS}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The command line: every wrong input ends with one clear message and exit code 2, without a traceback and with nothing written."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mmjax import host, main
+from mmjax.errors import InputError, NonFiniteError, Preempted
+from tests.golden import update as golden
+
+CONFIG = f"--config={golden.CONFIG}"
+
+
+def run(*arguments: str) -> int:
+    return main.main(["mmjax", *arguments])
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> pathlib.Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--confg=x"], "There is no flag --confg. Did you mean config?"),
+        ([CONFIG, "--workdr=x"], "Did you mean workdir?"),
+        ([CONFIG, "--mode=trian"], "Did you mean train?"),
+        ([CONFIG, "--mode=export"], "There is no mode 'export'. There are: train, evaluate, generate, plan."),
+        ([CONFIG, "train"], "Unexpected argument 'train'"),
+        ([CONFIG, "--workdir="], "--workdir is empty"),
+        ([CONFIG, "--image=x.png"], "it belongs to --mode=generate"),
+        ([CONFIG, "--mode=plan", "--checkpoint=x"], "--checkpoint has no effect with --mode=plan"),
+        ([CONFIG, "--stop_after_steps=soon"], "--stop_after_steps=soon"),
+        ([CONFIG, "--stop_after_steps=0"], "it must be positive"),
+        (["--config=configs/none.py"], "There is no config file 'configs/none.py'"),
+        ([f"{CONFIG}:7bb"], "Did you mean 7b?"),
+        ([CONFIG, "--config.stages.pretrain.stepz=3"], "Did you mean steps?"),
+        ([CONFIG, "--config.stages.pretrain.steps=three"], "a whole number is expected"),
+        ([CONFIG, "--config.stages.pretrain.steps", "three"], "a whole number is expected"),
+        ([CONFIG, "--config.stages.pretrain.steps"], "has no value"),
+        ([CONFIG, "--config.stages.pretrain.steps", "--mode=train"], "has no value"),
+        ([CONFIG, "--noconfig.stages.pretrain.data.flip"], "write --config.stages.pretrain.data.flip=false"),
+        ([CONFIG, "--config.stages.pretrain.model.connector.windows=7,2"], "do not tile the grid"),
+        (["--config.seed=3", "--workdir=x"], "but there is no --config"),
+        (["--workdir=none"], "There is no run in none"),
+        ([f"{CONFIG}:7b"], "--config.tokenizer.path=..."),
+        ([CONFIG, "--mode=plan", "--topology=h100"], "a number of devices is expected"),
+    ],
+)
+def test_wrong_input_ends_with_one_message_and_code_2(elsewhere, capsys, arguments, message):
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("mmjax: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_plan_needs_no_data_and_writes_nothing(elsewhere, capsys):
+    assert run(f"{CONFIG}:7b", "--mode=plan") == 0
+    assert "532.37 M" in capsys.readouterr().out
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_help(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for word in ("--config", "--topology", "plan", "75"):
+        assert word in text
+
+
+def test_the_last_of_equal_settings_wins():
+    options = main.parse(["mmjax", "--config=a.py", "--config.seed=1", "--config.seed", "2", "--config.stages.a.trainable=x=y"])
+    assert options.overrides == {"seed": "2", "stages.a.trainable": "x=y"}
+    assert options.config == "a.py"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("the data are wrong"), 2, "the data are wrong"),
+        (NonFiniteError("step 7"), 3, "step 7"),
+        (Preempted(), 75, "saved"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+    ],
+)
+def test_how_a_run_ends_becomes_the_exit_code(monkeypatch, capsys, error, code, message):
+    def fail(options):
+        raise error
+
+    monkeypatch.setattr(main, "_dispatch", fail)
+    assert run(CONFIG) == code
+    assert message in capsys.readouterr().err
+
+
+def test_an_unexpected_exception_keeps_its_traceback(monkeypatch):
+    def fail(options):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(main, "_dispatch", fail)
+    with pytest.raises(ZeroDivisionError):
+        run(CONFIG)
+
+
+def test_a_wrong_flag_in_a_real_process_starts_no_jax(tmp_path):
+    script = (
+        "import sys; sys.argv = ['mmjax', '--confg=x']\nfrom mmjax.main import main\ncode = main()\n"
+        "print('jax' in sys.modules)\nsys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "False\n")
+    assert result.stderr.splitlines() == [result.stderr.strip()]
+
+
+def test_a_wrong_setting_in_a_real_process(tmp_path):
+    command = [sys.executable, "-m", "mmjax.main", CONFIG, "--config.model.vision.heads=3"]
+    result = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        "mmjax: config.stages.pretrain.model.vision.width is 128, which heads = 3 does not divide.\n"
+        "config.stages.finetune.model.vision.width is 128, which heads = 3 does not divide.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(golden.ROOT), os.environ.get("PYTHONPATH"))))}
+
+
+def test_the_host_is_prepared_without_overruling_the_user(monkeypatch, tmp_path):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "JAX_PLATFORMS", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MMJAX_CACHE_DIR", str(tmp_path))
+    host.prepare()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "jax")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    host.prepare()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("MMJAX_CACHE_DIR")
+    assert host.cache_dir() == pathlib.Path("~/.cache/mmjax").expanduser()
+
+
+@pytest.mark.parametrize(("platforms", "cpu"), [("cpu", True), ("cuda,cpu", False), ("tpu", False)])
+def test_the_platform_asked_for_decides_about_the_allocator(monkeypatch, platforms, cpu):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert host.computes_on_cpu() is cpu
+
+
+def test_the_allocator_keeps_memory_on_linux():
+    assert host.keep_freed_memory() is sys.platform.startswith("linux")

@@ -1,0 +1,135 @@
+"""Numbers of a plan: those that the paper prints, those on file, and what a topology changes."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from mmjax import plan, plan_table, vocabulary
+from mmjax.errors import InputError
+from mmjax.recipe import MeshConfig
+from tests.golden import update as golden
+
+
+@pytest.fixture(scope="module")
+def cos_7b():
+    return golden.recipe("7b")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return vocabulary.filled(golden.recipe(""), golden.VOCABULARY)
+
+
+def test_the_published_numbers_of_cos_7b(cos_7b):
+    """532 M trained parameters (paper, table of final models), and its parts."""
+    pretrain, finetune = plan.make_plan(cos_7b)
+    assert round(sum(finetune.trained.values()) / 1e6, 2) == 532.37
+    assert {part: round(count / 1e6, 2) for part, count in finetune.trained.items()} == {
+        "vision": 291.37,
+        "connector": 81.10,
+        "decoder": 0,
+        "lora": 159.91,
+    }
+    assert round(pretrain.trained["connector"] / 1e6, 2) == 54.66
+    assert (pretrain.stage.model.visual_tokens, finetune.stage.model.visual_tokens) == (80, 1296)
+
+
+@pytest.mark.parametrize("variant", golden.VARIANTS)
+def test_variants_are_the_golden_ones(variant):
+    expected = json.loads((golden.GOLDEN / "variants.json").read_text())
+    assert golden.summary(variant) == expected[variant], "python tests/golden/update.py writes it anew"
+
+
+@pytest.mark.parametrize("variant", [variant for variant in golden.VARIANTS if variant.startswith("cos")])
+def test_a_token_setting_has_the_tokens_of_its_name(variant):
+    few, many = variant.removeprefix("cos").removesuffix("-224px").split("-")
+    stages = golden.recipe(variant).stages
+    assert (stages["pretrain"].model.visual_tokens, stages["finetune"].model.visual_tokens) == (int(few), int(many))
+    assert stages["finetune"].model.vision.image_size == (224 if variant.endswith("224px") else 448)
+
+
+def test_memory_is_counted_in_the_dtypes_of_the_state(cos_7b):
+    _, finetune = plan.make_plan(cos_7b)
+    trained, everything = sum(finetune.trained.values()), sum(finetune.parameters.values())
+    assert finetune.memory.gradients == 4 * trained
+    assert finetune.memory.optimizer == 8 * trained
+    frozen = finetune.memory.parameters - 4 * trained
+    assert frozen == pytest.approx(2 * (everything - trained), rel=1e-3)  # bfloat16, norms aside
+
+
+def test_sharding_divides_the_state_and_the_rows(cos_7b):
+    alone = plan.make_plan(cos_7b)[1].memory
+    eight = plan.make_plan(cos_7b, plan.Topology.parse("h100:8"))[1].memory
+    assert alone.optimizer / 8 < eight.optimizer < alone.optimizer / 3  # half of LoRA's small matrices have no axis to split
+    assert eight.activations == pytest.approx(alone.activations / 8)
+    replicated = dataclasses.replace(cos_7b, mesh=MeshConfig())
+    assert plan.make_plan(replicated, plan.Topology.parse("h100:8"))[1].memory.optimizer == alone.optimizer
+
+
+def test_the_share_compares_with_the_model_of_the_last_stage(small):
+    pretrain, finetune = plan.make_plan(small)
+    assert finetune.share == 1.0
+    full = dataclasses.replace(pretrain.stage, model=finetune.stage.model)
+    alone = plan.make_plan(dataclasses.replace(small, stages={"pretrain": full}))[0]
+    assert pretrain.share == pytest.approx(pretrain.flops.row.total / alone.flops.row.total)
+    assert 0.1 < pretrain.share < 0.5
+
+
+def test_remat_and_micro_batches_shrink_activations(small):
+    stage = small.stages["finetune"]
+
+    def activations(**model) -> float:
+        return plan.activation_bytes(dataclasses.replace(stage, model=dataclasses.replace(stage.model, **model)))
+
+    assert activations(remat="none") > activations(remat="dots") > activations(remat="full")
+    assert activations(compute_dtype="bfloat16") < activations(compute_dtype="float32")
+    halved = dataclasses.replace(stage, micro_batches=2)
+    one, two = (plan.make_plan(dataclasses.replace(small, stages={"finetune": s}))[0].memory.activations for s in (stage, halved))
+    assert two == one / 2
+
+
+def test_a_frozen_encoder_keeps_nothing_for_the_backward_pass(small):
+    stage = small.stages["finetune"]
+    frozen = dataclasses.replace(stage, trainable=("connector/*", "decoder/*"))
+    assert plan.activation_bytes(frozen) < plan.activation_bytes(stage)
+
+
+def test_the_table_shows_every_stage(cos_7b):
+    text = _shown(cos_7b, "h200:8")
+    for word in ("pretrain", "finetune", "1,296", "532.37 M", "full-token cost", "seconds per step"):
+        assert word in text
+
+
+def test_what_cannot_fit_is_refused_after_the_table(cos_7b):
+    replicated = dataclasses.replace(cos_7b, mesh=MeshConfig(data=-1, fsdp=1))
+    with pytest.raises(InputError, match=r"Stage 'pretrain' needs about .*micro_batches"):
+        _shown(replicated, "v5e:4x4")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("h10:8", "Did you mean h100"), ("h100", "number of devices"), ("h100:0", "number of devices"), ("v5p:4x4xz", "number of devices")],
+)
+def test_a_wrong_topology_is_named(text, message):
+    with pytest.raises(InputError, match=message):
+        plan.Topology.parse(text)
+
+
+def test_topologies():
+    assert plan.Topology.parse("v5p:4x4x4").count == 64
+    assert plan.Topology.parse("H100:8").device.memory == 80e9
+
+
+def test_a_mesh_that_does_not_fit_the_topology_is_refused(cos_7b):
+    with pytest.raises(InputError, match="batch_size 256 does not split"):
+        plan.make_plan(cos_7b, plan.Topology.parse("h100:7"))
+
+
+def _shown(recipe, topology: str) -> str:
+    out = io.StringIO()
+    parsed = plan.Topology.parse(topology)
+    plan_table.show(recipe, plan.make_plan(recipe, parsed), parsed, Console(file=out, width=120))
+    return out.getvalue()
