@@ -211,6 +211,7 @@ def llava_source() -> dict:
 
 
 LARGE_NOTES = dict(
+    weights="paper: the weights of CLIP and of the language model; here everything begins from random numbers",
     trained="paper: 532 M trainable parameters, which are the encoder (23 blocks), the connector and LoRA of rank 64 on all linear maps; "
     "inferred: LoRA is added for fine-tuning, and the encoder is trained in both stages",
     lora="inferred: rank 64 from the 532 M; substituted: alpha 64, not published",

@@ -1,4 +1,4 @@
-"""From a config file and the command line to a Recipe; and recipes as JSON.
+"""From a config file and the command line to a Recipe.
 
 A config file has `get_config(variant)`, which returns an ml_collections ConfigDict shaped like a Recipe. `model` holds what all stages
 share, and a stage's own `model` is merged over it. `stages` is keyed by name, so every setting has one flag:
@@ -7,12 +7,10 @@ share, and a stage's own `model` is merged over it. `stages` is keyed by name, s
 
 import ast
 import copy
-import hashlib
-import importlib.util
-import json
 import pathlib
 import sys
 import traceback
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,15 +18,14 @@ from ml_collections import ConfigDict
 
 from mmjax.errors import InputError
 from mmjax.recipe import Recipe, Stage
-from mmjax.schema import KeyPath, choose, convert, field_hints, suggestion, to_plain
+from mmjax.recipe_json import digest, digested, from_json, to_json
+from mmjax.schema import KeyPath, choose, convert, field_hints, suggestion
 
-__all__ = ["Recipe", "choose", "digest", "digested", "from_json", "load", "recipe_from", "to_json"]
+__all__ = ["choose", "digest", "digested", "from_json", "load", "read_config", "recipe_from", "to_json"]
 
 Overrides = Iterable[tuple[str, str]]
 """("stages.pretrain.steps", "100") and so on, in the order in which they are applied."""
 
-# Settings that say how a run is watched, kept or laid out, not what it computes: a run may be resumed with others.
-_NOT_DIGESTED = ("name", "variant", "checkpoint", "logging", "evaluation", "mesh", "notes")
 _KEYED_BY_NAME = ("stages", "sources", "notes")
 
 
@@ -74,29 +71,6 @@ def recipe_from(config: ConfigDict | Mapping[str, Any], *, name: str, variant: s
     return Recipe(name=name, variant=variant, stages=built, **rest)
 
 
-def to_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON data, every default written out."""
-    return to_plain(recipe)
-
-
-def from_json(data: Mapping[str, Any]) -> Recipe:
-    """The recipe that `to_json` wrote. Raises InputError for anything else."""
-    return convert(data, Recipe, KeyPath())
-
-
-def digest(recipe: Recipe) -> str:
-    """SHA-256 (hex) of everything that decides what the run trains; how it is watched, kept, scored and laid out is left out."""
-    return hashlib.sha256(json.dumps(digested(recipe), sort_keys=True).encode()).hexdigest()
-
-
-def digested(recipe: Recipe) -> dict[str, Any]:
-    """What `digest` reads."""
-    tree: dict[str, Any] = {key: value for key, value in to_json(recipe).items() if key not in _NOT_DIGESTED}
-    for stage in tree["stages"].values():
-        del stage["data"]["workers"]
-    return tree | {"order": list(recipe.stages)}
-
-
 def read_config(file: str, variant: str = "") -> ConfigDict:
     """What get_config of a config file returns. Raises InputError if there is no such file, or it fails."""
     path = pathlib.Path(file)
@@ -118,12 +92,11 @@ def read_config(file: str, variant: str = "") -> ConfigDict:
 
 
 def _load_module(path: pathlib.Path) -> Callable[..., Any]:
-    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses of the file look themselves up there
-    spec.loader.exec_module(module)
+    """Runs the file as it stands now: no bytecode is kept of it, which would also be written beside the user's file."""
+    module = types.ModuleType(f"mmjax_config_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses of the file look themselves up there
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     if not callable(getattr(module, "get_config", None)):
         raise InputError(f"{path} has no function get_config(variant).")
     return module.get_config

@@ -45,7 +45,7 @@ def _recipe(recipe: Recipe, partial: bool) -> Problems:
     if recipe.tokenizer.kind == "words" and recipe.tokenizer.path:
         yield "config.tokenizer.path: a tokenizer of words is built from the training text; --config.tokenizer.kind=huggingface reads one."
     yield from _names("config.evaluation.tasks", recipe.evaluation.tasks, tasks.TASKS)
-    yield from _names("config.logging.trackers", recipe.logging.trackers, trackers.NAMES)
+    yield from _names("config.logging.trackers", recipe.logging.trackers, trackers.TRACKERS)
     yield from _positive("config.evaluation", recipe.evaluation, "batch_size", "max_new_tokens")
     yield from _positive("config.checkpoint", recipe.checkpoint, "every", "keep_last")
     yield from _positive("config.logging", recipe.logging, "every", "hang_timeout")

@@ -1,17 +1,16 @@
 """Greedy answers to prompts about pictures: each picture is encoded and read once, and all of its questions go on from there.
 
-An `Example` without answers is the request: what its branches share (its prefix) is read once into a KV cache, every branch continues a copy of
-it. The rows are built by the code that builds training rows, and a branch continues the positions of its prefix, so a model meets exactly the
-arrays that it was trained on.
+An `Example` without answers is the request: what its branches share (its prefix) is read once into a KV cache, and every branch continues a
+copy of it. The rows are built by the code that builds training rows, and a branch continues the positions of its prefix, so a model meets
+exactly the arrays that it was trained on.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmjax.data.encoding import Encoded, Encoder
@@ -21,19 +20,11 @@ from mmjax.data.layout import Row, RowShape, RowWriter, stack
 from mmjax.data.templates import find_template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import InputError, Preempted
-from mmjax.kernels.attention import IntervalMask
+from mmjax.greedy import Structure, answer_questions, read_prefixes
 from mmjax.models.config import VLMConfig
-from mmjax.models.decoder import KVCache
-from mmjax.models.vlm import VLM
-from mmjax.typing import Array, Batch, Int, Params
+from mmjax.typing import Params
 
 BUCKET = 8  # lengths are rounded up to a multiple of it, so that sets of slightly different lengths share one compiled program
-
-
-class Structure(Protocol):
-    """Rebuilds the model from its parameters, at trace time."""
-
-    def merge(self, params: Params) -> VLM: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +46,7 @@ class _Sizes:
 
 
 class Generator:
-    """Answers prompts with one model. Compiled programs are kept: use one for all parameters of a shape, such as trained and untrained ones."""
+    """Answers prompts with models of one structure. Its compiled programs serve trained and untrained parameters alike."""
 
     def __init__(
         self,
@@ -86,12 +77,10 @@ class Generator:
         self._pictures = ImageCache()
         stop = find_template(template).stop
         self._ends = frozenset({tokenizer.eos, tokenizer.eos if stop == "eos" else tokenizer.special(stop)})
-        self._read = jax.jit(functools.partial(_read_prefixes, structure))
-        self._decode = jax.jit(
-            functools.partial(
-                _answer_questions, structure, steps=max_new_tokens, ends=tuple(sorted(self._ends)), vocabulary=tokenizer.vocabulary
-            )
-        )
+        self._read = jax.jit(functools.partial(read_prefixes, structure))
+        ends = tuple(sorted(self._ends))
+        decode = functools.partial(answer_questions, structure, steps=max_new_tokens, ends=ends, vocabulary=tokenizer.vocabulary)
+        self._decode = jax.jit(decode)
 
     def answer(self, params: Params, prefix: Sequence[Segment], prompt: Sequence[Segment]) -> str:
         """The answer to one prompt, such as prefix=(Image(path),) and prompt=template.prompt("what is this?"). Raises as `answer_all`."""
@@ -192,94 +181,26 @@ class Generator:
         return ids[:end]
 
 
-def _split(requests: Sequence[_Request], size: int) -> Iterator[Sequence[_Request]]:
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
+def _split(requests: Sequence[_Request], size: int) -> Iterator[list[_Request]]:
+    """Batches of up to `size` questions and not many more prefixes than usual, for every batch has room for as many.
+
+    The questions of a prefix stay together where they fit: reading a picture twice costs more than some rows of padding.
+    """
+    groups = [list(group) for _, group in itertools.groupby(requests, key=lambda request: request.prefix)]
+    most = 1 + size * len(groups) // len(requests)
+    batch: list[_Request] = []
+    prefixes = 0
+    for group in groups:
+        if batch and (len(batch) + len(group) > size or prefixes == most):
+            yield batch
+            batch, prefixes = [], 0
+        batch, prefixes = batch + group, prefixes + 1
+        while len(batch) > size:
+            yield batch[:size]
+            batch, prefixes = batch[size:], 1
+    if batch:
+        yield batch
 
 
 def _rounded(length: int) -> int:
     return -(-length // BUCKET) * BUCKET
-
-
-def _read_prefixes(structure: Structure, params: Params, batch: Batch, lengths: Int[Array, "B"]) -> KVCache:
-    """Reads the prefixes [B, P] into a cache of P slots; `lengths` of them are real."""
-    model = structure.merge(params)
-    rows, slots = batch.tokens.shape
-    cache = KVCache.empty(model.decoder.config, rows, slots, model.decoder.dtype)
-    if slots:
-        embeddings = model.embed(batch) if batch.images.shape[1] else model.decoder.embed_tokens(batch.tokens)
-        _, written = model.decoder(embeddings, batch.positions, _causal(cache.length, slots), cache)
-        assert written is not None
-        cache = written
-    return dataclasses.replace(cache, length=lengths)
-
-
-def _answer_questions(
-    structure: Structure,
-    params: Params,
-    prefixes: KVCache,
-    owners: Int[Array, "B"],
-    tokens: Int[Array, "B T"],
-    counts: Int[Array, "B"],
-    *,
-    steps: int,
-    ends: tuple[int, ...],
-    vocabulary: int,
-) -> Int[Array, "B steps"]:
-    """Reads questions behind copies of their prefixes, then takes the likeliest token until every row has ended.
-
-    Args:
-        owners: of each question, the row of `prefixes` that it continues.
-        tokens: padded on the right; `counts` of them are real.
-        ends: tokens that end an answer.
-        vocabulary: ids from here on mean nothing to the tokenizer and are never taken.
-
-    Returns:
-        The ids; whatever follows an end means nothing.
-    """
-    decoder = structure.merge(params).decoder
-    rows, length = tokens.shape
-
-    def choose(hidden: Array, cache: KVCache, number: Array) -> tuple[KVCache, Array]:
-        """Advances each row by `number` tokens; the likeliest token after the last of them."""
-        last = jnp.take_along_axis(hidden, (number - 1)[:, None, None], axis=1)
-        logits = decoder.logits(last)[:, 0]
-        allowed = jnp.arange(logits.shape[-1]) < vocabulary
-        chosen = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
-        return dataclasses.replace(cache, length=cache.length + number), chosen
-
-    def read(cache: KVCache, tokens: Array, number: Array) -> tuple[KVCache, Array]:
-        width = tokens.shape[1]
-        positions = cache.length[:, None] + jnp.arange(width, dtype=jnp.int32)
-        hidden, written = decoder(decoder.embed_tokens(tokens), positions, _causal(cache.length, width), cache)
-        assert written is not None
-        return choose(hidden, written, number)
-
-    def step(state: tuple[Array, KVCache, Array, Array, Array]) -> tuple[Array, KVCache, Array, Array, Array]:
-        index, cache, chosen, done, answers = state
-        cache, chosen = read(cache, chosen[:, None], jnp.ones(rows, jnp.int32))
-        return index + 1, cache, chosen, done | _is_in(chosen, ends), answers.at[:, index].set(chosen)
-
-    cache, chosen = read(_copies(prefixes, owners, length + steps), tokens, counts)
-    answers = jnp.full((rows, steps), ends[0], jnp.int32).at[:, 0].set(chosen)
-    start = (jnp.int32(1), cache, chosen, _is_in(chosen, ends), answers)
-    return jax.lax.while_loop(lambda state: (state[0] < steps) & ~state[3].all(), step, start)[-1]
-
-
-def _causal(length: Int[Array, "B"], new: int) -> IntervalMask:
-    """`new` tokens behind those in the cache: each sees all slots up to its own."""
-    end = length[:, None] + jnp.arange(1, new + 1, dtype=jnp.int32)
-    return IntervalMask(jnp.zeros_like(end), end)
-
-
-def _copies(cache: KVCache, owners: Int[Array, "B"], more: int) -> KVCache:
-    """The cache rows of the owners, with room for `more` tokens."""
-
-    def copy(value: Array) -> Array:
-        return jnp.pad(value[:, owners], ((0, 0), (0, 0), (0, more), (0, 0), (0, 0)))
-
-    return KVCache(copy(cache.keys), copy(cache.values), cache.length[owners])
-
-
-def _is_in(tokens: Int[Array, "B"], ids: tuple[int, ...]) -> Array:
-    return (tokens[:, None] == jnp.array(ids)).any(axis=1)

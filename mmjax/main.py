@@ -1,4 +1,4 @@
-"""The entry point.
+"""mmjax: runs a recipe from the command line.
 
     python -m mmjax.main --config=configs/cos.py[:variant] [--config.<path>=<value> ...] [--workdir=DIR] [--mode=MODE]
 
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     host.prepare()
     try:
         if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
-            print(f"{__doc__}\n{_define_flags().main_module_help().strip() or _define_flags().get_help()}")
+            values = _define_flags()
+            print("\n".join([__doc__ or "", *(f"    --{name:<18}{values[name].help}" for name in _names())]))
             return DONE
         _dispatch(parse(argv))
         return DONE

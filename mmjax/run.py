@@ -20,8 +20,9 @@ from mmjax.models import parameters
 from mmjax.recipe import Recipe, Stage
 from mmjax.summary import Summary, describe
 from mmjax.training.checkpoint import load_params
-from mmjax.training.loop import StageFiles, StageResult, finished_params, train_stage
+from mmjax.training.loop import train_stage
 from mmjax.training.preemption import StopSignal
+from mmjax.training.result import StageFiles, StageResult
 from mmjax.training.trackers import Tracker, make_trackers
 from mmjax.typing import Array, Params
 from mmjax.workdir import Workdir, write_json
@@ -44,6 +45,8 @@ def train(recipe: Recipe, workdir: Workdir, *, stop_after_steps: int | None = No
         stop = stack.enter_context(StopSignal())
         run = _Run(recipe, workdir, stop, console)
         run.say(f"{recipe.name}{':' + recipe.variant if recipe.variant else ''}: {' -> '.join(recipe.stages)}, in {workdir.path}")
+        for name, note in recipe.notes.items():
+            run.say(f"  {name}: {note}")
         tracker = make_trackers(recipe, workdir.path)
         stack.callback(tracker.close)
         if run.train_stages(tracker, stop_after_steps):
@@ -102,7 +105,7 @@ def prepare_tokenizer(recipe: Recipe, folder: pathlib.Path, *, build: bool = Tru
     """The tokenizer of a run and the recipe with a vocabulary for it.
 
     Args:
-        folder: of the run. A tokenizer of words is kept there as tokenizer.json, so that the ids stay the same whatever becomes of the data.
+        folder: of the run. A tokenizer of words is kept there, so that the ids stay the same whatever becomes of the data.
         build: make one from the training text if there is none yet.
 
     Raises:
@@ -122,7 +125,11 @@ def prepare_tokenizer(recipe: Recipe, folder: pathlib.Path, *, build: bool = Tru
 
 
 def find_checkpoint(recipe: Recipe, workdir: Workdir, checkpoint: str | None) -> tuple[Stage, pathlib.Path]:
-    """The stage and folder of a checkpoint: the given one, or the newest of the last stage that has any. Raises InputError if there is none."""
+    """The stage and folder of a checkpoint: the given one, or the newest of the last stage that has any.
+
+    Raises:
+        InputError: there is none.
+    """
     if checkpoint is not None:
         folder = pathlib.Path(checkpoint).absolute()
         if not folder.is_dir() or not folder.name.isdecimal():
@@ -164,13 +171,13 @@ class _Run:
         """Trains what is not finished, at most `budget` steps of it. Returns whether everything is."""
         before: Stage | None = None
         for index, stage in enumerate(self.fitted.stages.values()):
-            if self.summary.has(stage) and finished_params(self.workdir.checkpoints / stage.name, stage):
+            done = newest_step(self.workdir.checkpoints / stage.name) or 0
+            if self.summary.has(stage) and done == stage.steps:
                 before, self.params = stage, None
                 continue
             if budget == 0:
                 self.say(f"Stopped before stage {stage.name}, as asked; the same command goes on from here.")
                 return False
-            done = newest_step(self.workdir.checkpoints / stage.name) or 0
             key = jax.random.fold_in(jax.random.key(self.recipe.seed), index)
             result = self._train_stage(stage, before, key, tracker, budget)
             if not result.finished:

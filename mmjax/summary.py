@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
-from mmjax import config
 from mmjax.errors import InputError
 from mmjax.recipe import Recipe, Stage
+from mmjax.recipe_json import digest
 from mmjax.schema import to_plain
-from mmjax.training.loop import StageResult
+from mmjax.training.result import StageResult
 from mmjax.workdir import write_json
 
 SCHEMA_VERSION = 1
@@ -45,7 +45,7 @@ class Summary:
             return cls(path, recipe)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["config_digest"] != config.digest(recipe):
+            if content["config_digest"] != digest(recipe):
                 raise ValueError("it belongs to another recipe")
             return cls(path, recipe, content["stages"], content["eval"], content["evaluation"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -86,7 +86,7 @@ class Summary:
         """Puts the file in place in one step."""
         content = {
             "schema_version": SCHEMA_VERSION,
-            "config_digest": config.digest(self.recipe),
+            "config_digest": digest(self.recipe),
             "seed": self.recipe.seed,
             "stages": self.stages,
             "eval": self.eval,

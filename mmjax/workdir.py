@@ -22,9 +22,9 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmjax import config
 from mmjax.errors import InputError
 from mmjax.recipe import Recipe
+from mmjax.recipe_json import digested, from_json, to_json
 
 _SHOWN = 12
 
@@ -74,7 +74,7 @@ class Workdir:
                     f"The workdir {self.path} is not empty and has no config.json: it is not the folder of a run. Choose another."
                 )
             return
-        changes = differences(config.digested(self.recipe()), config.digested(recipe))
+        changes = differences(digested(self.recipe()), digested(recipe))
         if changes:
             shown = "\n".join(f"  {change}" for change in changes[:_SHOWN])
             more = f"\n  and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
@@ -85,7 +85,7 @@ class Workdir:
     def recipe(self) -> Recipe:
         """The recipe in config.json. Raises InputError if it cannot be read."""
         try:
-            return config.from_json(json.loads(self.config.read_text(encoding="utf-8")))
+            return from_json(json.loads(self.config.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise InputError(f"There is no run in {self.path}: it has no config.json.") from None
         except (OSError, ValueError) as error:
@@ -107,10 +107,10 @@ class Workdir:
             except OSError as error:
                 raise InputError(f"The workdir {self.path} cannot be written: {error.strerror}.") from None
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) if False else (0)  # freed by the kernel, however the process ends
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel, however the process ends
             except BlockingIOError:
                 raise InputError(f"Another process is running in the workdir {self.path}.") from None
-            write_json(self.config, config.to_json(recipe))
+            write_json(self.config, to_json(recipe))
             yield
 
 

@@ -20,8 +20,16 @@ from mmjax.models.config import DecoderConfig, LoRAConfig, ResamplerConfig, ViTC
 from mmjax.typing import NO_TARGET, Batch
 
 WORDS = "is there a red blue circle square triangle ? yes no what shape color the in image of one two three"
-TOKENIZER = WordTokenizer.build([f" {word}" for word in WORDS.split()] + WORDS.split(), special_tokens=find_template("llama3").special_tokens)
-QUESTIONS = ("is there a red circle?", "what shape?", "what is the color of the shape in the image?", "is there a blue square?", "what color?")
+TOKENIZER = WordTokenizer.build(
+    [f" {word}" for word in WORDS.split()] + WORDS.split(), special_tokens=find_template("llama3").special_tokens
+)
+QUESTIONS = (
+    "is there a red circle?",
+    "what shape?",
+    "what is the color of the shape in the image?",
+    "is there a blue square?",
+    "what color?",
+)
 
 
 def make_config(**changes: object) -> VLMConfig:
@@ -66,7 +74,7 @@ def full_pass(config: VLMConfig) -> Callable[[dict, Batch], jax.Array]:
 
 
 def argmax_of_packed_row(params: dict, example: Example, answers: list[list[int]], config: VLMConfig = CONFIG) -> list[list[int]]:
-    """Where the tokens of the answers, and one more, were generated: what the full forward pass over one training row with all branches takes."""
+    """At the places of the answers' tokens, and of one more: what the full forward pass over one training row with all branches takes."""
     encoder = Encoder(TOKENIZER, config.visual_tokens)
     prefix = encoder.prefix(example.prefix)
     pieces = [encoder.prefix(branch) for branch in example.branches]
@@ -123,7 +131,11 @@ def test_text_alone_needs_no_picture(params: dict) -> None:
 
 def test_pictures_inside_a_conversation(params: dict) -> None:
     template = find_template("vicuna_v1")
-    turns = (Turn("user", (picture(4), Text("\nwhat shape?"))), Turn("assistant", (Text("a square"),)), Turn("user", (Text("what color?"),)))
+    turns = (
+        Turn("user", (picture(4), Text("\nwhat shape?"))),
+        Turn("assistant", (Text("a square"),)),
+        Turn("user", (Text("what color?"),)),
+    )
     example = Example((), (template.conversation(turns), template.prompt("what color?")), "talk")
     check(params, example, make_generator(template="vicuna_v1").answer_tokens(params, [example])[0])
 

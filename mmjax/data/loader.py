@@ -87,7 +87,7 @@ def _close(elements: list[grain.DatasetIterator]) -> None:
 
 
 def _owned(array: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy of one in shared memory: whoever kept such a batch would keep the segment, past the end of the program."""
+    """The array itself, or a copy of one in shared memory: whoever keeps a batch must not keep the segment to the end of the program."""
     return array if type(array) is np.ndarray else np.array(array)
 
 

@@ -1,19 +1,21 @@
 """Where each scale of the resampler looks in a picture: the softmax weights of its queries, put back onto the grid of patches.
 
 attention.npz holds `image` [h, w, 3] uint8, `name` (text), `windows` [scales] int (patches per side of a window), and for each scale i
-`scale_i` [levels, queries per window, P, P] float32, P being patches per side: map q shows query q of every window in that window's place, so the
-weights of each window sum to 1. A model without queries has no scale.
+`scale_i` [levels, queries per window, P, P] float32, P being patches per side: map q shows query q of every window in the place of the
+window, so the weights of each window sum to 1. A model without queries has no scale.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from mmjax.generate import Structure
+from mmjax.greedy import Structure
+from mmjax.models.config import ResamplerConfig
 from mmjax.models.resampler import Resampler, Scale, partition
 from mmjax.typing import Array, Float, Params, UInt8
 
@@ -42,7 +44,8 @@ def compute(structure: Structure, params: Params, pixels: UInt8[np.ndarray, "h w
         return [_scale_weights(scale, features) for scale in model.connector.scales]
 
     found = jax.jit(weights)(params, pixels[None])
-    windows = [scale.window for scale in structure.merge(params).connector.scales] if found else []
+    config = structure.merge(params).config.connector
+    windows = config.windows if isinstance(config, ResamplerConfig) else ()
     return tuple(ScaleMaps(window, np.asarray(maps, np.float32)) for window, maps in zip(windows, found, strict=True))
 
 
@@ -67,7 +70,7 @@ def on_grid(weights: Float[Array, "W Q S"], window: int) -> Float[Array, "Q P P"
 
 def write(path: Path, name: str, pixels: UInt8[np.ndarray, "h w 3"], maps: Sequence[ScaleMaps]) -> None:
     """Writes attention.npz in one step."""
-    arrays = {f"scale_{index}": scale.weights for index, scale in enumerate(maps)}
+    arrays: dict[str, Any] = {f"scale_{index}": scale.weights for index, scale in enumerate(maps)}
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    np.savez_compressed(temporary, image=pixels, name=name, windows=[scale.window for scale in maps], **arrays)
+    np.savez_compressed(temporary, image=pixels, name=np.array(name), windows=np.array([scale.window for scale in maps], int), **arrays)
     temporary.replace(path)

@@ -15,7 +15,8 @@ from mmjax.evaluation import attention_maps
 from mmjax.evaluation.scores import Scores, exact_match
 from mmjax.evaluation.task import Picture, Question, Split
 from mmjax.evaluation.tasks import find_task
-from mmjax.generate import Generator, Structure
+from mmjax.generate import Generator
+from mmjax.greedy import Structure
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
 from mmjax.recipe import Recipe

@@ -27,7 +27,7 @@ class Structure:
         names = [_name(path) for path in self.paths]
         assert set(names) == set(params), sorted(set(names) ^ set(params))
         flat = {path: nnx.Param(params[name]) for path, name in zip(self.paths, names, strict=True)}
-        return nnx.merge(self.graph, nnx.State.from_flat_path(flat))
+        return nnx.merge(self.graph, nnx.from_flat_state(flat))
 
 
 def split(model: nnx.Module) -> tuple[Structure, Params]:

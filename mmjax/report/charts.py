@@ -1,4 +1,4 @@
-"""Charts as inline SVG. A chart is drawn twice, for wide and for narrow windows, so that its text keeps its size; the style sheet shows one."""
+"""Charts as inline SVG, each drawn twice, for wide and for narrow windows, so that its text keeps its size; the style sheet shows one."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,13 @@ _MOST_POINTS = 600  # more would not be seen, only weigh
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its points in order of x, all finite, and the CSS class that colours it ("train", "heldout"). `marks` draws the points too."""
+    """One line.
+
+    Attributes:
+        style: the CSS class that colours it, "train" or "heldout".
+        points: in order of x, all finite.
+        marks: draw the points too.
+    """
 
     name: str
     style: str
@@ -79,7 +85,7 @@ def _draw(series: Sequence[Series], axes: Axes, width: int, height: int, kind: s
         "svg",
         [_span(span, index, frame) for index, span in enumerate(axes.spans)],
         [_y_tick(tick, frame) for tick in y_ticks],
-        [_x_tick(tick, frame) for tick in _x_ticks(frame, 8 if width > 500 else 4)],
+        [_x_tick(tick, frame) for tick in _x_ticks(frame, 8 if width == _WIDE[0] else 4)],
         tag("text", axes.x_label, x=frame.width - _RIGHT, y=height - 4, class_="axis", text_anchor="end"),
         tag("text", axes.y_label, x=2, y=height - 4, class_="axis"),
         [_line(line, frame) for line in series],
@@ -112,7 +118,9 @@ def _y_tick(value: float, frame: _Frame) -> Html:
 
 
 def _x_tick(value: float, frame: _Frame) -> Html:
-    return tag("text", count(value), x=frame.across(value), y=frame.bottom + 16, class_="tick", text_anchor="middle")
+    x = frame.across(value)
+    anchor = "end" if x > frame.width - _RIGHT - 20 else "middle"  # the last label stays inside
+    return tag("text", count(value), x=x, y=frame.bottom + 16, class_="tick", text_anchor=anchor)
 
 
 def _x_ticks(frame: _Frame, number: int) -> list[float]:

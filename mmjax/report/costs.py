@@ -2,9 +2,8 @@
 
 import math
 
-from mmjax import config, vocabulary
+from mmjax import recipe_json, vocabulary
 from mmjax.data.tokenizer import WordTokenizer
-from mmjax.errors import InputError
 from mmjax.recipe import Recipe
 from mmjax.report.reading import Run
 from mmjax.training.flops import step_flops
@@ -29,7 +28,7 @@ def last_model(run: Run) -> str:
 
 
 def _recipe(run: Run) -> Recipe:
-    recipe = config.from_json(run.config)
+    recipe = recipe_json.from_json(run.config)
     if recipe.tokenizer.kind == "words" and any(not stage.model.decoder.vocabulary for stage in recipe.stages.values()):
         recipe = vocabulary.fit(recipe, WordTokenizer.load(run.path / "tokenizer.json"))
     return recipe

@@ -34,7 +34,7 @@ def tag(name: str, *children: Child, **attributes: str | float | None) -> Html:
         children: markup, text, None (nothing) or iterables of these.
         attributes: `class_` stands for class, `stroke_width` for stroke-width; None leaves the attribute out.
     """
-    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"' for key, value in attributes.items() if value is not None)
+    written = "".join(f' {_name(key)}="{escape(_value(value))}"' for key, value in attributes.items() if value is not None)
     if name in _VOID and not children:
         return Html(f"<{name}{written}>") if name in ("br", "hr", "img", "meta") else Html(f"<{name}{written}/>")
     return Html(f"<{name}{written}>{join(children)}</{name}>")
@@ -48,6 +48,10 @@ def _markup(child: Child) -> Html:
     if isinstance(child, str):
         return escape(child)
     return join(child)
+
+
+def _name(key: str) -> str:
+    return key.rstrip("_").replace("_", "-")
 
 
 def _value(value: str | float) -> str:

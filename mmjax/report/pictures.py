@@ -11,7 +11,7 @@ from mmjax.report.html import Html, tag
 from mmjax.typing import Float, UInt8
 
 _HEAT = np.array([203, 74, 20], np.float32)  # of the place that gets the most attention
-_WINDOW_LINE = np.array([255, 255, 255], np.float32)
+_WINDOW_LINE = 255.0
 
 
 def picture(pixels: UInt8[np.ndarray, "h w 3"], description: str, *, scale: int = 1) -> Html:
@@ -35,8 +35,10 @@ def png(data: bytes, description: str) -> Html:
     return tag("img", src=f"data:image/png;base64,{base64.b64encode(data).decode()}", alt=description, loading="lazy")
 
 
-def heat(pixels: UInt8[np.ndarray, "h w 3"], weights: Float[np.ndarray, "P P"], window: int, *, side: int = 224) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture in pale grey under a tint that grows with the weights, relative to the largest of each window; windows are ruled in white.
+def heat(
+    pixels: UInt8[np.ndarray, "h w 3"], weights: Float[np.ndarray, "P P"], window: int, *, side: int = 336
+) -> UInt8[np.ndarray, "s s 3"]:
+    """A picture in pale grey under a tint that grows with the weights, relative to the largest of them; windows are ruled in white.
 
     Args:
         weights: attention of each patch.
@@ -48,20 +50,12 @@ def heat(pixels: UInt8[np.ndarray, "h w 3"], weights: Float[np.ndarray, "P P"], 
     size = (cell * grid, cell * grid)
     grey = np.asarray(Pillow.fromarray(pixels).convert("L").resize(size, Pillow.Resampling.BICUBIC), np.float32)
     canvas = np.repeat(150 + grey[..., None] * (105 / 255), 3, axis=-1)
-    shares = _relative(weights, window).repeat(cell, 0).repeat(cell, 1)[..., None]
+    shares = (weights / max(float(weights.max()), 1e-12)).repeat(cell, 0).repeat(cell, 1)[..., None]
     canvas = canvas * (1 - 0.85 * shares) + _HEAT * (0.85 * shares)
     for line in range(window * cell, size[0], window * cell):
-        canvas[line] = canvas[line] * 0.3 + _WINDOW_LINE * 0.7
-        canvas[:, line] = canvas[:, line] * 0.3 + _WINDOW_LINE * 0.7
+        canvas[line - 1 : line + 1] = _WINDOW_LINE
+        canvas[:, line - 1 : line + 1] = _WINDOW_LINE
     return canvas.round().clip(0, 255).astype(np.uint8)
-
-
-def _relative(weights: np.ndarray, window: int) -> np.ndarray:
-    """Each weight over the largest weight of its window."""
-    windows = len(weights) // window
-    tiles = weights.reshape(windows, window, windows, window)
-    largest = tiles.max(axis=(1, 3), keepdims=True)
-    return (tiles / np.maximum(largest, np.finfo(np.float32).tiny)).reshape(weights.shape)
 
 
 def _encode(image: Pillow.Image) -> bytes:

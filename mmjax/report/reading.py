@@ -3,9 +3,9 @@
 | file | what is read |
 |---|---|
 | config.json, tokenizer.json | the resolved recipe, and what its vocabulary is counted from |
-| summary.json | stages (name, steps, samples, tokens, seconds, flops, visual_tokens_per_image, and if there: seconds_by_cause), eval, versions, hardware |
+| summary.json | seed, config_digest, stages, eval, versions, hardware: see `mmjax.summary` |
 | metrics.jsonl | lines with "stage", "step" and "loss" (training) or "holdout/loss" (held-out) |
-| predictions.jsonl | lines with task, image, question, truth, prediction, type, correct |
+| predictions.jsonl | lines with task, id, image, question, type, truth, prediction |
 | manifests/STAGE.json | entries with target, source, how, shape, dtype, note |
 | previews/STAGE.png, .txt | the first packed row of a stage |
 | attention.npz | see `mmjax.evaluation.attention_maps` |
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import InputError
+from mmjax.report.wording import plural
 
 type Record = dict[str, Any]
 
@@ -127,7 +128,7 @@ def _lines(path: Path, problems: dict[str, str]) -> Iterator[Record]:
         else:
             damaged += 1
     if damaged:
-        problems[path.name] = f"{damaged:,} line{'s' if damaged > 1 else ''} of {path.name} cannot be read and {'are' if damaged > 1 else 'is'} left out."
+        problems[path.name] = f"Left out of {path.name}: {plural(damaged, 'line')} that cannot be read."
 
 
 def _previews(folder: Path) -> dict[str, tuple[bytes | None, str | None]]:

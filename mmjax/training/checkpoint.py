@@ -1,27 +1,30 @@
-"""States on disk, by Orbax: whole, asynchronous, published in one step, with a digest of every array that is checked when it is read.
+"""States on disk, by Orbax: whole, asynchronous, published in one step, and verified against digests when they are read.
 
-A checkpoint `checkpoints/<stage>/<step>` holds the state's arrays under their paths, and as metadata the index of the next data row, the digest
-of the recipe, the digests of the arrays, and what else the loop needs to go on as if nothing had happened.
+A checkpoint `checkpoints/<stage>/<step>` has two items: `state`, the arrays under their paths, and `record` (`training.integrity`), which
+says what they are and where training goes on.
 """
 
 import dataclasses
-import hashlib
+import gc
+import logging as python_logging
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
-import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from mmjax.errors import InputError
+from mmjax.training.integrity import DamagedError, Record
 from mmjax.training.state import TrainState
 from mmjax.typing import Array, Params
 
 DAMAGED = ".damaged"
 SCORE = "held_out_loss"
+_SHOWN = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Checkpoints:
     """The checkpoints of one stage. Use it as a context manager: leaving it waits for a save that is under way.
 
     Args:
-        directory: of the stage; made when needed.
+        directory: of the stage; made when needed. What a killed save has left behind there is removed.
         keep_last: how many of the newest stay.
         keep_best: whether the one with the lowest held-out loss stays, too.
     """
@@ -53,14 +56,13 @@ class Checkpoints:
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
             keep.append(
-                policies.BestN(get_metric_fn=lambda metrics: metrics[SCORE], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+                policies.BestN(get_metric_fn=lambda scores: scores[SCORE], reverse=True, n=1, keep_checkpoints_without_metrics=False)
             )
         self._directory = directory.absolute()
         self._policy = policies.AnyPreservationPolicy(keep)
         self._checkpointer = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
-        # What a killed save has left behind is a directory with another name; it is removed here.
         return ocp.training.Checkpointer(self._directory, preservation_policy=self._policy, cleanup_tmp_directories=True)
 
     def __enter__(self) -> Self:
@@ -79,96 +81,98 @@ class Checkpoints:
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(self, step: int, state: TrainState, row: int, metadata: Mapping[str, Any], score: float | None = None) -> bool:
-        """Begins to save a state; the arrays are copied before this returns. A published step is never written again (returns False).
+        """Begins to save a state; its arrays may be given away as soon as this returns.
 
         Args:
-            metadata: JSON-like; `score`: the held-out loss, if it was just measured.
+            metadata: JSON-like.
+            score: the held-out loss of this very state, if it was measured; only states that have one can be the best.
+
+        Returns:
+            False if the step is published already: it is never written again.
         """
         self._checkpointer.wait()
         if step in self.steps:
             return False
         flat = by_path(state)
-        content = {"row": row, "digests": {path: digest(value) for path, value in flat.items()}, **metadata}
-        metrics = None if score is None else {SCORE: score}
-        self._checkpointer.save_async(step, unflatten_dict(flat, sep="/"), force=True, metrics=metrics, custom_metadata=content)
+        items = {"state": unflatten_dict(flat, sep="/"), "record": Record(row, metadata, flat)}
+        scores = {SCORE: score} if score is not None and math.isfinite(score) else None
+        self._checkpointer.save_checkpointables_async(step, items, force=True, metrics=scores)
         return True
 
     def restore_latest(self, abstract: TrainState) -> Restored | None:
-        """The newest state that is whole, or None if there is none. A damaged one is reported, set aside, and the one before it is read.
+        """The newest state that is whole, or None if nothing was ever saved.
+
+        Damaged ones on the way are reported and then, once a good one is found, set aside under another name: their steps come again.
 
         Args:
             abstract: shapes, dtypes and shardings to restore to.
 
         Raises:
-            InputError: the newest readable checkpoint has other parameters than `abstract`.
+            InputError: the newest readable checkpoint has other arrays than `abstract`, or there are checkpoints and none can be read.
         """
+        damaged: list[int] = []
         for step in reversed(self.steps):
             try:
                 restored = self._restore(step, abstract)
-            except InputError:
-                raise
-            except Exception as error:  # whatever a damaged file makes the reader raise
-                logging.error("Checkpoint %s cannot be used: %s. Trying the one before it.", self._directory / str(step), error)
-                self._set_aside(step)
+            except DamagedError as error:
+                logging.error("The checkpoint %s is damaged: %s. Trying the one before it.", self._directory / str(step), error)
+                damaged.append(step)
                 continue
+            if damaged:
+                self._set_aside(damaged)
+                logging.error("Going on from the checkpoint %s.", self._directory / str(step))
             return restored
+        if damaged:
+            raise InputError(
+                f"None of the {len(damaged)} checkpoints in {self._directory} can be read. If the disk is in order and they are lost, "
+                "remove that folder to begin the stage anew."
+            )
         return None
 
     def _restore(self, step: int, abstract: TrainState) -> Restored:
-        metadata = dict(self._checkpointer.metadata(step).custom_metadata)
-        digests = metadata.pop("digests")
-        flat = by_path(abstract)
-        _check_structure(f"{self._directory / str(step)}", self._shapes(step), flat)
-        loaded = flatten_dict(self._checkpointer.load(step, unflatten_dict(flat, sep="/")), sep="/")
-        assert loaded.keys() == flat.keys()
-        _check_digests(loaded, digests)
-        state = jax.tree.unflatten(jax.tree.structure(abstract), [loaded[path] for path in flat])
-        return Restored(state, step, metadata.pop("row"), metadata)
+        folder = self._directory / str(step)
+        record = _load_record(folder)
+        wanted = by_path(abstract)
+        _check_structure(folder, record.arrays, wanted)
+        loaded = _load_arrays(folder, wanted)
+        record.verify(loaded)
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [loaded[path] for path in wanted])
+        return Restored(state, step, record.row, record.metadata)
 
-    def _shapes(self, step: int) -> dict[str, Any]:
-        return flatten_dict(self._checkpointer.metadata(step).metadata, sep="/")
-
-    def _set_aside(self, step: int) -> None:
-        """Renames a damaged checkpoint: a published step is never overwritten, and this one will be saved again."""
+    def _set_aside(self, steps: list[int]) -> None:
         self._checkpointer.close()
-        source = self._directory / str(step)
-        target = source.with_name(source.name + DAMAGED)
-        number = 0
-        while target.exists():
-            number += 1
-            target = source.with_name(f"{source.name}{DAMAGED}.{number}")
-        source.rename(target)
+        for step in steps:
+            target, number = self._directory / f"{step}{DAMAGED}", 0
+            while target.exists():
+                number += 1
+                target = self._directory / f"{step}{DAMAGED}.{number}"
+            (self._directory / str(step)).rename(target)
         self._checkpointer = self._open()
 
 
 def load_params(checkpoint: pathlib.Path) -> tuple[Params, dict[str, Any]]:
-    """All parameters of a checkpoint folder, without the optimizer, and its metadata.
+    """All parameters of a checkpoint folder, without the optimizer, on the first device; and its metadata.
 
     Raises:
-        InputError: the folder is no checkpoint of mmjax, or its arrays are damaged.
+        InputError: the folder is no checkpoint of mmjax, or it is damaged.
     """
+    if not checkpoint.is_dir():
+        raise InputError(f"There is no checkpoint {checkpoint}.")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
-        step = int(checkpoint.name)
-        if not checkpoint.is_dir():
-            raise ValueError("there is no such folder")
-        with ocp.training.Checkpointer(checkpoint.absolute().parent) as checkpointer:
-            described = checkpointer.metadata(step)
-            metadata = dict(described.custom_metadata)
-            shapes = flatten_dict(described.metadata, sep="/")
-            wanted = {path: _abstract(shape) for path, shape in shapes.items() if path.startswith(("trainable/", "frozen/"))}
-            context = ocp.Context()
-            context.pytree.loading.partial_load = True
-            with context:
-                loaded = flatten_dict(checkpointer.load(step, unflatten_dict(wanted, sep="/")), sep="/")
-        _check_digests(loaded, {path: metadata["digests"][path] for path in loaded})
-    except Exception as error:  # whatever a folder that is something else makes the reader raise
-        raise InputError(f"{checkpoint} cannot be read as a checkpoint: {error}") from error
-    metadata.pop("digests")
-    return {path.partition("/")[2]: value for path, value in loaded.items()}, metadata
-
-
-def _abstract(shape: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        record = _load_record(checkpoint.absolute())
+        wanted = {
+            path: jax.ShapeDtypeStruct(array["shape"], array["dtype"], sharding=device)
+            for path, array in record.arrays.items()
+            if path.startswith(("trainable/", "frozen/"))
+        }
+        loaded = _load_arrays(checkpoint.absolute(), wanted)
+        record.verify(loaded)
+    except DamagedError as error:
+        raise InputError(
+            f"{checkpoint} cannot be used as a checkpoint: {error}. If it is a damaged one, remove it to use the one before."
+        ) from None
+    return {path.partition("/")[2]: value for path, value in loaded.items()}, record.metadata
 
 
 def by_path(state: TrainState) -> dict[str, Any]:
@@ -177,32 +181,49 @@ def by_path(state: TrainState) -> dict[str, Any]:
     return {"/".join(str(getattr(key, "name", getattr(key, "key", None))) for key in path): leaf for path, leaf in leaves}
 
 
-def digest(value: Array) -> str:
-    """Of an array's dtype, shape and bytes."""
-    array = np.asarray(value)
-    content = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
-    content.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return content.hexdigest()
+def _held_out_loss(scores: Mapping[str, float]) -> float:
+    return scores[SCORE]
 
 
-def _check_digests(loaded: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-    abstract = [path for path, value in loaded.items() if not isinstance(value, jax.Array)]
-    if abstract:
-        raise ValueError(f"these arrays were not read: {', '.join(abstract)}")
-    wrong = [path for path, value in loaded.items() if digest(value) != digests[path]]
-    if wrong:
-        raise ValueError(f"the content of {len(wrong)} arrays is not what was saved: {', '.join(wrong[:5])}")
+def _load_record(folder: pathlib.Path) -> Record:
+    record = Record()
+    _load(folder, {"record": record})
+    record.parse()
+    return record
 
 
-def _check_structure(where: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+    """Arrays by path; the checkpoint may have more."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # what is missing comes back abstract, which `Record.verify` finds
+    with context:
+        return flatten_dict(_load(folder, {"state": unflatten_dict(dict(wanted), sep="/")})["state"], sep="/")
+
+
+def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return ocp.load_checkpointables(folder, items)
+    except (DamagedError, MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the latter two: this computer cannot hold the arrays, which is no fault of the files
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        reason = f"it cannot be read ({type(error).__name__}: {str(error)[:300]})"
+    # The reader's other tasks have failed, too, and asyncio prints each of them when it is collected, at a page per array.
+    asyncio_log = python_logging.getLogger("asyncio")
+    asyncio_log.disabled = True
+    gc.collect()
+    asyncio_log.disabled = False
+    raise DamagedError(reason)
+
+
+def _check_structure(folder: pathlib.Path, found: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]) -> None:
     problems = [f"{path}: missing" for path in wanted if path not in found]
     problems += [f"{path}: not part of this model" for path in found if path not in wanted]
-    problems += [
-        f"{path}: {tuple(found[path].shape)} there, {tuple(wanted[path].shape)} here"
-        for path in wanted
-        if path in found and tuple(found[path].shape) != tuple(wanted[path].shape)
-    ]
+    for path in wanted.keys() & found.keys():
+        there = f"{found[path]['dtype']}{found[path]['shape']}"
+        here = f"{wanted[path].dtype}{list(wanted[path].shape)}"
+        if there != here:
+            problems.append(f"{path}: {there} there, {here} here")
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:12])
-        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise InputError(f"The checkpoint {where} belongs to another model:\n{shown}{more}")
+        shown = "\n".join(f"  {problem}" for problem in sorted(problems)[:_SHOWN])
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise InputError(f"The checkpoint {folder} belongs to another model:\n{shown}{more}")

@@ -1,6 +1,7 @@
 """Where metrics go: a small interface, and the trackers that have a name in the config."""
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +10,19 @@ from typing import Protocol
 from mmjax.errors import InputError
 from mmjax.recipe import Recipe
 
+HELD_OUT = "holdout/"
+"""Beginning of the names of held-out metrics, which have lines of their own."""
+
 
 class Tracker(Protocol):
     """Receives numbers by name at a step of a stage."""
 
-    def rewind(self, stage: str, step: int) -> None:
-        """Forgets what was logged of `stage` after `step`: the run goes on from there."""
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
+        """Forgets what was logged of `stage` after `step`: the run goes on from there.
+
+        Args:
+            evaluated: whether the held-out loss of that very step stays; if not, it is about to be measured again.
+        """
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -27,31 +35,32 @@ class JsonLines:
     def __init__(self, path: pathlib.Path):
         self._path = path
 
-    def rewind(self, stage: str, step: int) -> None:
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
         if not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if not _is_after(line, stage, step)]
-        if kept != lines:
+        text = self._path.read_text(encoding="utf-8")
+        kept = "".join(f"{line}\n" for line in text.splitlines() if _stays(line, stage, step, evaluated))
+        if kept != text:
             temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.write_text(kept, encoding="utf-8")
             temporary.replace(self._path)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **metrics}) + "\n")
+            file.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **finite}) + "\n")
 
     def close(self) -> None:
         pass  # every line is written and closed at once
 
 
-def _is_after(line: str, stage: str, step: int) -> bool:
-    """Also true of a line that a killed process did not finish."""
+def _stays(line: str, stage: str, step: int, evaluated: bool) -> bool:
     try:
         entry = json.loads(line)
     except ValueError:
-        return True
-    return entry["stage"] == stage and entry["step"] > step
+        return False  # a killed process did not finish it
+    last = step if evaluated or not any(name.startswith(HELD_OUT) for name in entry) else step - 1
+    return entry["stage"] != stage or entry["step"] <= last
 
 
 class TensorBoard:
@@ -63,8 +72,8 @@ class TensorBoard:
         self._make = lambda stage, purge: SummaryWriter(str(folder / stage), purge_step=purge, flush_secs=10)
         self._writers: dict[str, SummaryWriter] = {}
 
-    def rewind(self, stage: str, step: int) -> None:
-        self._writers[stage] = self._make(stage, step + 1)
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
+        self._writers[stage] = self._make(stage, step + 1)  # what is logged again at `step` itself takes the place of what was
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         if stage not in self._writers:
@@ -88,7 +97,7 @@ class WeightsAndBiases:
         name = f"{recipe.name}-{recipe.variant}" if recipe.variant else recipe.name
         self._run = wandb.init(project="mmjax", name=name, dir=str(folder), id=folder.name, resume="allow")
 
-    def rewind(self, stage: str, step: int) -> None:
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
         pass  # the service keeps what it was sent; a resumed run logs the same numbers again
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -104,9 +113,9 @@ class Trackers:
     def __init__(self, trackers: Sequence[Tracker]):
         self._trackers = list(trackers)
 
-    def rewind(self, stage: str, step: int) -> None:
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
         for tracker in self._trackers:
-            tracker.rewind(stage, step)
+            tracker.rewind(stage, step, evaluated=evaluated)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self._trackers:

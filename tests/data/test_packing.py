@@ -12,7 +12,7 @@ from mmjax.data.examples import Example, Image, SampleError, Special, Text
 from mmjax.data.packing import Room, first_fit, make_plan
 from mmjax.errors import InputError
 
-QUIET = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 LIMIT = Room(text=12, images=2)
 
 

@@ -18,7 +18,7 @@ from mmjax.models.config import DecoderConfig, LinearConfig, ViTConfig, VLMConfi
 from mmjax.recipe import DataConfig, JsonlSource
 from mmjax.typing import NO_IMAGE, NO_TARGET
 
-QUIET = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 VISUAL_TOKENS, TEXT_LENGTH, IMAGES = 3, 16, 2
 LENGTH = TEXT_LENGTH + IMAGES * VISUAL_TOKENS
 

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from mmjax import config, plan, vocabulary  # noqa: E402
-from mmjax.config import load, read_config  # noqa: E402
+from mmjax import plan, vocabulary  # noqa: E402
+from mmjax.config import load, read_config, to_json  # noqa: E402
 from mmjax.recipe import Recipe  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "cos.py")
@@ -61,7 +61,7 @@ def golden_file(variant: str) -> pathlib.Path:
 def main() -> None:
     (GOLDEN / "recipes").mkdir(exist_ok=True)
     for variant in WHOLE:
-        golden_file(variant).write_text(json.dumps(config.to_json(recipe(variant)), indent=1) + "\n")
+        golden_file(variant).write_text(json.dumps(to_json(recipe(variant)), indent=1) + "\n")
     (GOLDEN / "variants.json").write_text(json.dumps({variant: summary(variant) for variant in VARIANTS}, indent=1) + "\n")
 
 

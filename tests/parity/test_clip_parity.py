@@ -30,6 +30,14 @@ def features(params, pixels):
     return parameters.abstract(CONFIG)[0].merge(params).vision(pixels, (0, 1, 2, 3))
 
 
+@jax.jit
+@jax.grad
+def gradient(params, pixels, probe):
+    """Of a fixed random sum of the patches after one block and after three."""
+    hidden = features(params, pixels)
+    return jnp.sum(probe * jnp.stack([hidden[1], hidden[3]]))
+
+
 def test_hidden_states_after_every_block(clip, params, close):
     """From pictures that CLIP's own processor normalized."""
     for block, ours in enumerate(features(params, jnp.asarray(clip["pixels"].transpose(0, 2, 3, 1)))):
@@ -42,11 +50,4 @@ def test_pictures_of_bytes_are_normalized_as_clip_does(clip, params, close):
 
 def test_gradients(clip, params, translated, close_trees):
     pixels, probe = jnp.asarray(clip["pixels"].transpose(0, 2, 3, 1)), jnp.asarray(clip["probe"])
-
-    @jax.jit
-    @jax.grad
-    def gradient(params):
-        hidden = features(params, pixels)
-        return jnp.sum(probe * jnp.stack([hidden[1], hidden[3]]))
-
-    close_trees(gradient(params), translated(clip, "gradient", "vision/"))
+    close_trees(gradient(params, pixels, probe), translated(clip, "gradient", "vision/"))

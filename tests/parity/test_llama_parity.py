@@ -49,6 +49,21 @@ def logits(config, params, tokens, positions, segments):
     return decoder.logits(decoder(decoder.embed_tokens(tokens), positions, IntervalMask.from_segments(segments))[0])
 
 
+@functools.partial(jax.jit, static_argnums=1)
+@jax.value_and_grad
+def loss(params, config, row, targets):
+    return cross_entropy(logits(config, params, *row), targets).mean_loss
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def continued(config, params, tokens, positions, cache):
+    """Logits of the next tokens of every row, and the cache with them."""
+    decoder = parameters.abstract(config)[0].merge(params).decoder
+    mask = IntervalMask(jnp.zeros_like(positions), positions + 1)
+    hidden, cache = decoder(decoder.embed_tokens(tokens), positions, mask, cache)
+    return decoder.logits(hidden), dataclasses.replace(cache, length=cache.length + tokens.shape[1])
+
+
 def plain(tokens):
     """Tokens of one segment each, with their positions."""
     tokens = jnp.asarray(tokens, jnp.int32)
@@ -72,12 +87,7 @@ def test_loss_and_gradients(llama, make_params, translated, close, close_trees):
     tokens, positions, segments = plain(llama["tokens"])
     targets = jnp.concatenate([tokens[:, 1:], jnp.full_like(tokens[:, :1], -1)], axis=1)
 
-    @jax.jit
-    @jax.value_and_grad
-    def loss(params):
-        return cross_entropy(logits(config, params, tokens, positions, segments), targets).mean_loss
-
-    value, gradient = loss(make_params(config))
+    value, gradient = loss(make_params(config), config, (tokens, positions, segments), targets)
     close(value, llama["grouped/loss"])
     close_trees(gradient, translated(llama, "gradient", "decoder/"))
 
@@ -95,17 +105,10 @@ def test_decoding_piece_by_piece_with_a_cache(llama, make_params, close):
     config = whole(SETTINGS["scaled"])
     tokens, positions, _ = plain(llama["tokens"])
     params, rows = make_params(config), len(tokens)
-    cache = KVCache.empty(config.decoder, rows, 64, jnp.float32)
-
-    @jax.jit
-    def run(params, tokens, positions, cache):
-        decoder = parameters.abstract(config)[0].merge(params).decoder
-        mask = IntervalMask(jnp.zeros_like(positions), positions + 1)
-        hidden, cache = decoder(decoder.embed_tokens(tokens), positions, mask, cache)
-        return decoder.logits(hidden), dataclasses.replace(cache, length=cache.length + tokens.shape[1])
+    cache = KVCache.empty(config.decoder, rows, 64, jnp.dtype("float32"))
 
     pieces = []
     for start, stop in ((0, 40), (40, 41), (41, 42), (42, 48)):
-        piece, cache = run(params, tokens[:, start:stop], positions[:, start:stop], cache)
+        piece, cache = continued(config, params, tokens[:, start:stop], positions[:, start:stop], cache)
         pieces.append(piece)
     close(np.concatenate(pieces, axis=1), llama["scaled/logits"])

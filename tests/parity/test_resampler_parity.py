@@ -1,5 +1,7 @@
 """The Chain-of-Sight resampler against one in plain PyTorch, written window by window."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -14,18 +16,17 @@ CONFIG = VLMConfig(
 )
 
 
+@jax.jit
+@functools.partial(jax.grad, has_aux=True)
+def run(params, levels, probe):
+    """The gradient of a fixed random sum of the tokens, and the tokens."""
+    tokens = parameters.abstract(CONFIG)[0].merge(params).connector(levels)
+    return jnp.sum(tokens * probe), tokens
+
+
 def test_tokens_and_gradients(reference, translated, complete, close, close_trees):
     theirs = reference("resampler")
-    probe, levels = jnp.asarray(theirs["probe"]), tuple(jnp.asarray(theirs["features"]))
-
-    @jax.jit
-    def run(params):
-        def probed(params):
-            tokens = parameters.abstract(CONFIG)[0].merge(params).connector(levels)
-            return jnp.sum(tokens * probe), tokens
-
-        return jax.grad(probed, has_aux=True)(params)
-
-    gradient, tokens = run(complete(CONFIG, translated(theirs, "weight", "connector/")))
+    params = complete(CONFIG, translated(theirs, "weight", "connector/"))
+    gradient, tokens = run(params, tuple(jnp.asarray(theirs["features"])), jnp.asarray(theirs["probe"]))
     close(tokens, theirs["tokens"])
     close_trees(gradient, translated(theirs, "gradient", "connector/"))

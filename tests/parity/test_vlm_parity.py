@@ -19,6 +19,17 @@ CONFIG = VLMConfig(
 VISUAL = CONFIG.visual_tokens
 
 
+@jax.jit
+def logits(params, batch):
+    return parameters.abstract(CONFIG)[0].merge(params)(batch)
+
+
+@jax.jit
+@jax.value_and_grad
+def loss(params, batch):
+    return cross_entropy(*parameters.abstract(CONFIG)[0].merge(params).supervised_logits(batch)).mean_loss
+
+
 @pytest.fixture
 def vlm(reference):
     return reference("vlm")
@@ -53,16 +64,10 @@ def params(vlm, translated, complete):
 
 
 def test_logits(vlm, batch, params, close):
-    run = jax.jit(lambda params, batch: parameters.abstract(CONFIG)[0].merge(params)(batch))
-    close(run(params, batch), vlm["logits"])
+    close(logits(params, batch), vlm["logits"])
 
 
 def test_loss_and_gradients(vlm, batch, params, translated, close, close_trees):
-    @jax.jit
-    @jax.value_and_grad
-    def loss(params, batch):
-        return cross_entropy(*parameters.abstract(CONFIG)[0].merge(params).supervised_logits(batch)).mean_loss
-
     value, gradient = loss(params, batch)
     close(value, vlm["loss"])
     theirs = translated(vlm, "gradient")

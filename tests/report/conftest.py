@@ -1,6 +1,5 @@
 """A workdir that no run wrote: numbers, pictures and answers are made up, in the form of the real files."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,13 +9,18 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from mmjax.config import to_json
 from mmjax.data.tokenizer import WordTokenizer
 from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
 from mmjax.recipe import DataConfig, EasyVqaSource, OptimizerConfig, Recipe, Stage
+from mmjax.recipe_json import to_json
 from mmjax.transitions.manifest import Entry, Manifest
 
-COLORS = {"red": "#d22", "teal": "#088", "blue": "#22d", "brown": "#842", "gray": "#888", "yellow": "#dd2", "black": "#111", "green": "#282"}
+COLORS = {"red": "#d22", "teal": "#088", "blue": "#22d", "brown": "#842"} | {
+    "gray": "#888",
+    "yellow": "#dd2",
+    "black": "#111",
+    "green": "#282",
+}
 SHAPES = ("circle", "rectangle", "triangle")
 
 
@@ -68,11 +72,19 @@ def write(path: Path, content: object) -> None:
 
 
 def make_summary() -> dict:
-    causes = {"compile": 8.2, "train": 168.4, "data": 0.6, "held-out loss": 2.1, "save": 1.2}
-    more = {"compile": 9.9, "train": 204.0, "data": 0.3, "held-out loss": 3.0, "save": 1.0}
-    by_type = {"color": {"score": 1.0, "n": 1280}, "shape": {"score": 0.9714, "n": 1257}, "yes_no": {"score": 0.9924, "n": 7136}}
-    blind = {"score": 0.67, "by_type": {"color": {"score": 0.12}, "shape": {"score": 0.348}, "yes_no": {"score": 0.825}}}
-    untrained = {"score": 0.0007, "by_type": {"color": {"score": 0.0}, "shape": {"score": 0.0}, "yes_no": {"score": 0.0009}}}
+    causes = {"compile": 8.2, "input": 0.6, "step": 166.0, "evaluation": 2.1, "save": 1.2, "other": 2.4}
+    more = {"compile": 9.9, "input": 0.3, "step": 203.0, "evaluation": 3.0, "save": 1.0, "other": 1.0}
+    result = {
+        "score": 0.9907,
+        "by_type": {"color": 1.0, "shape": 0.9714, "yes_no": 0.9924},
+        "n": 9673,
+        "n_by_type": {"color": 1280, "shape": 1257, "yes_no": 7136},
+        "baselines": {"blind": 0.67, "untrained": 0.0007},
+        "baselines_by_type": {
+            "blind": {"color": 0.12, "shape": 0.348, "yes_no": 0.825},
+            "untrained": {"color": 0.0, "shape": 0.0, "yes_no": 0.0009},
+        },
+    }
     return {
         "schema_version": 1,
         "config_digest": "3f9c" * 16,
@@ -81,17 +93,15 @@ def make_summary() -> dict:
             stage_entry("pretrain", 1500, 24000, 1632000, 180.5, 2.9e14, 20, causes),
             stage_entry("finetune", 500, 8000, 1312000, 218.2, 3.1e14, 84, more),
         ],
-        "eval": {"easy_vqa": {"score": 0.9907, "n": 9673, "by_type": by_type, "baselines": {"blind": blind, "untrained": untrained}}},
+        "eval": {"easy_vqa": result},
         "versions": {"mmjax": "0.1.0", "python": "3.12.8", "jax": "0.11.2", "flax": "0.12.8"},
         "hardware": {"platform": "cpu", "devices": 1, "device_kind": "cpu", "cores": 2},
     }
 
 
 def stage_entry(name: str, steps: int, samples: int, tokens: int, seconds: float, flops: float, visual: int, causes: dict) -> dict:
-    return {
-        "name": name, "steps": steps, "samples": samples, "tokens": tokens, "seconds": seconds, "flops": flops, "visual_tokens_per_image": visual,
-        "seconds_by_cause": causes,
-    }  # fmt: skip
+    numbers = {"steps": steps, "samples": samples, "tokens": tokens, "seconds": seconds, "flops": flops, "visual_tokens_per_image": visual}
+    return {"name": name, **numbers, "seconds_by_cause": causes}
 
 
 def make_metrics() -> list[dict]:
@@ -164,11 +174,9 @@ def write_attention(folder: Path) -> None:
     rows, columns = np.mgrid[:16, :16]
     arrays: dict[str, np.ndarray] = {"image": pixels, "windows": np.array([16, 8, 2]), "name": np.array("easy_vqa/test/3")}
     for index, queries in enumerate((4, 4, 1)):
-        maps = [np.exp(-((rows - 6 - query) ** 2 + (columns - 7) ** 2) / (4 + 4 * query)) for query in range(queries)]
-        arrays[f"scale_{index}"] = np.stack(maps).astype(np.float32)[None]
+        window = (16, 8, 2)[index]
+        side = 16 // window
+        maps = np.stack([np.exp(-((rows - 6 - query) ** 2 + (columns - 7) ** 2) / (40 + 9 * query)) for query in range(queries)])
+        tiles = maps.reshape(queries, side, window, side, window)
+        arrays[f"scale_{index}"] = (tiles / tiles.sum(axis=(2, 4), keepdims=True)).reshape(1, queries, 16, 16).astype(np.float32)
     np.savez(folder / "attention.npz", **arrays)
-
-
-def replace_stage_names(recipe: Recipe, names: dict[str, str]) -> Recipe:
-    """The recipe with other names for its stages."""
-    return dataclasses.replace(recipe, stages={names[name]: dataclasses.replace(stage, name=names[name]) for name, stage in recipe.stages.items()})

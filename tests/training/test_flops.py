@@ -81,6 +81,25 @@ def test_a_frozen_first_block_has_no_gradient_towards_its_input():
     assert found.activation_gradient == mlp + (qkv + out + mlp) + 2 * (2 * TOKENS * TOKENS * 256)
 
 
+ONE_LAYER = dataclasses.replace(MODEL, decoder=dataclasses.replace(DECODER, layers=1))
+
+
+@pytest.mark.parametrize("name, width, products", [("query", 256, 2), ("key", 128, 2), ("value", 128, 1)])
+def test_attention_computes_the_gradients_that_something_needs(name, width, products):
+    # Scores have a gradient if queries or keys do; values have one of their own.
+    found = count(ONE_LAYER, trainable=(f"decoder/layers/attention/{name}/kernel",)).parts["decoder"]
+    assert found.weight_gradient == 2 * TOKENS * 256 * width
+    assert found.activation_gradient == 2 * TOKENS * (256 * 256 + 3 * 256 * 640) + products * TOKENS * TOKENS * 256
+
+
+def test_a_low_rank_update_with_nothing_trained_before_it_has_one_activation_gradient():
+    rank = 8
+    model = dataclasses.replace(ONE_LAYER, lora=LoRAConfig(rank=rank, targets=("decoder/layers/mlp/down",)))
+    found = count(model, trainable=("*/lora_a", "*/lora_b")).parts["decoder"]
+    assert found.weight_gradient == 2 * TOKENS * rank * (640 + 256)
+    assert found.activation_gradient == 2 * TOKENS * rank * 256  # of x A, which the gradient of A needs
+
+
 def test_low_rank_updates():
     rank = 8
     lora = dataclasses.replace(MODEL, lora=LoRAConfig(rank=rank))

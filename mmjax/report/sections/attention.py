@@ -24,8 +24,8 @@ def render(run: Run) -> Html:
         "Attention",
         tag("div", picture(pixels, "the picture", scale=max(1, 224 // len(pixels))), tag("p", _caption(arrays)), class_="subject"),
         [_scale(number, arrays[name], int(arrays["windows"][number]), pixels) for number, name in enumerate(scales)],
-        lead="Softmax weights of the resampler's queries over the patches of their window, mean over heads, of the last feature level. The tint is "
-        "relative to the largest weight in the same window; white lines part the windows.",
+        lead="Softmax weights of the resampler's queries over the patches of their window, mean over heads, of the last feature level. "
+        "The tint is relative to the largest weight of a map; white lines part the windows, whose weights each sum to 1.",
     )
 
 
@@ -40,7 +40,8 @@ def _scale(number: int, weights: np.ndarray, window: int, pixels: np.ndarray) ->
     grid = maps.shape[-1]
     windows = (grid // window) ** 2
     queries = len(maps)
-    title = f"Scale {number + 1}: {plural(windows, 'window')} of {window} x {window} patches, {plural(queries, 'query', 'queries')} each"
+    each = " each" if windows > 1 else ""
+    title = f"Scale {number + 1}: {plural(windows, 'window')} of {window} x {window} patches, {plural(queries, 'query', 'queries')}{each}"
     shown = [("mean of the queries" if queries > 1 else "the query of each window", maps.mean(axis=0))]
     if queries > 1:
         shown += [(f"query {index + 1}", one) for index, one in enumerate(maps[:_QUERIES])]

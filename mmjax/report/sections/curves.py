@@ -28,7 +28,7 @@ def render(run: Run) -> Html:
         legend(keys),
         None if held_out else missing("No held-out loss has been logged."),
         tag("p", problem, class_="missing") if (problem := run.problems.get("metrics.jsonl")) else None,
-        lead="Each stage has its own data and its own targets, so a step in the curve at the boundary is a change of the question, not of the model alone.",
+        lead="Each stage has data and targets of its own, so a step in the curve at the boundary is a change of the question too.",
     )
 
 

@@ -13,8 +13,9 @@ from mmjax.report.wording import readable
 def render(run: Run) -> Html:
     """The section."""
     summary = run.summary
-    known = [(name, summary[key]) for key, name in (("seed", "seed"), ("config_digest", "config digest")) if key in summary]
-    pairs = [*known, *_flat(summary.get("hardware")), *_flat(summary.get("versions"))]
+    seed = [("seed", summary["seed"])] if "seed" in summary else []
+    digest = [("config digest", f"{summary['config_digest'][:16]}…")] if "config_digest" in summary else []
+    pairs = [*seed, *digest, *_flat(summary.get("hardware")), *_flat(summary.get("versions"))]
     notes = run.config.get("notes") or {}
     return section(
         "Made with",

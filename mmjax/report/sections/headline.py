@@ -42,15 +42,9 @@ def _scores(run: Run) -> Child:
 
 
 def _score(task: str, result: dict[str, Any]) -> Html:
-    baselines = result.get("baselines") or {}
-    beside = [f"{readable(name)} {percent(score(value))}" for name, value in baselines.items() if value is not None]
-    note = f"{readable(task)}, {count(result['n'])} questions" + (f"; {', '.join(beside)}" if beside else "; no baseline was run")
+    beside = ", ".join(f"{readable(name)} {percent(share)}" for name, share in result["baselines"].items())
+    note = f"{readable(task)}, {plural(result['n'], 'question')}; {beside or 'no baseline was scored'}"
     return _figure(percent(result["score"]), "right answers", note, "score")
-
-
-def score(value: Any) -> float:
-    """The score of a baseline, which is a number or an object that has one."""
-    return float(value["score"]) if isinstance(value, dict) else float(value)
 
 
 def _cost(run: Run) -> Child:
@@ -59,8 +53,8 @@ def _cost(run: Run) -> Child:
         return missing(run.problems.get("summary.json", "The summary has no stages."))
     samples, seconds, flops = (sum(entry.get(key) or 0 for entry in entries) for key in ("samples", "seconds", "flops"))
     return [
-        _figure(duration(seconds), "in the stages", "training, compilation, loading, held-out loss and saving"),
-        _figure(count(samples), "samples", "seen in training, repeats included"),
+        _figure(duration(seconds), "in all stages", "steps, compilation, loading, held-out loss and saving"),
+        _figure(count(samples), "samples", "rows that were trained on, repeats included"),
         _figure(operations(flops), "of arithmetic", "matrix products, forward and backward"),
     ]
 

@@ -1,5 +1,6 @@
 """What each stage cost: tokens, samples, seconds by cause, arithmetic."""
 
+import collections
 from collections.abc import Callable
 
 from mmjax.errors import InputError
@@ -21,9 +22,12 @@ def render(run: Run) -> Html:
     unfinished = [name for name in run.stages if not run.ledger(name)]
     return section(
         "Ledger",
-        table(["", *(name for name, _ in stages)], [*_rows(run, stages), *_shares(run, stages)], "ledger"),
-        _share_note(run),
-        _seconds(stages),
+        tag(
+            "div",
+            table(["", *(name for name, _ in stages)], [*_rows(run, stages), *_shares(run, stages)], "ledger"),
+            tag("div", _seconds(stages), tag("h3", "Share of the full-token cost"), _share_note(run)),
+            class_="columns",
+        ),
         missing(f"Not in the summary: {', '.join(unfinished)}.") if unfinished else None,
     )
 
@@ -40,7 +44,7 @@ def _rows(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
         ("picture", lambda name, entry: side(name)),
         ("visual tokens per picture", lambda name, entry: _number(entry, "visual_tokens_per_image", count)),
         ("steps", lambda name, entry: _number(entry, "steps", count)),
-        ("samples", lambda name, entry: _number(entry, "samples", count)),
+        ("samples (rows)", lambda name, entry: _number(entry, "samples", count)),
         ("tokens", lambda name, entry: _number(entry, "tokens", count)),
         ("time", lambda name, entry: _number(entry, "seconds", duration)),
         ("arithmetic", lambda name, entry: _number(entry, "flops", operations)),
@@ -66,26 +70,25 @@ def _share_note(run: Run) -> Html:
         yardstick = costs.last_model(run)
     except InputError as error:
         return missing(f"The share of the full-token cost cannot be computed: {error}")
-    text = (
-        "Share of the full-token cost: the arithmetic of a step over that of the same step, with the same rows and text, on the model of the last "
-        f"stage, which reads {yardstick}."
-    )
-    return tag("p", text, class_="note")
+    text = "The arithmetic of a step over that of the same step, with the same rows and text, on the model of the last stage, which reads "
+    return tag("p", f"{text}{yardstick}.", class_="note")
 
 
 def _seconds(stages: list[tuple[str, Record]]) -> Child:
     """A bar of the seconds of each stage, divided by cause; all bars have one scale."""
     divided = {name: _by_cause(entry) for name, entry in stages}
-    causes = list(dict.fromkeys(cause for parts in divided.values() for cause in parts))
-    if not causes:
+    totals: collections.Counter[str] = collections.Counter()
+    for parts in divided.values():
+        totals.update(parts)
+    if not totals:
         return missing("The seconds of this run are not divided by cause.")
+    causes = [cause for cause, _ in totals.most_common()]
     styles = {cause: f"cause{index % _CAUSES}" for index, cause in enumerate(causes)}
     longest = max(sum(parts.values()) for parts in divided.values()) or 1.0
-    totals = {cause: sum(parts.get(cause, 0.0) for parts in divided.values()) for cause in causes}
     return [
         tag("h3", "Where the time went"),
         tag("div", [_bar(name, parts, styles, longest) for name, parts in divided.items()], class_="bars"),
-        legend((styles[cause], f"{readable(cause)} {duration(seconds)}") for cause, seconds in totals.items()),
+        legend((styles[cause], f"{readable(cause)} {duration(seconds)}") for cause, seconds in totals.most_common()),
     ]
 
 
@@ -96,9 +99,10 @@ def _by_cause(entry: Record) -> dict[str, float]:
 
 def _bar(name: str, parts: dict[str, float], styles: dict[str, str], longest: float) -> Html:
     rects, x = [], 0.0
-    for cause, seconds in parts.items():
-        width = 1000 * seconds / longest
-        rects.append(tag("rect", tag("title", f"{readable(cause)}: {duration(seconds)}"), x=x, y=0, width=width, height=20, class_=styles[cause]))
+    for cause in styles:
+        width = 1000 * parts.get(cause, 0.0) / longest
+        title = tag("title", f"{readable(cause)}: {duration(parts.get(cause, 0.0))}")
+        rects.append(tag("rect", title, x=x, y=0, width=width, height=20, class_=styles[cause]))
         x += width
-    drawing = tag("svg", rects, viewBox="0 0 1000 20", preserveAspectRatio="none", role="img", aria_label=f"seconds of {name} by cause")
+    drawing = tag("svg", rects, viewBox="0 0 1000 20", preserveAspectRatio="none", role="img", aria_label=f"time of {name} by cause")
     return tag("div", tag("span", name, class_="name"), drawing, tag("span", duration(sum(parts.values())), class_="total"), class_="row")

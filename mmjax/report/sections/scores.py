@@ -6,11 +6,10 @@ from typing import Any
 from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import legend, missing, section, table
 from mmjax.report.reading import Run
-from mmjax.report.sections.headline import score
 from mmjax.report.wording import count, percent, readable
 
 _EXPLAINED = {
-    "blind": "the most frequent training answer to the same question, without looking at the picture",
+    "blind": "the most frequent training answer to the same question, without the picture",
     "untrained": "the same model before any training",
 }
 
@@ -24,43 +23,39 @@ def render(run: Run) -> Html:
 
 
 def _task(task: str, result: dict[str, Any]) -> Html:
-    baselines = result.get("baselines") or {}
-    head = ["questions", "n", "", "model", *baselines]
-    entries = [("model", "the trained model"), *((_style(name), f"{readable(name)}: {_EXPLAINED.get(name, 'baseline')}") for name in baselines)]
-    return tag("div", tag("h3", readable(task)), table(head, _rows(result, baselines), "scores"), legend(entries))
+    baselines = list(result["baselines"])
+    colours = [("model", "the trained model"), *((_style(name), _explained(name)) for name in baselines)]
+    head = ["questions", "", "model", *map(readable, baselines)]
+    return tag("div", tag("h3", f"{readable(task)}, exact match"), table(head, _rows(result), "scores"), legend(colours))
 
 
-def _rows(result: dict[str, Any], baselines: dict[str, Any]) -> Iterator[list[Child]]:
-    yield _row("all", result["n"], result["score"], {name: score(value) for name, value in baselines.items()})
-    for kind, of_kind in (result.get("by_type") or {}).items():
-        beside = {name: (value["by_type"].get(kind) if isinstance(value, dict) else None) for name, value in baselines.items()}
-        detail = of_kind if isinstance(of_kind, dict) else {"score": of_kind}
-        yield _row(readable(kind), detail.get("n"), detail["score"], {name: None if value is None else score(value) for name, value in beside.items()})
+def _rows(result: dict[str, Any]) -> Iterator[list[Child]]:
+    yield _row("all", result["n"], result["score"], result["baselines"])
+    for kind, share in result["by_type"].items():
+        beside = {name: result["baselines_by_type"][name][kind] for name in result["baselines"]}
+        yield _row(readable(kind), result["n_by_type"][kind], share, beside)
 
 
-def _row(name: str, number: int | None, value: float, baselines: dict[str, float | None]) -> list[Child]:
-    shown = [percent(beside) if beside is not None else "–" for beside in baselines.values()]
-    return [name, count(number) if number is not None else "–", _bar(value, baselines), tag("b", percent(value)), *shown]
+def _row(name: str, number: int, share: float, baselines: dict[str, float]) -> list[Child]:
+    title = [name, tag("small", count(number))]
+    return [title, _bar(share, baselines), tag("b", percent(share)), *(percent(beside) for beside in baselines.values())]
 
 
-def _bar(value: float, baselines: dict[str, float | None]) -> Html:
-    """A bar of the score with a mark at each baseline."""
-    marks = [
-        tag("rect", tag("title", f"{readable(name)} {percent(beside)}"), x=200 * beside - 1, y=0, width=2.5, height=18, class_=_style(name))
-        for name, beside in baselines.items()
-        if beside is not None
-    ]
-    return tag(
-        "svg",
-        tag("rect", x=0, y=4, width=200, height=10, rx=2, class_="track"),
-        tag("rect", x=0, y=4, width=200 * value, height=10, rx=2, class_="model"),
-        marks,
-        viewBox="-1 0 202 18",
-        class_="bar",
-        role="img",
-        aria_label=f"{percent(value)}",
-    )
+def _bar(share: float, baselines: dict[str, float]) -> Html:
+    """A bar of the share with a mark at each baseline."""
+    marks = []
+    for name, beside in baselines.items():
+        place = min(max(1000 * beside, 3), 997)
+        marks.append(tag("line", tag("title", f"{readable(name)} {percent(beside)}"), x1=place, x2=place, y1=0, y2=18, class_=_style(name)))
+    track = tag("rect", x=0, y=4, width=1000, height=10, class_="track")
+    model = tag("rect", x=0, y=4, width=1000 * share, height=10, class_="model")
+    look = {"viewBox": "0 0 1000 18", "preserveAspectRatio": "none", "class_": "bar", "role": "img"}
+    return tag("svg", track, model, marks, **look, aria_label=percent(share))
 
 
 def _style(name: str) -> str:
     return name if name in _EXPLAINED else "baseline"
+
+
+def _explained(name: str) -> str:
+    return f"{readable(name)}: {_EXPLAINED[name]}" if name in _EXPLAINED else readable(name)

@@ -10,6 +10,8 @@ from mmjax.report.reading import Run
 from mmjax.report.wording import count, percent, plural, readable
 from mmjax.transitions.manifest import Entry, Manifest
 
+_ENTRY_HEAD = ("parameter", "origin", "from", "shape", "")
+
 
 def render(run: Run) -> Html:
     """The section."""
@@ -37,7 +39,7 @@ def _stage(name: str, content: dict[str, Any], problem: str | None) -> Html:
         tag("h3", title),
         table(["part", "origin", "arrays", "parameters"], _summary(manifest), "manifest"),
         tag("p", f"Left behind from the stage before: {', '.join(manifest.dropped)}.", class_="note") if manifest.dropped else None,
-        fold(f"all {plural(len(manifest.entries), 'array')}", table(["parameter", "origin", "from", "shape", ""], map(_entry, manifest.entries), "entries")),
+        fold(f"all {plural(len(manifest.entries), 'array')}", table(_ENTRY_HEAD, map(_entry, manifest.entries), "entries")),
     )
 
 
@@ -58,4 +60,5 @@ def _size(size: int, total: int) -> Child:
 
 def _entry(entry: Entry) -> list[Child]:
     shape = " x ".join(map(str, entry.shape)) or "scalar"
-    return [tag("code", entry.target), tag("span", entry.how, class_=f"how {entry.how}"), tag("code", entry.source or ""), shape, entry.note]
+    origin = tag("span", entry.how, class_=f"how {entry.how}")
+    return [tag("code", entry.target), origin, tag("code", entry.source or ""), shape, entry.note]

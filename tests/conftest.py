@@ -1,0 +1,12 @@
+"""For all tests: shape annotations are checked at run time, and compiled programs are kept between tests and runs."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["mmjax.models", "mmjax.kernels"], "beartype.beartype")

@@ -1,0 +1,68 @@
+"""Maps show the weights that the resampler uses, at the place of the patch that they fall on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjax.evaluation import attention_maps
+from mmjax.models import parameters
+from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
+from mmjax.models.resampler import partition
+
+CONFIG = VLMConfig(
+    ViTConfig(32, 4, 16, 2, 2, 32, class_token=False, weight_std=None, embedding_std=0.5),
+    ResamplerConfig("resampler", (8, 4, 2), (2, 8, 16), (1, 2), 16, 8, 32, weight_std=None, query_std=1.0),
+    DecoderConfig(8, 16, 1, 2, 1, 8, 32),
+    compute_dtype="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def maps() -> tuple[attention_maps.ScaleMaps, ...]:
+    structure, _ = parameters.abstract(CONFIG)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    return attention_maps.compute(structure, parameters.initialize(CONFIG, jax.random.key(0)), pixels)
+
+
+def test_shapes_and_sums(maps: tuple[attention_maps.ScaleMaps, ...]) -> None:
+    assert [scale.window for scale in maps] == [8, 4, 2]
+    assert [scale.weights.shape for scale in maps] == [(2, 2, 8, 8), (2, 2, 8, 8), (2, 1, 8, 8)]
+    for scale in maps:
+        windows = 8 // scale.window
+        tiles = scale.weights.reshape(2, -1, windows, scale.window, windows, scale.window)
+        np.testing.assert_allclose(tiles.sum(axis=(3, 5)), 1.0, rtol=1e-5)
+        assert scale.weights.std() > 1e-3, "weights are not uniform"
+
+
+def test_maps_reproduce_the_resamplers_attention() -> None:
+    """With one head, identity values and no MLP, a query's output minus itself is the mean of the features under its weights."""
+    one_head = ResamplerConfig("resampler", (4, 2), (2, 8), (1,), 16, 16, 32, weight_std=None, query_std=1.0)
+    config = VLMConfig(CONFIG.vision, one_head, CONFIG.decoder, compute_dtype="float32")
+    structure, _ = parameters.abstract(config)
+    params = dict(parameters.initialize(config, jax.random.key(1)))
+    for path in params:
+        if path.startswith("connector/scales") and path.endswith(("value/kernel", "output/kernel")):
+            params[path] = jnp.eye(16)
+        if "/mlp/" in path and path.startswith("connector"):
+            params[path] = jnp.zeros_like(params[path])
+    features = jax.random.normal(jax.random.key(2), (1, 16, 16))
+    for scale in structure.merge(params).connector.scales:
+        weights = np.asarray(attention_maps._scale_weights(scale, (features,)))[0]
+        read = scale((features,)) - scale.start(1, 16).reshape(1, -1, 16)
+        normed = scale.levels[0].norm_features(features)[0].reshape(4, 4, 16)
+        side = 4 // scale.window
+        tiles = weights.reshape(-1, side, scale.window, side, scale.window)
+        grid = np.asarray(normed).reshape(side, scale.window, side, scale.window, 16)
+        expected = np.einsum("qawbv,awbvd->abqd", tiles, grid).reshape(1, -1, 16)
+        np.testing.assert_allclose(read, expected, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**31))
+def test_on_grid_undoes_the_partition(window: int, side: int, seed: int) -> None:
+    grid = np.random.default_rng(seed).random(((side * window) ** 2, 1), dtype=np.float32)
+    tiles = np.asarray(partition(jnp.asarray(grid[None]), window))[:, None, :, 0]
+    np.testing.assert_array_equal(attention_maps.on_grid(tiles, window)[0], grid.reshape(side * window, -1))

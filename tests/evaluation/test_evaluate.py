@@ -1,0 +1,119 @@
+"""Scoring a (tiny, untrained) model on the tasks of its recipe."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax import evaluation
+from mmjax.data.tokenizer import WordTokenizer
+from mmjax.errors import InputError, Preempted
+from mmjax.models import parameters
+from mmjax.models.config import DecoderConfig, LinearConfig, ResamplerConfig, ViTConfig, VLMConfig
+from mmjax.recipe import DataConfig, EasyVqaSource, EvaluationConfig, OptimizerConfig, Recipe, Stage
+
+TOKENIZER = WordTokenizer.build(["is there a red shape?", " yes", " no", " red"])
+
+
+def make_recipe(connector: ResamplerConfig | LinearConfig | None = None, **settings: object) -> Recipe:
+    connector = connector or ResamplerConfig("resampler", (4, 2), (2, 4), (1,), 16, 8, 32)
+    decoder = DecoderConfig(TOKENIZER.vocabulary, 16, 1, 2, 1, 8, 32)
+    model = VLMConfig(ViTConfig(16, 4, 16, 1, 2, 32, class_token=False), connector, decoder, compute_dtype="float32")
+    data = DataConfig({"easy_vqa": EasyVqaSource("easy_vqa")}, 80, holdout=4)
+    settings = {"tasks": ("easy_vqa",), "batch_size": 16, "max_new_tokens": 1, "limit": 5} | settings
+    stage = Stage("finetune", model, data, OptimizerConfig(1e-3), 1, 1)
+    return Recipe("tiny", "", {"finetune": stage}, evaluation=EvaluationConfig(**settings))
+
+
+def make_params(recipe: Recipe, answer: str) -> dict:
+    """A model that says `answer` to everything: the head sees a constant."""
+    model = recipe.stages["finetune"].model
+    params = parameters.initialize(model, jax.random.key(1))
+    first = np.eye(16, dtype=np.float32)[0]
+    silent = {path: np.zeros_like(value) if path.startswith("decoder/layers") else value for path, value in params.items()}
+    head = np.zeros((16, TOKENIZER.vocabulary), np.float32)
+    head[0, TOKENIZER.encode(answer)[0]] = 1.0
+    changed = silent | {"decoder/embedding": np.tile(first, (TOKENIZER.vocabulary, 1)), "decoder/head/kernel": head}
+    return {path: jax.numpy.asarray(value) for path, value in changed.items()}
+
+
+def run(recipe: Recipe, params: dict, **options: object) -> dict:
+    return evaluation.run(recipe, parameters.abstract(recipe.stages["finetune"].model)[0], params, TOKENIZER, **options)
+
+
+def test_scores_and_files(tmp_path: Path) -> None:
+    recipe = make_recipe()
+    result = run(recipe, make_params(recipe, " no"), workdir=tmp_path)["easy_vqa"]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert {line["prediction"] for line in lines} == {"no"}
+    share = sum(line["truth"] == "no" for line in lines) / len(lines)
+    assert 0.2 < share < 0.8
+    assert result["score"] == pytest.approx(share)
+    assert result["n"] == len(lines) == sum(result["n_by_type"].values())
+    assert result["by_type"]["shape"] == 0.0 and result["by_type"]["yes_no"] > result["score"]
+    assert set(result["baselines"]) == set(result["baselines_by_type"]) == {"blind", "untrained"}
+    assert result["baselines"]["untrained"] < 0.2 < result["baselines"]["blind"]
+    assert len({line["image"] for line in lines}) == 5 and all(Path(line["image"]).is_file() for line in lines)
+    json.dumps(result)
+
+
+def test_attention_file(tmp_path: Path) -> None:
+    recipe = make_recipe(untrained=False)
+    run(recipe, make_params(recipe, " no"), workdir=tmp_path)
+    with np.load(tmp_path / "attention.npz") as arrays:
+        assert arrays["image"].shape == (16, 16, 3) and str(arrays["name"]) == "easy_vqa/test/0"
+        assert arrays["windows"].tolist() == [4, 2]
+        assert (arrays["scale_0"].shape, arrays["scale_1"].shape) == ((1, 2, 4, 4), (1, 1, 4, 4))
+
+
+def test_untrained_is_optional_and_a_linear_connector_has_no_maps(tmp_path: Path) -> None:
+    recipe = make_recipe(LinearConfig("linear", (1,)), untrained=False)
+    result = run(recipe, make_params(recipe, " yes"), workdir=tmp_path)["easy_vqa"]
+    assert set(result["baselines"]) == {"blind"}
+    with np.load(tmp_path / "attention.npz") as arrays:
+        assert set(arrays) == {"image", "name", "windows"} and not arrays["windows"].size
+
+
+def test_holdout_and_nothing_written(tmp_path: Path) -> None:
+    recipe = make_recipe(untrained=False, limit=None)
+    result = run(recipe, make_params(recipe, " yes"), split="holdout")["easy_vqa"]
+    assert 4 <= result["n"] < 4 * 21
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_task_no_task_and_preemption() -> None:
+    recipe = make_recipe()
+    params = make_params(recipe, " yes")
+    with pytest.raises(InputError, match="easy_vqa"):
+        run(make_recipe(tasks=("vqav2",)), params)
+    assert run(make_recipe(tasks=()), params) == {}
+    with pytest.raises(Preempted):
+        run(recipe, params, should_stop=lambda: True)
+
+
+def test_untrained_baseline_is_the_models_own_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(make_recipe(), seed=7)
+    keys = []
+
+    def initialize(model: VLMConfig, key: jax.Array) -> dict:
+        keys.append((model, key))
+        return fresh
+
+    params, fresh = make_params(recipe, " no"), make_params(recipe, " yes")
+    monkeypatch.setattr(parameters, "initialize", initialize)
+    result = run(recipe, params)["easy_vqa"]
+    assert keys[0][0] is recipe.stages["finetune"].model
+    # Of these pictures' questions some are answered "yes" and others "no": the two models share no right answer.
+    assert result["baselines"]["untrained"] == pytest.approx(yes_share(recipe))
+    assert result["score"] + result["baselines"]["untrained"] == pytest.approx(result["n_by_type"]["yes_no"] / result["n"])
+
+
+def yes_share(recipe: Recipe) -> float:
+    """Share of the test questions of the recipe whose truth is "yes"."""
+    stage = recipe.stages["finetune"]
+    pictures = evaluation.TASKS["easy_vqa"].pictures(stage.data, "test")[: recipe.evaluation.limit]
+    truths = [question.truth for picture in pictures for question in picture.questions]
+    return truths.count("yes") / len(truths)

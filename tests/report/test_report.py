@@ -1,0 +1,222 @@
+"""The page of a run, read as markup."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmjax import report
+from mmjax.errors import InputError
+from mmjax.report import costs, reading
+from mmjax.report.sections import curves, examples
+
+SECTIONS = ("Ledger", "Scores", "Loss", "Answers", "Attention", "Parameters", "What the model reads", "Made with")
+HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='alert(3)' &amp; \x00\x1b\udc80 ｎｉｃｅ"
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text by the section that it stands in."""
+
+    def __init__(self, markup: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.sections: dict[str, str] = {}
+        self.current = "head"
+        self.feed(markup)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "hr"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.current = data
+        if "style" not in self.open:
+            self.sections[self.current] = self.sections.get(self.current, "") + data + " "
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.sections.values())
+
+
+def render(workdir: Path) -> Page:
+    page = Page(report.render(workdir))
+    assert not page.open, "every element is closed"
+    return page
+
+
+def change(path: Path, edit: object) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_finished_run_misses_nothing(workdir: Path) -> None:
+    page = render(workdir)
+    assert set(SECTIONS) <= set(page.sections)
+    assert not [attributes for _, attributes in page.tags if "missing" in (attributes.get("class") or "")]
+    for shown in ("99.1 %", "9,673 questions", "blind 67.0 %", "untrained 0.1 %", "6 min 39 s", "32,000", "600 TFLOP"):
+        assert shown in page.sections["head"]
+    assert "34.8 %" in page.sections["Scores"] and "7,136" in page.sections["Scores"]
+    assert "20" in page.sections["Ledger"] and "84 visual tokens of a picture of 64 pixels" in page.sections["Ledger"]
+    assert "step 6 min 9 s" in page.sections["Ledger"]
+    assert "resize positions" in page.sections["Parameters"] and "tiled" in page.sections["Parameters"]
+    assert "jax 0.11.2" in " ".join(page.sections["Made with"].split())
+    assert '"learning_rate": 0.0007' in page.sections["Made with"]
+
+
+def test_nothing_is_loaded_from_anywhere(workdir: Path) -> None:
+    page = render(workdir)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "audio", "video", "source", "form", "use", "image")
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("href", "xlink:href", "srcset", "action", "background", "style"):
+            assert name not in attributes
+        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
+    style = report.render(workdir).partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert "default-src 'none'" in report.render(workdir)
+
+
+def test_hostile_text_stays_text(workdir: Path) -> None:
+    """Every text that a run can put into its files, in every place."""
+    records = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
+    hostile = [
+        {**record, "question": HOSTILE, "prediction": HOSTILE, "truth": HOSTILE + "!", "type": HOSTILE, "id": HOSTILE} for record in records
+    ]
+    (workdir / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in hostile))
+    change(workdir / "summary.json", lambda summary: summary["versions"].update({HOSTILE: HOSTILE}))
+    change(workdir / "summary.json", lambda summary: summary.update(eval={HOSTILE: summary["eval"]["easy_vqa"]}))
+    change(workdir / "config.json", lambda config: config["notes"].update({HOSTILE: HOSTILE}))
+    change(workdir / "manifests" / "finetune.json", lambda manifest: manifest["entries"][0].update(target=HOSTILE, note=HOSTILE))
+    (workdir / "previews" / "finetune.txt").write_text(HOSTILE, errors="replace")
+    page = render(workdir)
+    assert [tag for tag, _ in page.tags if tag == "script"] == []
+    assert not [attributes for _, attributes in page.tags if any(name.startswith("on") for name in attributes)]
+    assert page.text.count("<script>alert(1)</script>") > 60
+    assert "\N{REPLACEMENT CHARACTER}" in page.text and "\x00" not in page.text
+    report.write(workdir)  # lone surrogates can be written, too
+    (workdir / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_unfinished_run_says_what_is_missing(workdir: Path) -> None:
+    for name in ("metrics.jsonl", "predictions.jsonl", "attention.npz", "tokenizer.json"):
+        (workdir / name).unlink()
+    shutil.rmtree(workdir / "manifests")
+    shutil.rmtree(workdir / "previews")
+    change(workdir / "summary.json", lambda summary: summary.update(stages=summary["stages"][:1], eval={}))
+    page = render(workdir)
+    assert "not finished: finetune" in page.sections["head"] and "not evaluated" in page.sections["head"]
+    assert "Not in the summary: finetune" in page.sections["Ledger"]
+    assert "cannot be computed: There is no tokenizer file" in page.sections["Ledger"]
+    assert "not evaluated" in page.sections["Scores"]
+    assert "There is no metrics.jsonl." in page.sections["Loss"]
+    assert "There is no predictions.jsonl." in page.sections["Answers"]
+    assert "There is no attention.npz." in page.sections["Attention"]
+    assert "There are no manifests." in page.sections["Parameters"]
+    assert "There are no previews." in page.sections["What the model reads"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_one_of_the_two_main_files_is_enough(workdir: Path, name: str) -> None:
+    (workdir / name).unlink()
+    assert f"There is no {name}." in render(workdir).text
+
+
+def test_damaged_files_are_named(workdir: Path) -> None:
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "finetune", "step": 5')  # a process was killed while it wrote
+    (workdir / "attention.npz").write_bytes(b"PK\x03\x04 not really")
+    (workdir / "manifests" / "pretrain.json").write_text("{")
+    page = render(workdir)
+    assert "Left out of metrics.jsonl: 1 line that cannot be read." in page.sections["Loss"]
+    assert "attention.npz cannot be read" in page.sections["Attention"]
+    assert "pretrain.json cannot be read" in page.sections["Parameters"]
+
+
+def test_a_run_without_held_out_loss_or_queries(workdir: Path) -> None:
+    lines = [line for line in (workdir / "metrics.jsonl").read_text().splitlines() if "holdout/" not in line]
+    (workdir / "metrics.jsonl").write_text("\n".join(lines))
+    np.savez(workdir / "attention.npz", image=np.zeros((64, 64, 3), np.uint8), windows=np.zeros(0, int), name=np.array("x"))
+    page = render(workdir)
+    assert "No held-out loss has been logged." in page.sections["Loss"]
+    assert "no queries" in page.sections["Attention"]
+
+
+def test_pictures_that_are_gone(workdir: Path) -> None:
+    shutil.rmtree(workdir.parent / "pictures")
+    page = render(workdir)
+    assert page.sections["Answers"].count("the picture is not on this computer") >= 24
+
+
+def test_examples_are_not_chosen_by_whether_they_are_right(workdir: Path) -> None:
+    records = reading.read(workdir).predictions
+    chosen = examples.choose(records, 24)
+    flipped = [{**record, "prediction": "?" if examples.is_right(record) else record["truth"]} for record in records]
+    assert [record["image"] for record in chosen] == [record["image"] for record in examples.choose(flipped, 24)]
+    assert len({record["image"] for record in chosen}) == 24
+    assert [sum(record["type"] == kind for record in chosen) for kind in ("color", "shape", "yes_no")] == [8, 8, 8]
+
+
+def test_mistakes_are_marked(workdir: Path) -> None:
+    page = render(workdir)
+    cards = [attributes["class"] for tag, attributes in page.tags if tag == "figure" and "card" in (attributes.get("class") or "")]
+    records = reading.read(workdir).predictions
+    wrong = sum(not examples.is_right(record) for record in records)
+    assert len(cards) - cards.count("card") == wrong == 6, "all mistakes are few enough to be shown"
+    assert len(cards) == 24 + wrong - sum(not examples.is_right(record) for record in examples.choose(records, 24))
+    assert "6 predictions of 180 are wrong" in page.sections["Answers"]
+
+
+def test_curves_put_stages_behind_each_other(workdir: Path) -> None:
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "finetune", "step": 100, "loss": 0.5}\n{"stage": "finetune", "step": 150, "loss": null}\n')
+        file.write('{"stage": "finetune", "step": 200, "loss": NaN}\n')
+    run = reading.read(workdir)
+    spans = curves._spans(run)
+    assert [(span.start, span.stop) for span in spans.values()] == [(0, 1500), (1500, 2000)]
+    first, second = curves._series(run, spans, "loss", "training", "train")
+    assert first.points[-1][0] == 1500 and second.points[0][0] == 1550
+    assert (1600.0, 0.5) in second.points, "the line that was logged last counts"
+    assert all(math.isfinite(value) for _, value in second.points) and not any(x == 1700 for x, _ in second.points)
+
+
+def test_share_of_the_full_token_cost(workdir: Path) -> None:
+    shares = costs.full_token_shares(reading.read(workdir))
+    assert shares["finetune"] == 1.0
+    assert 0.2 < shares["pretrain"] < 0.4, "20 tokens of a 32-pixel picture beside 84 of a 64-pixel one"
+
+
+def test_is_written_in_one_step_and_again(workdir: Path) -> None:
+    first = report.write(workdir)
+    assert first == workdir / "report.html"
+    before = first.read_bytes()
+    report.write(workdir)
+    assert first.read_bytes() == before
+    assert not [path for path in workdir.iterdir() if path.name.startswith(".report")]
+
+
+def test_command(workdir: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "mmjax.report", str(workdir)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, str(workdir / "report.html"))
+    wrong = subprocess.run([sys.executable, "-m", "mmjax.report", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "is not the workdir of a run" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_no_workdir(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither config.json nor summary.json"):
+        report.render(tmp_path)

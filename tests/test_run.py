@@ -1,0 +1,231 @@
+"""A whole recipe on a handful of pictures: what it leaves behind, that it goes on where it stopped, and what can be asked of it then."""
+
+import io
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mmjax import run
+from mmjax.config import digest, recipe_from
+from mmjax.errors import InputError
+from mmjax.recipe import Recipe
+from mmjax.training.checkpoint import load_params
+from mmjax.transitions import Manifest
+from mmjax.workdir import Workdir
+
+STEPS = {"pretrain": 3, "finetune": 2}
+COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
+
+
+def make_recipe(folder: pathlib.Path, **changes) -> Recipe:
+    """Two stages, 1 and then 5 visual tokens, on nine pictures of one color each."""
+    lines = []
+    for index, color in enumerate([*COLORS] * 3):
+        Image.new("RGB", (16, 16), COLORS[color]).save(folder / f"{index}.png")
+        lines.append(
+            json.dumps(
+                {"image": f"{index}.png", "questions": [["what color is it?", color], ["is it red?", "yes" if color == "red" else "no"]]}
+            )
+        )
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    source = {"kind": "jsonl", "path": str(folder / "data.jsonl"), "image_dir": str(folder)}
+    common = {
+        "data": {"sources": {"colors": source}, "text_length": 24, "holdout": 2},
+        "optimizer": {"learning_rate": 1e-2},
+        "batch_size": 2,
+    }
+    tiny = {"width": 8, "layers": 1, "heads": 2, "mlp_width": 16}
+    connector = {"kind": "resampler", "feature_layers": (1,), "width": 8, "head_dim": 4, "mlp_width": 16}
+    tree = {
+        "model": {
+            "vision": {"patch_size": 4, "class_token": False, "embedding_norm": False, **tiny},
+            "connector": connector,
+            "decoder": {"vocabulary": 0, "kv_heads": 1, "head_dim": 4, **tiny},
+            "compute_dtype": "float32",
+        },
+        "stages": {
+            "pretrain": {
+                "model": {"vision": {"image_size": 8}, "connector": {"windows": (2,), "queries": (1,)}},
+                "steps": STEPS["pretrain"],
+                **common,
+            },
+            "finetune": {
+                "model": {"vision": {"image_size": 16}, "connector": {"windows": (4, 2), "queries": (1, 4), "parents": (0, 0)}},
+                "transitions": ("inflate", "resize_positions"),
+                "steps": STEPS["finetune"],
+                **common,
+            },
+        },
+        "logging": {"every": 1, "trackers": ("jsonl",)},
+        **changes,
+    }
+    return recipe_from(tree, name="colors")
+
+
+def train(recipe: Recipe, path: pathlib.Path, **options) -> str:
+    """Trains, and returns what was printed."""
+    out = io.StringIO()
+    run.train(recipe, Workdir(path), console=Console(file=out, width=200), **options)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    return make_recipe(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, recipe) -> tuple[Workdir, str]:
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    text = train(recipe, path)
+    return Workdir(path), text
+
+
+def test_a_finished_run_has_everything(finished, recipe):
+    workdir, _ = finished
+    summary = json.loads(workdir.summary.read_text())
+    assert summary["schema_version"] == 1
+    assert summary["config_digest"] == digest(recipe)
+    assert [(stage["name"], stage["steps"], stage["samples"], stage["visual_tokens_per_image"]) for stage in summary["stages"]] == [
+        ("pretrain", 3, 6, 1),
+        ("finetune", 2, 4, 5),
+    ]
+    for stage in summary["stages"]:
+        assert stage["flops"] > 0 and stage["tokens"] > 0
+        assert stage["seconds"] == pytest.approx(sum(stage["seconds_by_cause"].values()))
+        assert np.isfinite(stage["held_out_loss"])
+    assert {"python", "jax"} <= summary["versions"].keys()
+    assert summary["hardware"]["devices"] == len(jax.devices())
+    for stage in recipe.stages:
+        assert "picture" in workdir.preview(stage, ".txt").read_text()
+        assert workdir.preview(stage, ".png").stat().st_size > 0
+    assert "<html" in workdir.report.read_text()
+    assert workdir.recipe() == recipe
+
+
+def test_manifests_account_for_every_parameter(finished, recipe):
+    workdir, text = finished
+    first, second = (Manifest.from_json(json.loads(workdir.manifest(stage).read_text())) for stage in STEPS)
+    assert {entry.how for entry in first.entries} == {"fresh"}
+    assert {entry.how for entry in second.entries} == {"copied", "tiled", "resized"}
+    saved, _ = load_params(workdir.checkpoints / "finetune" / "2")
+    assert {entry.target for entry in second.entries} == set(saved)
+    assert second.summary() in text
+
+
+def test_the_vocabulary_fits_the_tokenizer(finished, recipe):
+    workdir, _ = finished
+    tokenizer, fitted = run.prepare_tokenizer(recipe, workdir.path, build=False)
+    vocabulary = fitted.stages["finetune"].model.decoder.vocabulary
+    assert tokenizer.vocabulary <= vocabulary < tokenizer.vocabulary + 8 and vocabulary % 8 == 0
+    params, _ = load_params(workdir.checkpoints / "finetune" / "2")
+    assert params["decoder/embedding"].shape[0] == vocabulary
+
+
+def test_a_decoder_without_room_for_the_tokenizer_is_refused(tmp_path, recipe):
+    from mmjax.vocabulary import filled
+
+    with pytest.raises(InputError, match="vocabulary is 100, but the tokenizer has"):
+        run.prepare_tokenizer(filled(recipe, 100), tmp_path)
+
+
+def test_the_same_command_repeats_nothing(finished, recipe, monkeypatch):
+    workdir, _ = finished
+    monkeypatch.setattr(run, "train_stage", _never)
+    monkeypatch.setattr(run, "_scores", _never)
+    before = workdir.summary.read_bytes()
+    assert "report:" in train(recipe, workdir.path)
+    assert workdir.summary.read_bytes() == before
+
+
+@pytest.mark.parametrize(("steps", "newest"), [(3, (3, None)), (4, (3, 1))])
+def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(finished, recipe, tmp_path, steps, newest):
+    """Stopped at the very end of a stage, and within the next one."""
+    workdir, _ = finished
+    assert "as asked" in train(recipe, tmp_path, stop_after_steps=steps)
+    assert tuple(run.newest_step(tmp_path / "checkpoints" / stage) for stage in STEPS) == newest
+    assert not (tmp_path / "report.html").exists()
+    train(recipe, tmp_path)
+    expected, _ = load_params(workdir.checkpoints / "finetune" / "2")
+    found, _ = load_params(tmp_path / "checkpoints" / "finetune" / "2")
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+def test_questions_are_answered(finished, recipe, tmp_path):
+    workdir, _ = finished
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (40, 30), COLORS["red"]).save(picture)
+    answer = run.generate(recipe, workdir, image=str(picture), prompt="what color is it?")
+    assert isinstance(answer, str)
+    assert (
+        run.generate(
+            recipe, workdir, image=str(picture), prompt="what color is it?", checkpoint=str(workdir.checkpoints / "pretrain" / "3")
+        )
+        is not None
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": None, "prompt": None}, "--prompt is missing"),
+        ({"image": "none.png", "prompt": "what?"}, "There is no picture 'none.png'"),
+        ({"image": None, "prompt": "what?", "checkpoint": "none/3"}, "There is no checkpoint none/3"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(finished, recipe, options, message):
+    with pytest.raises(InputError, match=message):
+        run.generate(recipe, finished[0], **options)
+
+
+def test_a_picture_that_is_none_is_refused(finished, recipe, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"text\.png"):
+        run.generate(recipe, finished[0], image=str(tmp_path / "text.png"), prompt="what?")
+
+
+def test_a_finished_run_can_be_scored_again(finished, recipe):
+    workdir, _ = finished
+    out = io.StringIO()
+    run.evaluate(recipe, workdir, console=Console(file=out, width=200))
+    assert "report:" in out.getvalue()
+    assert [stage["name"] for stage in json.loads(workdir.summary.read_text())["stages"]] == list(STEPS)
+
+
+def test_an_earlier_checkpoint_is_scored_beside_the_run(finished, recipe):
+    workdir, _ = finished
+    before = workdir.summary.read_bytes()
+    run.evaluate(recipe, workdir, checkpoint=str(workdir.checkpoints / "pretrain" / "3"), console=Console(file=io.StringIO()))
+    assert workdir.summary.read_bytes() == before
+
+
+def test_without_a_checkpoint_there_is_nothing_to_score(recipe, tmp_path):
+    for call in (run.evaluate, lambda *args: run.generate(*args, image=None, prompt="what?")):
+        with pytest.raises(InputError, match="There is no checkpoint in"):
+            call(recipe, Workdir(tmp_path / "empty"))
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(recipe, tmp_path):
+    (tmp_path / "checkpoints" / "other" / "3").mkdir(parents=True)
+    with pytest.raises(InputError, match="is a checkpoint of stage 'other'; the recipe has pretrain, finetune"):
+        run.find_checkpoint(recipe, Workdir(tmp_path), str(tmp_path / "checkpoints" / "other" / "3"))
+
+
+def test_a_damaged_summary_is_refused(finished, recipe, tmp_path):
+    with Workdir(tmp_path).claim(recipe):
+        pass
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json cannot be read"):
+        train(recipe, tmp_path)
+
+
+def _never(*args, **kwargs):
+    raise AssertionError("a finished stage was repeated")
