@@ -136,14 +136,14 @@ def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
     if pretrain:
         config.stages.pretrain = dict(
             model=setting.pretrain.model(),
-            data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("caption", "question"))), text_length=48, **data),
+            data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("caption", "question"))), text_length=56, **data),
             optimizer=dict(learning_rate=1e-3, **optimizer),
             steps=1500,
             batch_size=16,
         )
     config.stages.finetune = dict(
         model=setting.finetune.model(),
-        data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("question",))), text_length=80, **data),
+        data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("question",))), text_length=112, **data),
         optimizer=dict(learning_rate=7e-4, **optimizer),
         transitions=("inflate", "resize_positions") if pretrain else (),
         steps=500,

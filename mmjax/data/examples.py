@@ -61,11 +61,14 @@ class Example:
         prefix: what the branches share, such as (Image,). A plain conversation has an empty prefix and one branch.
         branches: texts (and pictures) that continue the prefix, each on its own.
         id: names the sample in messages, such as "easy_vqa/train/17".
+        repeated: so many branches, from the first, stand in every row that the example needs; the others stand in one of them. A caption
+            that comes with each part of a long list of questions costs a few tokens and says more than they do.
     """
 
     prefix: tuple[Segment, ...]
     branches: tuple[tuple[Segment, ...], ...]
     id: str
+    repeated: int = 0
 
     def segments(self) -> tuple[Segment, ...]:
         """The prefix and all branches in one tuple, in order."""

@@ -1,7 +1,7 @@
 """The packing plan of a source: which examples stand in which row, made once from the lengths of all of them.
 
 An example becomes one unit or several: its prefix with as many branches as a row has room for, in order; each further unit repeats the
-prefix. Units are put into rows first-fit. The plan is a handful of index arrays; texts and pictures are read again when a row is loaded.
+prefix, and the branches that the example wants repeated. Units are put into rows first-fit. The plan is a handful of index arrays; texts and pictures are read again when a row is loaded.
 """
 
 import time
@@ -104,6 +104,18 @@ def make_plan(source: Source, encoder: Encoder, limit: Room, *, name: str, seed:
     return units.pack(seed)
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """Some branches of an example: their numbers, the room they take with their prefix, and the targets among them."""
+
+    numbers: list[int]
+    room: Room
+    supervised: int
+
+    def extended(self, number: int, branch: Encoded) -> "_Unit":
+        return _Unit([*self.numbers, number], self.room + _room(branch), self.supervised + branch.supervised)
+
+
 @dataclass(eq=False)
 class _Units:
     """The units found so far."""
@@ -118,26 +130,26 @@ class _Units:
     def add(self, index: int, example: Example, encoder: Encoder) -> None:
         """Splits an example into units. A branch that fits into no row, or teaches nothing, is skipped and counted."""
         prefix = encoder.prefix(example.prefix)
-        prefix_room = _room(prefix)
-        filled = prefix_room
-        numbers: list[int] = []
+        begun = _Unit([], _room(prefix), prefix.supervised)
+        unit = begun
         self.report.seen += max(1, len(example.branches))
         if not example.branches:
             self.report.skip("no supervised token", example.id)
         for number, segments in enumerate(example.branches):
             branch = encoder.branch(segments)
-            room = _room(branch)
-            if cause := self._unusable(prefix, branch, prefix_room + room):
-                self.report.skip(cause, f"{example.id}, branch {number}, with {(prefix_room + room).text} tokens")
+            alone = begun.room + _room(branch)
+            if cause := self._unusable(prefix, branch, alone):
+                self.report.skip(cause, f"{example.id}, branch {number}, with {alone.text} tokens")
                 continue
-            if numbers and not (filled + room).fits(self.limit):
-                self._close(index, numbers, filled, prefix)
-                filled, numbers = prefix_room, []
-            filled += room
-            numbers.append(number)
-            self.supervised += branch.supervised
-        if numbers:
-            self._close(index, numbers, filled, prefix)
+            if number < example.repeated:
+                begun = unit = begun.extended(number, branch)
+                continue
+            if len(unit.numbers) > len(begun.numbers) and not (unit.room + _room(branch)).fits(self.limit):
+                self._close(index, unit)
+                unit = begun
+            unit = unit.extended(number, branch)
+        if unit.numbers:
+            self._close(index, unit)
 
     def _unusable(self, prefix: Encoded, branch: Encoded, room: Room) -> str | None:
         if not prefix.supervised + branch.supervised:
@@ -148,11 +160,11 @@ class _Units:
             return "more pictures than images_per_row"
         return None
 
-    def _close(self, index: int, numbers: list[int], filled: Room, prefix: Encoded) -> None:
+    def _close(self, index: int, unit: "_Unit") -> None:
         self.examples.append(index)
-        self.branches.append(numbers)
-        self.sizes.append((filled.text, filled.images))
-        self.supervised += prefix.supervised
+        self.branches.append(unit.numbers)
+        self.sizes.append((unit.room.text, unit.room.images))
+        self.supervised += unit.supervised
 
     def pack(self, seed: Sequence[int] | None) -> Plan:
         """Packs the units into rows, in seeded order."""

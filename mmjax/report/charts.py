@@ -143,8 +143,8 @@ def _line(line: Series, frame: _Frame) -> Html:
 
 def linear_ticks(low: float, high: float, number: int) -> tuple[list[float], tuple[float, float]]:
     """About `number` round values over [low, high], and the range that they and the data need."""
-    if high <= low:
-        high = low + 1.0
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):
+        high = low + 1.0  # one value, or values that no axis could tell apart
     raw = (high - low) / number
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)

@@ -55,9 +55,9 @@ def apply(names: Iterable[str], params: Params, old: VLMConfig, new: VLMConfig, 
         completeness.check(params, names, old, new)
     except InputError as error:
         raise InputError(f"stage {stage!r}: {error}") from None
-    entries = tuple(origins.get(path) or Entry.of(value, path, path, "copied") for path, value in sorted(params.items()))
-    used = {source for entry in entries for source in entry.sources}
-    return params, Manifest(entries, stage, names, tuple(sorted(given.keys() - used)))
+    all_entries = tuple(origins.get(path) or Entry.of(value, path, path, "copied") for path, value in sorted(params.items()))
+    used = {source for entry in all_entries for source in entry.sources}
+    return params, Manifest(all_entries, stage, names, tuple(sorted(given.keys() - used)))
 
 
 def plan(names: Iterable[str], old: VLMConfig, new: VLMConfig, *, stage: str) -> Manifest:

@@ -218,5 +218,5 @@ def test_command(workdir: Path, tmp_path: Path) -> None:
 
 
 def test_no_workdir(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither config.json nor summary.json"):
+    with pytest.raises(InputError, match="neither config"):
         report.render(tmp_path)

@@ -140,6 +140,7 @@ def truncate(path: pathlib.Path) -> None:
 DAMAGES = {"flip": flip, "truncate": truncate, "delete": pathlib.Path.unlink}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the storage library's own, when a read fails
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_gives_the_same_state_or_the_one_before(tmp_path, damage):
     save(tmp_path / "good", 3, 7)

@@ -25,7 +25,8 @@ Pair = tuple[str, str]
 
 
 class EasyVqa(Source):
-    """One example per picture: the picture is the prefix; its caption (if composed) and its questions, in file order, are the branches.
+    """One example per picture: the picture is the prefix; its caption (if composed) and its questions, in file order, are the branches;
+    the caption is repeated in every row that the questions need.
 
     The official files are in random order of shape and colour, so the last pictures are as good a holdout as any. They are chosen
     among all pictures: every task holds out the same ones. A picture of which no question tells anything has no caption, and no place in a
@@ -59,7 +60,8 @@ class EasyVqa(Source):
             branches.append(self._caption_branches[caption])
         if "question" in self._config.tasks:
             branches.extend(self._questions[pair] for pair in self.questions(index))
-        return Example((Image(self.image_path(index)),), tuple(branches), f"easy_vqa/{self._config.split}/{picture}")
+        name = f"easy_vqa/{self._config.split}/{picture}"
+        return Example((Image(self.image_path(index)),), tuple(branches), name, repeated=int(caption is not None))
 
     def questions(self, index: int) -> tuple[Pair, ...]:
         """Questions and answers of one picture, in file order."""

@@ -1,0 +1,247 @@
+"""The loop on a small model: what an interruption changes (nothing), what it leaves behind, and what it says."""
+
+import dataclasses
+import io
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mmjax.errors import InputError, NonFiniteError, Preempted
+from mmjax.recipe import OptimizerConfig
+from mmjax.training import loop as training_loop
+from mmjax.training.integrity import describe
+from tests.training import toy
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return toy.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing interrupts: its folder, its result, and what it printed."""
+    folder, screen = tmp_path_factory.mktemp("whole"), io.StringIO()
+    result = toy.train(toy.small_recipe(data), folder, console=Console(file=screen))
+    return folder, result, screen.getvalue()
+
+
+def record(workdir: pathlib.Path, step: int = toy.STEPS) -> dict:
+    return json.loads((workdir / "checkpoints" / str(step) / "record" / "record.json").read_text())["content"]
+
+
+def assert_same_end(workdir: pathlib.Path, result, whole) -> None:
+    """Bit for bit: parameters, optimizer, step, rng, data row; and metrics line for line."""
+    folder, expected, _ = whole
+    found, wanted = record(workdir), record(folder)
+    assert found["arrays"] == wanted["arrays"]  # with a digest of each
+    assert {"step", "rng", "optimizer/count", "optimizer/nu/decoder/embedding"} < found["arrays"].keys()
+    for name in ("position", "window", "skipped", "config_digest"):
+        assert found["metadata"][name] == wanted["metadata"][name], name
+    assert found["row"] == wanted["row"] == 2 * toy.STEPS
+    assert toy.metric_lines(workdir) == toy.metric_lines(folder)
+    for path, value in result.params.items():
+        np.testing.assert_array_equal(value, expected.params[path], err_msg=path)
+    assert (result.steps, result.samples, result.tokens, result.flops) == (expected.steps, expected.samples, expected.tokens, expected.flops)
+    assert result.held_out_loss == expected.held_out_loss and result.finished
+
+
+def test_a_run_reports_what_it_did(whole):
+    folder, result, screen = whole
+    assert (result.steps, result.samples, result.finished) == (toy.STEPS, 2 * toy.STEPS, True)
+    assert 0 < result.tokens <= 2 * toy.STEPS * (12 + 2 * 4)
+    assert result.flops > 0 and set(result.seconds) == {"compile", "input", "step", "evaluation", "save", "other"}
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], "loss" in line, "holdout/loss" in line) for line in lines] == [
+        (3, False, True),
+        (4, True, False),
+        (6, True, False),
+        (6, False, True),
+    ]
+    assert {"token_accuracy", "gradient_norm", "gradient_norm/decoder", "learning_rate"} <= lines[1].keys()
+    assert {"steps_per_second", "images_per_second", "tokens_per_second", "mfu"} <= lines[1].keys()
+    assert sum(value for name, value in lines[1].items() if name.startswith("time_share/")) == pytest.approx(1.0)
+    assert result.held_out_loss == lines[-1]["holdout/loss"]
+    assert "first batch in" in screen and "compiled in" in screen and "compiled anew" not in screen
+    assert screen.count("MFU = (forward + backward FLOPs") == 1
+
+
+def test_the_digests_are_of_the_arrays(whole):
+    folder, result, _ = whole
+    arrays = record(folder)["arrays"]
+    for path, value in result.params.items():
+        assert describe(value) in (arrays.get(f"trainable/{path}"), arrays.get(f"frozen/{path}"))
+
+
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_stopping_and_going_on_changes_no_bit(data, whole, tmp_path, first):
+    recipe = toy.small_recipe(data)
+    begun = toy.train(recipe, tmp_path, stop_after=first)
+    assert (begun.steps, begun.finished, begun.held_out_loss) == (first, False, None)
+    ended = toy.train(recipe, tmp_path)
+    assert_same_end(tmp_path, ended, whole)
+    assert sum(ended.seconds.values()) > sum(begun.seconds.values())  # the clock goes on, too
+
+
+def stop_when_read(part: str, row: int):
+    """A stop that is requested when a row of the training or held-out data is read."""
+    stop = toy.NoSignal()
+
+    def edit(rows, held_out):
+        watched = {"train": rows, "holdout": held_out}[part]
+        load = watched.load
+
+        def noticing(index):
+            stop.requested = stop.requested or index >= row
+            return load(index)
+
+        watched.load = noticing
+        return rows, held_out
+
+    return stop, edit
+
+
+@pytest.mark.parametrize("part, row", [("train", 5), ("train", 0), ("holdout", 2)])
+def test_a_stop_saves_and_the_next_run_goes_on(data, whole, tmp_path, part, row):
+    recipe = toy.small_recipe(data)
+    stop, edit = stop_when_read(part, row)
+    with pytest.raises(Preempted, match="the state is saved"):
+        toy.train(recipe, tmp_path, stop=stop, edit_rows=edit)
+    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
+
+
+def test_a_stop_before_the_first_step_saves_the_start(data, whole, tmp_path):
+    recipe = toy.small_recipe(data)
+    with pytest.raises(Preempted, match="step 0"):
+        toy.train(recipe, tmp_path, stop=toy.NoSignal(requested=True))
+    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
+
+
+def crash_when_read(row: int):
+    def edit(rows, held_out):
+        load = rows.load
+
+        def failing(index):
+            if index >= row:
+                raise ConnectionError("the disk is gone")
+            return load(index)
+
+        rows.load = failing
+        return rows, held_out
+
+    return edit
+
+
+def test_a_crash_loses_the_steps_since_the_last_save_and_no_line_twice(data, whole, tmp_path):
+    recipe = toy.small_recipe(data)  # saves at 2 and 4; rows from 10 on belong to step 6
+    with pytest.raises(ConnectionError):
+        toy.train(recipe, tmp_path, edit_rows=crash_when_read(10))
+    assert [line["step"] for line in toy.metric_lines(tmp_path)] == [3, 4]
+    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
+
+
+def test_an_evaluation_cut_short_and_then_a_crash_leave_no_line_twice(data, whole, tmp_path):
+    recipe = toy.small_recipe(data)
+    rare = dataclasses.replace(recipe, checkpoint=dataclasses.replace(recipe.checkpoint, every=6))
+    stop, edit = stop_when_read("holdout", 0)
+    with pytest.raises(Preempted, match="step 3"):
+        toy.train(rare, tmp_path, stop=stop, edit_rows=edit)
+    with pytest.raises(ConnectionError):  # after the held-out loss of step 3 was measured and logged again
+        toy.train(rare, tmp_path, edit_rows=crash_when_read(8))
+    assert_same_end(tmp_path, toy.train(rare, tmp_path), whole)
+
+
+def test_a_finished_stage_is_not_repeated(data, whole, tmp_path, monkeypatch):
+    recipe = toy.small_recipe(data)
+    toy.train(recipe, tmp_path)
+    monkeypatch.setattr(toy.parameters, "initialize", lambda *_: pytest.fail("it was begun again"))
+    monkeypatch.setattr(training_loop, "batches", lambda *_: pytest.fail("data was read"))
+    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
+
+
+def test_a_damaged_newest_step_costs_its_steps_only(data, whole, tmp_path):
+    recipe = toy.small_recipe(data)
+    toy.train(recipe, tmp_path)
+    (tmp_path / "checkpoints" / "6" / "record" / "record.json").write_text("")
+    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
+    assert (tmp_path / "checkpoints" / "6.damaged").is_dir()
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_with_the_samples_named(data, tmp_path):
+    recipe = toy.small_recipe(data, every=1, optimizer=OptimizerConfig(1e30, schedule="constant", clip_norm=None))
+    rows = []
+
+    def remember(train_rows, held_out):
+        rows.append(train_rows)
+        return train_rows, held_out
+
+    with pytest.raises(NonFiniteError, match=r"step 2 of stage 'toy'"):
+        toy.train(recipe, tmp_path, edit_rows=remember)
+    dump = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert (dump["step"], dump["stage"]) == (2, "toy") and dump["what"] in ("loss", "gradient")
+    assert dump["samples"] == [rows[0].sample_ids(index) for index in (2, 3)] and all(dump["samples"])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1"]  # nothing of the bad step was saved
+
+
+def test_the_device_is_never_waited_for_before_it_has_the_next_step(data, tmp_path, monkeypatch):
+    events = []
+    make, check = training_loop.make_train_step, training_loop.check_finite
+
+    def recording(*arguments):
+        step = make(*arguments)
+
+        class Step:
+            _cache_size = step._cache_size
+
+            def __call__(self, *arguments):
+                events.append("step")
+                return step(*arguments)
+
+        return Step()
+
+    def checking(found, stage, rows, first, dump):
+        events.append(f"look at {first // stage.batch_size + 1}")
+        check(found, stage, rows, first, dump)
+
+    monkeypatch.setattr(training_loop, "make_train_step", recording)
+    monkeypatch.setattr(training_loop, "check_finite", checking)
+    recipe = toy.small_recipe(data, every=100)
+    quiet = dataclasses.replace(recipe, logging=dataclasses.replace(recipe.logging, every=100, evaluate_every=0))
+    toy.train(quiet, tmp_path)
+    assert events == [
+        *("step", "look at 1"),  # the compilation is timed
+        *("step", "step", "look at 2", "step", "look at 3", "step", "look at 4", "step", "look at 5"),
+        "look at 6",
+    ]
+
+
+def test_another_recipe_is_refused(data, whole, tmp_path):
+    toy.train(toy.small_recipe(data), tmp_path, stop_after=1)
+    with pytest.raises(InputError, match="another recipe"):
+        toy.train(toy.small_recipe(data, optimizer=OptimizerConfig(2e-2)), tmp_path)
+
+
+def test_a_second_compilation_is_noticed(data, tmp_path, monkeypatch):
+    place, calls = training_loop.sharding.place_batch, []
+
+    def changing(batch, mesh):
+        calls.append(None)
+        if len(calls) == 3:
+            batch = dataclasses.replace(batch, positions=batch.positions.astype(np.int16))
+        return place(batch, mesh)
+
+    monkeypatch.setattr(training_loop.sharding, "place_batch", changing)
+    screen = io.StringIO()
+    recipe = toy.small_recipe(data)
+    toy.train(recipe, tmp_path, console=Console(file=screen), stop_after=3)
+    assert screen.getvalue().count("compiled anew") == 1 and "step 3 was compiled anew (program 2)" in screen.getvalue()
+
+
+def test_the_stage_key_is_part_of_the_state(whole):
+    folder, _, _ = whole
+    assert record(folder)["arrays"]["rng"] == describe(jax.random.key_data(jax.random.key(2)))
