@@ -33,7 +33,8 @@ def prepare(config: str, stage_name: str, folder: pathlib.Path) -> None:
     import jax
     import numpy as np
 
-    from mmjax.data import batches, make_rows
+    from mmjax.data.loader import batches
+    from mmjax.data.rows import make_rows
     from mmjax.models import parameters
     from mmjax.run import prepare_tokenizer
 
@@ -86,7 +87,7 @@ def serve(config: str, stage_name: str, folder: pathlib.Path) -> None:
             batch = Batch(**{k: v[count % BATCHES] for k, v in fields.items()})
             start = time.perf_counter()
             state, metrics = step(state, batch)
-            losses.append(float(metrics.loss_sum / metrics.target_count))
+            losses.append(float(metrics.loss.compute()))
             seconds.append(time.perf_counter() - start)
             count += 1
         print(json.dumps({"seconds": statistics.median(seconds), "losses": losses}), flush=True)

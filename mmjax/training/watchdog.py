@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from typing import Self
@@ -38,11 +37,14 @@ class Watchdog:
         if self._thread.is_alive():
             self._thread.join()
 
+    def silence(self) -> float:
+        """Seconds since the last beat."""
+        return time.monotonic() - self._last
+
     def _watch(self) -> None:
         while not self._done.wait(min(self._timeout / 4, 10.0)):
-            silent = time.monotonic() - self._last
-            if silent > self._timeout:
-                print(f"mmjax: nothing has happened for {silent:.0f} s (logging.hang_timeout); the stacks of all threads:", file=sys.stderr)
-                faulthandler.dump_traceback(all_threads=True)
-                sys.stderr.flush()
+            if self.silence() > self._timeout:
+                text = f"\nmmjax: nothing has happened for {self.silence():.0f} s (logging.hang_timeout); the stacks of all threads:\n"
+                os.write(2, text.encode())  # past Python's buffers, whose locks a stuck thread may hold
+                faulthandler.dump_traceback(file=2, all_threads=True)
                 os._exit(HANG_EXIT_CODE)  # the main thread is stuck, so nothing softer would end the process
