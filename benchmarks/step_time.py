@@ -2,9 +2,9 @@
 
     python benchmarks/step_time.py --torch_python .oracle/bin/python [--rounds 5] [--steps 5] [--out benchmarks/results/NAME.md]
 
-Both sides start from the same parameters and read the same packed batches (the first losses are compared), use AdamW with the same clipping, the same
-number of threads and the same allocator setting. One worker process each, all alive at once, taking turns: a round is `steps` steps of every
-worker; the figure is the median over rounds of the round's median, and the ratio is taken round by round.
+Both sides start from the same parameters and read the same packed batches (the first losses are compared), use AdamW with the same
+clipping, the same number of threads and the same allocator setting. One worker process each, all alive at once, taking turns: a round is
+`steps` steps of every worker; the figure is the median over rounds of the round's median, and the ratio is taken round by round.
 """
 
 import argparse
@@ -134,7 +134,10 @@ def compare(config: str, stage: str, torch_python: str, rounds: int, steps: int)
 
 
 def table(results: dict) -> list[str]:
-    lines = ["| stage | worker | ms per step: median (min-max) | mmjax / worker, median of rounds (min-max) | losses of the first 3 steps |", "|---|---|---|---|---|"]
+    lines = [
+        "| stage | worker | ms per step: median (min-max) | mmjax / worker, median of rounds (min-max) | losses of the first 3 steps |",
+        "|---|---|---|---|---|",
+    ]
     for stage, workers in results.items():
         ours = workers["mmjax"]["seconds"]
         for label, result in workers.items():

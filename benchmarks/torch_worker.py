@@ -1,8 +1,9 @@
 """The Chain-of-Sight model and its training step as a PyTorch user writes them: the opponent of `step_time.py`.
 
-Runs in its own interpreter (the one that has torch) and imports nothing of mmjax. It is given a folder with `spec.json` (the model's config and the
-optimizer's) and `data.npz` (initial parameters by mmjax's paths, and packed batches), so that both sides start from the same numbers and their
-losses can be compared. Protocol: prints "ready", then answers each line "N" on standard input with N seconds-per-step and the last loss, as JSON.
+Runs in its own interpreter (the one that has torch) and imports nothing of mmjax. It is given a folder with `spec.json` (the model's
+config and the optimizer's) and `data.npz` (initial parameters by mmjax's paths, and packed batches), so that both sides start from the
+same numbers and their losses can be compared. Protocol: prints "ready", then answers each line "N" on standard input with N
+seconds-per-step and the last loss, as JSON.
 """
 
 import ctypes
@@ -47,9 +48,11 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, kv_heads * head_dim, bias=bias)
         self.output = nn.Linear(heads * head_dim, width, bias=output_bias)
 
+    def split(self, z):
+        return z.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
     def forward(self, x, y, rotate=None, mask=None):
-        split = lambda z, n: z.unflatten(-1, (n, self.head_dim)).transpose(1, 2)
-        q, k, v = split(self.query(x), self.heads), split(self.key(y), self.kv_heads), split(self.value(y), self.kv_heads)
+        q, k, v = self.split(self.query(x)), self.split(self.key(y)), self.split(self.value(y))
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
@@ -59,7 +62,11 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, width, hidden, activation, bias):
         super().__init__()
-        self.up, self.down, self.activation = nn.Linear(width, hidden, bias=bias), nn.Linear(hidden, width, bias=bias), ACTIVATIONS[activation]
+        self.up, self.down, self.activation = (
+            nn.Linear(width, hidden, bias=bias),
+            nn.Linear(hidden, width, bias=bias),
+            ACTIVATIONS[activation],
+        )
 
     def forward(self, x):
         return self.down(self.activation(self.up(x)))
@@ -134,7 +141,7 @@ class Scale(nn.Module):
         b, p, d = features[0].shape
         w, g = self.window, int(p**0.5) // self.window
         q = self.queries.expand(b, -1, -1).reshape(b * g * g, -1, d)
-        for level, x in zip(self.levels, features):
+        for level, x in zip(self.levels, features, strict=True):
             q = level(q, x.reshape(b, g, w, g, w, d).transpose(2, 3).reshape(b * g * g, w * w, d))
         return q.reshape(b, -1, d)
 
@@ -144,7 +151,7 @@ class Connector(nn.Module):
         super().__init__()
         self.kind = c["kind"]
         if self.kind == "resampler":
-            self.scales = nn.ModuleList(Scale(c, w, n) for w, n in zip(c["windows"], c["queries"]))
+            self.scales = nn.ModuleList(Scale(c, w, n) for w, n in zip(c["windows"], c["queries"], strict=True))
             self.norm = norm(c["norm"], c["width"], c["norm_epsilon"])
         self.projection = nn.Linear(feature_width, width)
 
@@ -232,7 +239,9 @@ class Model(nn.Module):
 
 
 def load(model: Model, parameters: dict[str, np.ndarray]) -> None:
-    """Copies mmjax's parameters in: kernels are transposed, stacked layers are dealt out. Every parameter of both sides is used exactly once."""
+    """Copies mmjax's parameters in: kernels are transposed, stacked layers are dealt out. Every parameter of both sides is used exactly
+    once.
+    """
     state, used = {}, set()
     for name, value in model.state_dict().items():
         if name.rsplit(".", 1)[-1] in ("mean", "std", "frequencies"):

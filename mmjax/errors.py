@@ -2,7 +2,9 @@
 
 
 class InputError(ValueError):
-    """The user's config, data or weights are wrong. The message is one or a few sentences and is shown without a traceback (exit code 2)."""
+    """The user's config, data or weights are wrong. The message is one or a few sentences and is shown without a traceback (exit code
+    2).
+    """
 
 
 class NonFiniteError(RuntimeError):

@@ -11,8 +11,9 @@ class EasyVqaSource:
     """The easy-vqa package: 64 x 64 pictures of one shape, 38,575 training questions (https://pypi.org/project/easy-vqa/, MIT).
 
     Attributes:
-        split: "train" or "test" of the official split. The last `holdout` pictures of the training split (DataConfig) are kept for held-out loss.
-        tasks: what is made of a picture: "caption" (composed from what its questions determine), "question", or both side by side.
+        split: "train" or "test" of the official split. The last `holdout` pictures of the training split (DataConfig) are kept for
+        held-out loss. tasks: what is made of a picture: "caption" (composed from what its questions determine), "question", or both side
+        by side.
     """
 
     kind: Literal["easy_vqa"]
@@ -23,7 +24,9 @@ class EasyVqaSource:
 
 @dataclass(frozen=True)
 class JsonlSource:
-    """One JSON object a line: {"image": path under image_dir, "text": caption} or {"image": ..., "questions": [[question, answer], ...]}."""
+    """One JSON object a line: {"image": path under image_dir, "text": caption} or {"image": ..., "questions": [[question, answer],
+    ...]}.
+    """
 
     kind: Literal["jsonl"]
     path: str
@@ -72,8 +75,8 @@ class DataConfig:
         sources: by name; rows are mixed in proportion to their weights.
         text_length: text tokens per row; a row is T = text_length + images_per_row * L tokens long.
         images_per_row: picture slots per row (I).
-        template: how questions and captions become text: "plain" (question, answer), "short_prompt" (InstructBLIP-like), "vicuna_v1", "llama3".
-        flip: mirror a picture left-right with probability one half.
+        template: how questions and captions become text: "plain" (question, answer), "short_prompt" (InstructBLIP-like), "vicuna_v1",
+        "llama3". flip: mirror a picture left-right with probability one half.
         holdout: examples at the end of each source that are never trained on and give the held-out loss.
         workers: loader processes; 0 reads in threads of this process. The order of the data does not depend on it.
         skip_budget: the share of unusable samples (corrupt picture, no supervised token) past which the run stops.

@@ -26,11 +26,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-__all__ = ["Array", "Batch", "Bool", "Float", "Int", "Params", "UInt8"]
+__all__ = ["AnyArray", "Array", "Batch", "Bool", "Float", "Int", "Params", "UInt8"]
 
 # Parameters are one flat dictionary from a slash-separated path ("decoder/layers/attention/query/kernel") to an array. Stacked layers
 # carry a leading `layers` axis. Freezing, transitions, manifests and weight files are then plain dictionary work.
 type Params = dict[str, jax.Array]
+
+# What a batch is made of: numpy arrays while rows are packed, device arrays in a step.
+AnyArray = Array | np.ndarray
 
 PADDING_SEGMENT = 0
 NO_TARGET = -1
@@ -43,7 +46,8 @@ class Batch:
     """Rows of packed tokens with their pictures: all that a training step reads.
 
     A row holds segments 1, 2, ... in order, then padding (segment 0). A token attends causally within its own segment and, where `prefixes`
-    names another segment, to the whole of that one: several questions about one picture share the picture's tokens and do not see each other.
+    names another segment, to the whole of that one: several questions about one picture share the picture's tokens and do not see each
+    other.
 
     Attributes:
         tokens: [B, T] int32 token ids. A visual token holds the tokenizer's image id; its embedding comes from `images`.
@@ -56,11 +60,11 @@ class Batch:
         image_slot: [B, T] int32, index into the row's I * L visual tokens, or -1 at text.
     """
 
-    tokens: Int[Array | np.ndarray, "B T"]
-    targets: Int[Array | np.ndarray, "B T"]
-    segments: Int[Array | np.ndarray, "B T"]
-    prefixes: Int[Array | np.ndarray, "B T"]
-    positions: Int[Array | np.ndarray, "B T"]
-    images: UInt8[Array | np.ndarray, "B I h w 3"]
-    image_mask: Bool[Array | np.ndarray, "B I"]
-    image_slot: Int[Array | np.ndarray, "B T"]
+    tokens: Int[AnyArray, "B T"]
+    targets: Int[AnyArray, "B T"]
+    segments: Int[AnyArray, "B T"]
+    prefixes: Int[AnyArray, "B T"]
+    positions: Int[AnyArray, "B T"]
+    images: UInt8[AnyArray, "B I h w 3"]
+    image_mask: Bool[AnyArray, "B I"]
+    image_slot: Int[AnyArray, "B T"]

@@ -1,7 +1,8 @@
 """The packing plan of a source: which examples stand in which row, made once from the lengths of all of them.
 
 An example becomes one unit or several: its prefix with as many branches as a row has room for, in order; each further unit repeats the
-prefix, and the branches that the example wants repeated. Units are put into rows first-fit. The plan is a handful of index arrays; texts and pictures are read again when a row is loaded.
+prefix, and the branches that the example wants repeated. Units are put into rows first-fit. The plan is a handful of index arrays; texts
+and pictures are read again when a row is loaded.
 """
 
 import time

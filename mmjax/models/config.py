@@ -59,7 +59,8 @@ class ResamplerConfig:
         feature_layers: the encoder outputs a query reads, in turn: k means after k blocks.
         width: of the queries and of the features.
         query_std, weight_std: initialisation, as in ViTConfig.
-        parents: for each scale, the index of the scale of the stage before that it is grown from (transition `inflate`); empty: scale i from i.
+        parents: for each scale, the index of the scale of the stage before that it is grown from (transition `inflate`); empty: scale i
+        from i.
     """
 
     kind: Literal["resampler"]

@@ -15,7 +15,7 @@ from mmjax.models.linear import Linear, truncated_normal
 from mmjax.models.mlp import SwiGLU
 from mmjax.models.norms import RMSNorm
 from mmjax.models.rope import frequencies, rotate, rotation
-from mmjax.typing import Array, Float, Int
+from mmjax.typing import AnyArray, Array, Float, Int
 
 
 @jax.tree_util.register_dataclass
@@ -84,14 +84,14 @@ class Decoder(nnx.Module):
             self.head = Linear(c.width, c.vocabulary, axes=("embed", "vocabulary"), bias=False, std=c.weight_std, dtype=dtype, rngs=rngs)
         self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
 
-    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed_tokens(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
         return keep_rows(self._table()[tokens])
 
     def _table(self) -> Float[Array, "V D"]:
         return gather_for_use(self.embedding[...].astype(self.dtype), ("vocabulary", "embed"))
 
     def __call__(
-        self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: IntervalMask, cache: KVCache | None = None
+        self, embeddings: Float[Array, "B T D"], positions: Int[AnyArray, "B T"], mask: IntervalMask, cache: KVCache | None = None
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm.
 

@@ -44,6 +44,8 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(jnp.zeros(outputs), axes=(axes[1],))
         self.has_bias = bias
         self.dtype = dtype
+        self.lora_a: nnx.Param
+        self.lora_b: nnx.Param
         self.lora_scale = 0.0
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:

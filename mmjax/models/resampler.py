@@ -1,8 +1,8 @@
 """The multi-scale windowed resampler of Chain-of-Sight (arXiv:2407.15819, section 3 and figure 2).
 
-A scale cuts the patch grid into square windows; each window has learned queries of its own that read the patches of that window only. Weights
-are shared by the windows of a scale and owned by the scale. A query reads one encoder layer after the other, one block each. The scales'
-tokens, from the global window to the finest, are concatenated, normalised and projected to the decoder's width.
+A scale cuts the patch grid into square windows; each window has learned queries of its own that read the patches of that window only.
+Weights are shared by the windows of a scale and owned by the scale. A query reads one encoder layer after the other, one block each. The
+scales' tokens, from the global window to the finest, are concatenated, normalised and projected to the decoder's width.
 """
 
 import jax

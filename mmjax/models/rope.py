@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.models.config import RopeScaling
-from mmjax.typing import Array, Float, Int
+from mmjax.typing import AnyArray, Array, Float, Int
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
@@ -20,7 +20,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
     return (plain * keep + plain / scaling.factor * (1 - keep)).astype(np.float32)
 
 
-def rotation(positions: Int[Array, "B T"], angles: np.ndarray) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
+def rotation(positions: Int[AnyArray, "B T"], angles: np.ndarray) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
     """Cosines and sines of every position, float32, with an axis for the heads."""
     angle = positions[..., None, None].astype(jnp.float32) * angles
     return jnp.cos(angle), jnp.sin(angle)

@@ -1,4 +1,6 @@
-"""The vision transformer with CLIP's details (arXiv:2103.00020): pre-norm blocks, optional class token, norm after the embeddings, QuickGELU."""
+"""The vision transformer with CLIP's details (arXiv:2103.00020): pre-norm blocks, optional class token, norm after the embeddings,
+QuickGELU.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from mmjax.models.layers import Remat, scan, stack
 from mmjax.models.linear import Linear, truncated_normal
 from mmjax.models.mlp import MLP
 from mmjax.models.norms import make_norm
-from mmjax.typing import Array, Float, UInt8
+from mmjax.typing import AnyArray, Array, Float, UInt8
 
 
 class VisionBlock(nnx.Module):
@@ -37,9 +39,7 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, remat: Remat = "none", unroll: int = 1):
         c = config
-        self.patch = Linear(
-            c.patch_size**2 * 3, c.width, axes=(None, "embed"), bias=c.patch_bias, std=c.weight_std, dtype=dtype, rngs=rngs
-        )
+        self.patch = Linear(c.patch_size**2 * 3, c.width, axes=(None, "embed"), bias=c.patch_bias, std=c.weight_std, dtype=dtype, rngs=rngs)
         if c.class_token:
             self.class_token = nnx.Param(truncated_normal(rngs.params(), (c.width,), c.embedding_std), axes=("norm",))
         table = truncated_normal(rngs.params(), (c.patches + c.class_token, c.width), c.embedding_std)
@@ -49,7 +49,7 @@ class ViT(nnx.Module):
         self.layers = stack(lambda rngs: VisionBlock(c, dtype, rngs), c.layers, rngs)
         self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
 
-    def __call__(self, pixels: UInt8[Array, "B h w 3"] | Float[Array, "B h w 3"], layers: tuple[int, ...]) -> tuple[Array, ...]:
+    def __call__(self, pixels: UInt8[AnyArray, "B h w 3"] | Float[Array, "B h w 3"], layers: tuple[int, ...]) -> tuple[Array, ...]:
         """Patch features after `layers` blocks each.
 
         Args:
@@ -70,11 +70,11 @@ class ViT(nnx.Module):
             features.append(x[:, int(self.config.class_token) :])
         return tuple(features)
 
-    def embed(self, pixels: UInt8[Array, "B h w 3"] | Float[Array, "B h w 3"]) -> Float[Array, "B T D"]:
+    def embed(self, pixels: UInt8[AnyArray, "B h w 3"] | Float[Array, "B h w 3"]) -> Float[Array, "B T D"]:
         """Patches (row, column, channel within a patch; patches row by row) through one matrix, class token in front, positions added."""
-        c = self.config
+        c, pixels = self.config, jnp.asarray(pixels)
         if jnp.issubdtype(pixels.dtype, jnp.integer):
-            pixels = (pixels.astype(jnp.float32) / 255 - np.float32(c.image_mean)) / np.float32(c.image_std)
+            pixels = (pixels.astype(jnp.float32) / 255 - np.array(c.image_mean, np.float32)) / np.array(c.image_std, np.float32)
         batch, g, p = pixels.shape[0], c.grid, c.patch_size
         x = self.patch(pixels.reshape(batch, g, p, g, p, 3).swapaxes(2, 3).reshape(batch, g * g, p * p * 3))
         if c.class_token:

@@ -9,7 +9,7 @@ from mmjax.models.config import VLMConfig
 from mmjax.models.connectors import make_connector
 from mmjax.models.decoder import Decoder
 from mmjax.models.vit import ViT
-from mmjax.typing import NO_TARGET, Array, Batch, Float, Int, UInt8
+from mmjax.typing import NO_TARGET, AnyArray, Array, Batch, Float, Int, UInt8
 
 
 class VLM(nnx.Module):
@@ -24,7 +24,7 @@ class VLM(nnx.Module):
             lora.attach(self, config.lora, rngs)
         self.config = config
 
-    def encode_images(self, images: UInt8[Array, "B I h w 3"]) -> Float[Array, "B I L D"]:
+    def encode_images(self, images: UInt8[AnyArray, "B I h w 3"]) -> Float[Array, "B I L D"]:
         """Visual tokens of every picture slot, in the compute dtype."""
         rows, per_row = images.shape[:2]
         features = self.vision(images.reshape(rows * per_row, *images.shape[2:]), self.config.connector.feature_layers)

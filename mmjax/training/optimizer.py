@@ -36,9 +36,7 @@ class Optimizer:
         """
         for group in self.config.groups:
             if not any(parameters.matches(path, (group.match,)) for path in trainable):
-                raise InputError(
-                    f"optimizer group {group.match!r} matches no trainable parameter; they look like {min(trainable)!r}."
-                )
+                raise InputError(f"optimizer group {group.match!r} matches no trainable parameter; they look like {min(trainable)!r}.")
         return self._adam.init(trainable)
 
     def learning_rate(self, step: Int[Array, ""] | int) -> Float[Array, ""]:

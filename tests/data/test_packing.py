@@ -132,6 +132,6 @@ def test_repeated_branches_stand_in_every_unit(plan_of, picture, question):
     branches = (question(1, 1), *(question(2, 1, first=3 * number) for number in range(5)))
     plan = plan_of([Example((picture(),), branches, "a", repeated=1)])
     units = [numbers for row in range(len(plan)) for _, numbers in plan.units(row)]
-    assert sorted(sum((numbers[1:] for numbers in units), [])) == [1, 2, 3, 4, 5]
+    assert sorted(number for numbers in units for number in numbers[1:]) == [1, 2, 3, 4, 5]
     assert len(units) > 1 and all(numbers[0] == 0 for numbers in units)
     assert plan.supervised == 2 * (5 + len(units))

@@ -49,17 +49,18 @@ def test_without_prefixes_segments_are_causal_islands():
 
 def make_inputs(heads, kv_heads, length=7, keys=9, seed=0, dtype=jnp.float32):
     k = jax.random.split(jax.random.key(seed), 3)
-    shape = lambda n, s: (2, s, n, 8)
-    return tuple(
-        jax.random.normal(key, shape(n, s), dtype) for key, n, s in zip(k, (heads, kv_heads, kv_heads), (length, keys, keys), strict=True)
-    )
+    shapes = [(2, length, heads, 8), (2, keys, kv_heads, 8), (2, keys, kv_heads, 8)]
+    return tuple(jax.random.normal(key, shape, dtype) for key, shape in zip(k, shapes, strict=True))
 
 
 MASKS = {
     "none": None,
     "intervals": IntervalMask(jnp.arange(7)[None].repeat(2, 0) // 2, 1 + jnp.arange(7)[None].repeat(2, 0)),
     "with prefix and an empty row": IntervalMask(
-        jnp.full((2, 7), 4), 4 + jnp.arange(7)[None].repeat(2, 0) % 5, jnp.zeros((2, 7), int), 3 * (jnp.arange(7)[None].repeat(2, 0) % 5 > 0)
+        jnp.full((2, 7), 4),
+        4 + jnp.arange(7)[None].repeat(2, 0) % 5,
+        jnp.zeros((2, 7), int),
+        3 * (jnp.arange(7)[None].repeat(2, 0) % 5 > 0),
     ),
 }
 

@@ -15,10 +15,10 @@ from mmjax.typing import Batch
 
 CONFIG = VLMConfig(
     vision=ViTConfig(image_size=16, patch_size=4, width=16, layers=3, heads=2, mlp_width=24, weight_std=0.2, embedding_std=0.5),
-    connector=ResamplerConfig(
-        "resampler", (4, 2), (2, 4), (2, 3), width=16, head_dim=8, mlp_width=24, weight_std=0.2, query_std=0.5
+    connector=ResamplerConfig("resampler", (4, 2), (2, 4), (2, 3), width=16, head_dim=8, mlp_width=24, weight_std=0.2, query_std=0.5),
+    decoder=DecoderConfig(
+        vocabulary=20, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=24, weight_std=0.2, embedding_std=0.5
     ),
-    decoder=DecoderConfig(vocabulary=20, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=24, weight_std=0.2, embedding_std=0.5),
     compute_dtype="float32",
 )
 VISUAL = CONFIG.visual_tokens

@@ -8,9 +8,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjax.models import parameters
 from mmjax.models.config import ResamplerConfig, VLMConfig
 from mmjax.models.presets import clip_vit_l14, vicuna_7b
-from mmjax.models import parameters
 from mmjax.models.resampler import Resampler, partition
 
 C = ResamplerConfig("resampler", (4, 2), (2, 8), (1, 2), width=8, head_dim=4, mlp_width=12, weight_std=0.5, query_std=0.5)

@@ -64,7 +64,10 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_row(make_vlm, make_
     wanted = decoder.logits(decoder(decoder.embed_tokens(tokens), positions, IntervalMask.from_segments(everywhere))[0])
 
     cache = KVCache.empty(decoder.config, 2, slots, jnp.float32)
-    end = lambda first, count: first[:, None] + 1 + jnp.arange(count)
+
+    def end(first, count):
+        return first[:, None] + 1 + jnp.arange(count)
+
     mask = IntervalMask(jnp.zeros((2, 3), jnp.int32), end(cache.length, 3))
     hidden, cache = decoder(decoder.embed_tokens(tokens[:, :3]), positions[:, :3], mask, cache)
     cache = dataclasses.replace(cache, length=lengths)

@@ -1,6 +1,7 @@
 """The wheel builds, holds every module and its data files, and imports in an environment that has never seen the checkout."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,8 +13,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(ROOT)]
+    out, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "mmjax", source / "mmjax", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(source)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = out.glob("mmjax-*.whl")
@@ -28,7 +32,8 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 def test_the_wheel_imports_away_from_the_checkout(wheel, tmp_path):
     script = (
-        "import sys, importlib, pkgutil; sys.path.insert(0, sys.argv[1]); import mmjax; assert sys.argv[1] in mmjax.__file__, mmjax.__file__;"
+        "import sys, importlib, pkgutil; sys.path.insert(0, sys.argv[1]); import mmjax;"
+        "assert mmjax.__file__.startswith(sys.argv[1]), mmjax.__file__;"
         "names = [m.name for m in pkgutil.walk_packages(mmjax.__path__, 'mmjax.') if not m.name.endswith('__main__')];"
         "[importlib.import_module(n) for n in names]; print(len(names))"
     )

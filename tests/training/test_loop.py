@@ -46,7 +46,12 @@ def assert_same_end(workdir: pathlib.Path, result, whole) -> None:
     assert toy.metric_lines(workdir) == toy.metric_lines(folder)
     for path, value in result.params.items():
         np.testing.assert_array_equal(value, expected.params[path], err_msg=path)
-    assert (result.steps, result.samples, result.tokens, result.flops) == (expected.steps, expected.samples, expected.tokens, expected.flops)
+    assert (result.steps, result.samples, result.tokens, result.flops) == (
+        expected.steps,
+        expected.samples,
+        expected.tokens,
+        expected.flops,
+    )
     assert result.held_out_loss == expected.held_out_loss and result.finished
 
 

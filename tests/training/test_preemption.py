@@ -62,7 +62,11 @@ with StopSignal() as stop:
 
 def start(rounds: int) -> subprocess.Popen:
     child = subprocess.Popen(
-        [sys.executable, "-c", BUSY.format(rounds=rounds)], env={"PYTHONPATH": "."}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", BUSY.format(rounds=rounds)],
+        env={"PYTHONPATH": "."},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert child.stdout.readline() == "busy\n"
     return child

@@ -7,7 +7,14 @@ from rich.console import Console
 from mmjax.training.flops import MFU_FORMULA
 from mmjax.training.progress import StageProgress, describe
 
-METRICS = {"loss": 1.23456, "token_accuracy": 0.5, "steps_per_second": 2.0, "images_per_second": 64.0, "tokens_per_second": 12345.6, "mfu": 0.412}
+METRICS = {
+    "loss": 1.23456,
+    "token_accuracy": 0.5,
+    "steps_per_second": 2.0,
+    "images_per_second": 64.0,
+    "tokens_per_second": 12345.6,
+    "mfu": 0.412,
+}
 
 
 def show(terminal: bool, *logs: tuple[int, dict]) -> str:

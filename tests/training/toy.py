@@ -71,7 +71,9 @@ def small_recipe(data: pathlib.Path, *, every: int = 2, **changes: object) -> Re
     return replace(recipe, stages={"toy": stage})
 
 
-def train(recipe: Recipe, workdir: pathlib.Path, *, stop=None, console: Console | None = None, stop_after=None, edit_rows=None) -> StageResult:
+def train(
+    recipe: Recipe, workdir: pathlib.Path, *, stop=None, console: Console | None = None, stop_after=None, edit_rows=None
+) -> StageResult:
     """Trains the stage in a folder, as far as it goes."""
     workdir.mkdir(parents=True, exist_ok=True)
     (stage,) = recipe.stages.values()

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mmjax.typing import PADDING_SEGMENT, Array, Bool, Int
+from mmjax.typing import PADDING_SEGMENT, AnyArray, Array, Bool, Int
 
 
 @jax.tree_util.register_dataclass
@@ -13,7 +13,8 @@ from mmjax.typing import PADDING_SEGMENT, Array, Bool, Int
 class IntervalMask:
     """Query row i sees the keys [start, end) and, where a prefix is given, [prefix_start, prefix_end) as well.
 
-    The two intervals of a row do not overlap. An empty interval has start == end; a row that sees nothing attends to nothing and yields zeros.
+    The two intervals of a row do not overlap. An empty interval has start == end; a row that sees nothing attends to nothing and yields
+    zeros.
 
     Attributes:
         start, end: [B, T] int32.
@@ -26,7 +27,7 @@ class IntervalMask:
     prefix_end: Int[Array, "B T"] | None = None
 
     @classmethod
-    def from_segments(cls, segments: Int[Array, "B T"], prefixes: Int[Array, "B T"] | None = None) -> "IntervalMask":
+    def from_segments(cls, segments: Int[AnyArray, "B T"], prefixes: Int[AnyArray, "B T"] | None = None) -> "IntervalMask":
         """Causal within a segment; a row also sees the whole of the segment that `prefixes` names (0: none). Padding sees nothing.
 
         Segments are 1, 2, ... in order along a row, then 0 (see `Batch`), so a segment's interval is found by binary search.

@@ -8,7 +8,12 @@ from mmjax.typing import Array, Float
 
 
 def attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: IntervalMask | None, scale: float, softcap: float | None
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: IntervalMask | None,
+    scale: float,
+    softcap: float | None,
 ) -> Float[Array, "B T N H"]:
     group = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(x, group, axis=2).astype(jnp.float32) for x in (k, v))

@@ -1,4 +1,6 @@
-"""Attention as two batched matrix products. The G query heads of a group are folded into the rows, so keys and values are never repeated."""
+"""Attention as two batched matrix products. The G query heads of a group are folded into the rows, so keys and values are never
+repeated.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,12 @@ MASKED = -1e30  # finite, so that a row that sees nothing gives numbers (masked 
 
 
 def attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: IntervalMask | None, scale: float, softcap: float | None
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: IntervalMask | None,
+    scale: float,
+    softcap: float | None,
 ) -> Float[Array, "B T N H"]:
     batch, length, heads, head_dim = q.shape
     keys, kv_heads = k.shape[1:3]
