@@ -144,11 +144,8 @@ def table(seconds: dict[int, list[float]], settings: dict[int, Setting], batch: 
     flops = {tokens: step_flops(setting.stage.model, setting.stage).row for tokens, setting in settings.items()}
     parts = {tokens: step_flops(setting.stage.model, setting.stage).parts for tokens, setting in settings.items()}
     lines = [
-        "| visual tokens | ms per sample: median (min-max) | time relative to 336: median (min-max)
-        | GFLOPs per sample
-        | relative
-        | paper
-        |", "|---|---|---|---|---|---|",
+        "| visual tokens | ms per sample: median (min-max) | relative to 336: median (min-max) | GFLOPs per sample | relative | paper |",
+        "|---|---|---|---|---|---|",
     ]
     for tokens, taken in seconds.items():
         ms = spread([1e3 * s / batch for s in taken], ".2f")
