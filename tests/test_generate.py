@@ -102,8 +102,8 @@ def ask(*questions: str, prefix: tuple = (), template: str = "plain", name: str 
 
 
 def test_many_questions_per_picture_equal_the_packed_row(params: dict) -> None:
-    # 3 + 5 + 4 questions in batches of 4: pictures span batches, and share them.
-    examples = [ask(*QUESTIONS[:number], prefix=(picture(number),)) for number in (3, 5, 4)]
+    # Batches of 4 questions: two pictures share one, and one picture needs two.
+    examples = [ask(*QUESTIONS[:number], prefix=(picture(number),)) for number in (3, 1, 5, 2)]
     answers = make_generator().answer_tokens(params, examples)
     for example, of_example in zip(examples, answers, strict=True):
         check(params, example, of_example)
@@ -136,8 +136,10 @@ def test_pictures_inside_a_conversation(params: dict) -> None:
         Turn("assistant", (Text("a square"),)),
         Turn("user", (Text("what color?"),)),
     )
-    example = Example((), (template.conversation(turns), template.prompt("what color?")), "talk")
-    check(params, example, make_generator(template="vicuna_v1").answer_tokens(params, [example])[0])
+    branches = (template.conversation(turns), template.prompt("what color?"))
+    for prefix in ((), (Special("bos"), Text("a red circle"))):
+        example = Example(prefix, branches, "talk")
+        check(params, example, make_generator(template="vicuna_v1").answer_tokens(params, [example])[0])
 
 
 def test_low_rank_updates_are_used(params: dict) -> None:

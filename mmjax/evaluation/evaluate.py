@@ -45,7 +45,7 @@ def run(
 
     Returns:
         By task: "score", "n", and by type of question "by_type" and "n_by_type"; "baselines" and "baselines_by_type": the same shares for
-        "blind" (the question without the picture) and, where the recipe asks for it, "untrained" (the model as it was initialised).
+        "blind" (the question without the picture) and, where the recipe asks for it, "untrained" (the same model, freshly initialised).
 
     Raises:
         InputError: an unknown task, or missing data.
@@ -85,7 +85,7 @@ def _answer(generator: Generator, params: Params, pictures: Sequence[Picture], s
 
 
 def _untrained(model: VLMConfig, params: Params, seed: int) -> Params:
-    """The model as it was initialised, laid out over the devices like `params`."""
+    """The model freshly initialised, laid out over the devices like `params`."""
     shardings = {path: value.sharding for path, value in params.items()}
     return jax.jit(lambda key: parameters.initialize(model, key), out_shardings=shardings)(jax.random.key(seed))
 

@@ -87,6 +87,8 @@ def test_a_stop_signal_saves_and_exits_with_75(data, whole, tmp_path, where, ste
     assert "the state will be saved" in errors and "the state is saved" in errors
     assert f"at step {max(steps(tmp_path))} of stage" in errors
     assert step is None or max(steps(tmp_path)) == step
+    if where == "evaluation":
+        assert not (tmp_path / "metrics.jsonl").exists(), "the evaluation was not cut short"
     finish(data, tmp_path)
     assert_same_end(tmp_path, whole)
 

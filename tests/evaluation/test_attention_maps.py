@@ -38,8 +38,8 @@ def test_shapes_and_sums(maps: tuple[attention_maps.ScaleMaps, ...]) -> None:
 
 
 def test_maps_reproduce_the_resamplers_attention() -> None:
-    """With one head, identity values and no MLP, a query's output minus itself is the mean of the features under its weights."""
-    one_head = ResamplerConfig("resampler", (4, 2), (2, 8), (1,), 16, 16, 32, weight_std=None, query_std=1.0)
+    """With one head, identity values and no MLP, what a level adds to a query is the mean of its features under the weights."""
+    one_head = ResamplerConfig("resampler", (4, 2), (2, 8), (1, 2), 16, 16, 32, weight_std=None, query_std=1.0)
     config = VLMConfig(CONFIG.vision, one_head, CONFIG.decoder, compute_dtype="float32")
     structure, _ = parameters.abstract(config)
     params = dict(parameters.initialize(config, jax.random.key(1)))
@@ -48,15 +48,15 @@ def test_maps_reproduce_the_resamplers_attention() -> None:
             params[path] = jnp.eye(16)
         if "/mlp/" in path and path.startswith("connector"):
             params[path] = jnp.zeros_like(params[path])
-    features = jax.random.normal(jax.random.key(2), (1, 16, 16))
+    features = tuple(jax.random.normal(jax.random.key(2), (2, 1, 16, 16)))
     for scale in structure.merge(params).connector.scales:
-        weights = np.asarray(attention_maps._scale_weights(scale, (features,)))[0]
-        read = scale((features,)) - scale.start(1, 16).reshape(1, -1, 16)
-        normed = scale.levels[0].norm_features(features)[0].reshape(4, 4, 16)
+        weights = np.asarray(attention_maps._scale_weights(scale, features))
+        read = scale(features) - scale.start(1, 16).reshape(1, -1, 16)
+        normed = np.stack([level.norm_features(of_level)[0] for level, of_level in zip(scale.levels, features, strict=True)])
         side = 4 // scale.window
-        tiles = weights.reshape(-1, side, scale.window, side, scale.window)
-        grid = np.asarray(normed).reshape(side, scale.window, side, scale.window, 16)
-        expected = np.einsum("qawbv,awbvd->abqd", tiles, grid).reshape(1, -1, 16)
+        tiles = weights.reshape(2, -1, side, scale.window, side, scale.window)
+        grid = normed.reshape(2, side, scale.window, side, scale.window, 16)
+        expected = np.einsum("lqawbv,lawbvd->abqd", tiles, grid).reshape(1, -1, 16)
         np.testing.assert_allclose(read, expected, atol=1e-5)
 
 

@@ -117,6 +117,8 @@ def test_a_stop_saves_and_the_next_run_goes_on(data, whole, tmp_path, part, row)
     stop, edit = stop_when_read(part, row)
     with pytest.raises(Preempted, match="the state is saved"):
         toy.train(recipe, tmp_path, stop=stop, edit_rows=edit)
+    if part == "holdout":
+        assert not (tmp_path / "metrics.jsonl").exists(), "the evaluation was not cut short"
     assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
 
 
