@@ -136,10 +136,17 @@ def test_pictures_inside_a_conversation(params: dict) -> None:
         Turn("assistant", (Text("a square"),)),
         Turn("user", (Text("what color?"),)),
     )
-    branches = (template.conversation(turns), template.prompt("what color?"))
-    for prefix in ((), (Special("bos"), Text("a red circle"))):
-        example = Example(prefix, branches, "talk")
-        check(params, example, make_generator(template="vicuna_v1").answer_tokens(params, [example])[0])
+    example = Example((), (template.conversation(turns), template.prompt("what color?")), "talk")
+    check(params, example, make_generator(template="vicuna_v1").answer_tokens(params, [example])[0])
+
+
+def test_branches_with_pictures_behind_a_shared_prefix(params: dict) -> None:
+    branches = ((picture(0), Text(QUESTIONS[0])), (Text(QUESTIONS[1]),), (Text("and"), picture(1), Text(QUESTIONS[2])))
+    example = Example((Special("bos"), Text("a red circle two three")), branches, "mixed")
+    answers = make_generator().answer_tokens(params, [example])[0]
+    check(params, example, answers)
+    alone = make_generator().answer_tokens(params, [Example((), branches, "without its prefix")])[0]
+    assert all(one != other for one, other in zip(answers, alone, strict=True))
 
 
 def test_low_rank_updates_are_used(params: dict) -> None:

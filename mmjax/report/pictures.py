@@ -10,6 +10,7 @@ from PIL import Image as Pillow
 from mmjax.report.html import Html, tag
 from mmjax.typing import Float, UInt8
 
+FULL_TINT = 8
 _HEAT = np.array([203, 74, 20], np.float32)  # of the place that gets the most attention
 _WINDOW_LINE = 255.0
 
@@ -38,10 +39,13 @@ def png(data: bytes, description: str) -> Html:
 def heat(
     pixels: UInt8[np.ndarray, "h w 3"], weights: Float[np.ndarray, "P P"], window: int, *, side: int = 336
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """A picture in pale grey under a tint that grows with the weights, relative to the largest of them; windows are ruled in white.
+    """A picture in pale grey under a tint that grows with the weights; windows are ruled in white.
+
+    A patch that gets no more than an equal share of its window has no tint. It deepens with the logarithm of the share, up to `FULL_TINT`
+    equal shares, or all of a smaller window.
 
     Args:
-        weights: attention of each patch.
+        weights: attention of each patch; those of a window sum to 1.
         window: patches per side of a window.
         side: of the result in pixels, about (a multiple of the number of patches).
     """
@@ -49,9 +53,10 @@ def heat(
     cell = max(2, side // grid)
     size = (cell * grid, cell * grid)
     grey = np.asarray(Pillow.fromarray(pixels).convert("L").resize(size, Pillow.Resampling.BICUBIC), np.float32)
-    canvas = np.repeat(150 + grey[..., None] * (105 / 255), 3, axis=-1)
-    shares = (weights / max(float(weights.max()), 1e-12)).repeat(cell, 0).repeat(cell, 1)[..., None]
-    canvas = canvas * (1 - 0.85 * shares) + _HEAT * (0.85 * shares)
+    canvas = np.repeat(110 + grey[..., None] * (120 / 255), 3, axis=-1)
+    full = np.log(max(min(window**2, FULL_TINT), 2))
+    tint = np.clip(np.log(np.maximum(weights * window**2, 1.0)) / full, 0, 1).repeat(cell, 0).repeat(cell, 1)[..., None]
+    canvas = canvas * (1 - 0.85 * tint) + _HEAT * (0.85 * tint)
     for line in range(window * cell, size[0], window * cell):
         canvas[line - 1 : line + 1] = _WINDOW_LINE
         canvas[:, line - 1 : line + 1] = _WINDOW_LINE

@@ -9,6 +9,7 @@ import gc
 import logging as python_logging
 import math
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -207,12 +208,17 @@ def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
         raise  # the latter two: this computer cannot hold the arrays, which is no fault of the files
     except Exception as error:  # whatever a damaged file makes the reader raise
         reason = f"it cannot be read ({type(error).__name__}: {str(error)[:300]})"
-    # The reader's other tasks have failed, too, and asyncio prints each of them when it is collected, at a page per array.
+    _forget_failed_reads()
+    raise DamagedError(reason)
+
+
+def _forget_failed_reads() -> None:
+    """The reader's other tasks have failed, too; left alone, asyncio prints each when it is collected, at a page per array."""
     asyncio_log = python_logging.getLogger("asyncio")
     asyncio_log.disabled = True
-    gc.collect()
+    with warnings.catch_warnings(action="ignore"):
+        gc.collect()
     asyncio_log.disabled = False
-    raise DamagedError(reason)
 
 
 def _check_structure(folder: pathlib.Path, found: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]) -> None:

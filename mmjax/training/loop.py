@@ -130,7 +130,7 @@ class _Loop:
                     self._step(*self._next(data))
                     self._do_what_is_due()
         self._save()
-        return self._result()
+        return StageResult.of(self.at, self.stage, self.state.params, self.chrono.seconds, self.step_flops * self.at.step)
 
     def _first_step(self, data: Batches) -> None:
         """The step that compiles the program; speed is measured after it."""
@@ -154,7 +154,7 @@ class _Loop:
     def _step(self, batch: Batch, counts: Counts, cause: str = "step") -> None:
         with self.chrono.charge(cause):
             self.state, new = self.train_step(self.state, batch)
-            self._look_at_unseen()  # the step before: the device is busy with this one meanwhile
+            self._settle(cause)  # the step before: the device is busy with this one meanwhile
         self.unseen = (new, self.at.row)
         self.window.add(new, counts)
         self.at.step += 1
@@ -169,15 +169,12 @@ class _Loop:
         if before and self.programs > before:
             self.progress.note(f"step {self.at.step} was compiled anew (program {self.programs}): its batch had other shapes")
 
-    def _look_at_unseen(self) -> None:
+    def _settle(self, cause: str = "step") -> None:
+        """Waits for the newest step, unless that was done."""
         if self.unseen is not None:
             (found, row), self.unseen = self.unseen, None
-            check_finite(found, self.stage, self.rows, row, self.files.dump)
-
-    def _settle(self, cause: str = "step") -> None:
-        """Waits for the device."""
-        with self.chrono.charge(cause):
-            self._look_at_unseen()
+            with self.chrono.charge(cause):
+                check_finite(found, self.stage, self.rows, row, self.files.dump)
 
     def _do_what_is_due(self) -> None:
         """Between two steps, and in this order: a save holds what was logged and measured after its step."""
@@ -245,16 +242,3 @@ class _Loop:
             self.checkpoints.close()
             where = f"at step {self.at.step} of stage {self.stage.name!r}"
             raise Preempted(f"Stopped {where}; the state is saved. The same command goes on from here.")
-
-    def _result(self) -> StageResult:
-        finished = self.at.step >= self.stage.steps
-        return StageResult(
-            params=self.state.params,
-            steps=self.at.step,
-            samples=self.at.row,
-            tokens=self.at.tokens,
-            seconds=self.chrono.seconds,
-            flops=self.step_flops * self.at.step,
-            held_out_loss=self.at.held_out_loss if finished else None,
-            finished=finished,
-        )

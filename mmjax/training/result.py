@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Self
 
 import jax
 import numpy as np
@@ -65,6 +66,12 @@ class StageResult:
     flops: float
     held_out_loss: float | None
     finished: bool
+
+    @classmethod
+    def of(cls, at: Position, stage: Stage, params: Params, seconds: dict[str, float], flops: float) -> Self:
+        """The result of a stage that stands at `at`."""
+        finished = at.step >= stage.steps
+        return cls(params, at.step, at.row, at.tokens, seconds, flops, at.held_out_loss if finished else None, finished)
 
 
 def abstract_state(stage: Stage, mesh: Mesh, key: Array) -> TrainState:

@@ -63,7 +63,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_row(make_vlm, make_
     everywhere = jnp.ones((2, 6), jnp.int32)
     wanted = decoder.logits(decoder(decoder.embed_tokens(tokens), positions, IntervalMask.from_segments(everywhere))[0])
 
-    cache = KVCache.empty(decoder.config, 2, slots, jnp.float32)
+    cache = KVCache.empty(decoder.config, 2, slots, jnp.dtype("float32"))
 
     def end(first, count):
         return first[:, None] + 1 + jnp.arange(count)

@@ -113,13 +113,14 @@ def test_arrays_may_be_given_away_while_they_are_being_saved(tmp_path):
 
 def test_what_a_killed_save_left_behind_does_no_harm(tmp_path):
     save(tmp_path, 3)
-    half = tmp_path / "5.orbax-checkpoint-tmp"
-    shutil.copytree(tmp_path / "3", half)
-    (half / "record" / "record.json").unlink()
+    left = [tmp_path / f"{step}.orbax-checkpoint-tmp" for step in (4, 5)]
+    for half in left:
+        shutil.copytree(tmp_path / "3", half)
+        (half / "record" / "record.json").unlink()
     with Checkpoints(tmp_path) as kept:
         assert kept.restore_latest(abstract(make_state(0))).step == 3
         kept.save(5, make_state(5), 50, METADATA)
-    assert not half.exists()
+    assert published(tmp_path) == [3, 5] and not any(half.exists() for half in left)
     with Checkpoints(tmp_path) as kept:
         assert_same(kept.restore_latest(abstract(make_state(0))).state, make_state(5))
 

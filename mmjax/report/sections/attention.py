@@ -4,7 +4,7 @@ import numpy as np
 
 from mmjax.report.html import Html, tag
 from mmjax.report.parts import missing, section
-from mmjax.report.pictures import heat, picture
+from mmjax.report.pictures import FULL_TINT, heat, picture
 from mmjax.report.reading import Run
 from mmjax.report.wording import plural
 
@@ -25,7 +25,8 @@ def render(run: Run) -> Html:
         tag("div", picture(pixels, "the picture", scale=max(1, 224 // len(pixels))), tag("p", _caption(arrays)), class_="subject"),
         [_scale(number, arrays[name], int(arrays["windows"][number]), pixels) for number, name in enumerate(scales)],
         lead="Softmax weights of the resampler's queries over the patches of their window, mean over heads, of the last feature level. "
-        "The tint is relative to the largest weight of a map; white lines part the windows, whose weights each sum to 1.",
+        f"A patch without tint gets no more than an equal share of its window; the deepest tint is {FULL_TINT} equal shares, or all of a "
+        "smaller window. White lines part the windows.",
     )
 
 

@@ -19,7 +19,6 @@ def render(run: Run) -> Html:
 
 
 def _preview(drawing: bytes | None, text: str | None) -> list[Child]:
-    return [
-        tag("div", png(drawing, "pictures and segments of the row"), class_="scroll preview") if drawing else None,
-        tag("pre", text) if text else None,
-    ]
+    if drawing:
+        return [tag("div", png(drawing, text or "pictures and segments of the row"), class_="scroll preview")]
+    return [tag("pre", text)]
