@@ -11,7 +11,7 @@ from mmjax.layout import gather_for_use, keep_rows
 from mmjax.models.attention import Projections
 from mmjax.models.config import DecoderConfig
 from mmjax.models.layers import Remat, scan, stack
-from mmjax.models.linear import Linear, truncated_normal
+from mmjax.models.linear import Linear, product_in_float32, truncated_normal
 from mmjax.models.mlp import SwiGLU
 from mmjax.models.norms import RMSNorm
 from mmjax.models.rope import frequencies, rotate, rotation
@@ -81,7 +81,10 @@ class Decoder(nnx.Module):
         self.layers = stack(lambda rngs: DecoderBlock(c, dtype, rngs), c.layers, rngs)
         self.norm = RMSNorm(c.width, c.norm_epsilon)
         if not c.tied_head:
-            self.head = Linear(c.width, c.vocabulary, axes=("embed", "vocabulary"), bias=False, std=c.weight_std, dtype=dtype, rngs=rngs)
+            axes = ("embed", "vocabulary")
+            self.head = Linear(
+                c.width, c.vocabulary, axes=axes, bias=False, std=c.weight_std, dtype=dtype, rngs=rngs, float32_output=True
+            )
         self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
 
     def embed_tokens(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
@@ -115,8 +118,8 @@ class Decoder(nnx.Module):
         return self.norm(x), cache
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Scores of the next token, float32."""
+        """Scores of the next token, float32 and never rounded to the compute dtype."""
         if not self.config.tied_head:
-            return self.head(hidden).astype(jnp.float32)
-        flat = keep_rows(hidden).reshape(-1, hidden.shape[-1]) @ self._table().T
-        return flat.reshape(*hidden.shape[:-1], -1).astype(jnp.float32)
+            return self.head(hidden)
+        rows = keep_rows(hidden).reshape(-1, hidden.shape[-1]).astype(self.dtype)
+        return product_in_float32(rows, self._table().T).reshape(*hidden.shape[:-1], self.config.vocabulary)

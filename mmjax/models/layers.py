@@ -46,11 +46,14 @@ def scan[Carry](
     structure, params = nnx.split(blocks)
     inputs = jax.tree.map(lambda x: x[start:stop], (params, per_layer))
     count = jax.tree.leaves(inputs)[0].shape[0]
+    unroll = max(1, min(unroll, count))
 
     def step(carry: Carry, inputs: Any) -> tuple[Carry, Any]:
         block_params, extra = inputs
         return body(nnx.merge(structure, block_params), carry, extra)
 
     if remat != "none":
-        step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(step, carry, inputs, unroll=max(1, min(unroll, count)))
+        # A loop keeps its recomputation apart from the first computation. Layers that are unrolled side by side do not: the compiler would
+        # find the two equal and keep the result after all.
+        step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=unroll > 1)
+    return jax.lax.scan(step, carry, inputs, unroll=unroll)

@@ -33,11 +33,14 @@ class VLM(nnx.Module):
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """Embeddings of the row: the table's at text, the connector's where `image_slot` points; zero for a slot that holds no picture."""
+        text = self.decoder.embed_tokens(batch.tokens)
+        if not batch.images.shape[1]:
+            return text
         visual = self.encode_images(batch.images)
         visual = jnp.where(batch.image_mask[:, :, None, None], visual, 0)
         visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
         placed = jnp.take_along_axis(visual, jnp.maximum(batch.image_slot, 0)[..., None], axis=1)
-        return jnp.where((batch.image_slot >= 0)[..., None], placed, self.decoder.embed_tokens(batch.tokens))
+        return jnp.where((batch.image_slot >= 0)[..., None], placed, text)
 
     def hidden(self, batch: Batch) -> Float[Array, "B T D"]:
         """The decoder's states after its final norm."""

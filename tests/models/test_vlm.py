@@ -43,6 +43,17 @@ def test_a_row_of_text_alone_ignores_the_empty_picture_slot(make_vlm, make_row):
     assert np.all(np.isfinite(logits))
 
 
+def test_rows_without_picture_slots_are_rows_with_an_empty_one(make_vlm, make_row):
+    model, slot = make_vlm(), make_row([FIRST, SECOND], picture=False)
+    none = dataclasses.replace(slot, images=slot.images[:, :0], image_mask=slot.image_mask[:, :0])
+    np.testing.assert_array_equal(model(none), model(slot))
+    logits, targets = model.supervised_logits(none)
+    assert logits.shape[:2] == targets.shape == none.tokens.shape
+    found = gradients(model, none)
+    assert not any(np.any(value) for path, value in found.items() if not path.startswith("decoder/"))
+    assert np.any(found["decoder/embedding"])
+
+
 def test_supervised_logits_are_the_logits_at_the_targets(make_vlm, make_row):
     model, row = make_vlm(), make_row([FIRST, SECOND])
     logits, targets = model.supervised_logits(row)

@@ -1,0 +1,70 @@
+"""The step on rows as the loader makes them: pictures, captions, questions and text alone, mixed."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.data.loader import batches
+from mmjax.data.rows import make_rows
+from mmjax.data.sources import open_source
+from mmjax.data.tokenizer import WordTokenizer
+from mmjax.models import parameters
+from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
+from mmjax.recipe import DataConfig, EasyVqaSource, LlavaSource, OptimizerConfig, Stage
+from mmjax.training import state as training_state
+from mmjax.training.step import make_train_step
+from mmjax.vocabulary import MULTIPLE
+
+ROWS = 4
+SOURCE = EasyVqaSource("easy_vqa", tasks=("caption", "question"))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """(rows, stage) of 50 pictures with captions and questions, and of conversations without any picture."""
+    path = tmp_path_factory.mktemp("text") / "talk.json"
+    turns = '[{"from": "human", "value": "is a red shape present?"}, {"from": "gpt", "value": "no"}]'
+    path.write_text(f"[{', '.join(f'''{{"id": "{number}", "conversations": {turns}}}''' for number in range(20))}]")
+    data = DataConfig({"pictures": SOURCE, "talk": LlavaSource("llava", str(path), str(path.parent), weight=0.4)}, text_length=48, flip=True)
+    data = dataclasses.replace(data, holdout=5)
+    tokenizer = WordTokenizer.build(open_source(SOURCE, holdout=3950).texts())
+    model = VLMConfig(
+        vision=ViTConfig(16, 4, 16, 1, 2, 16, norm="rms", class_token=False, embedding_norm=False),
+        connector=ResamplerConfig("resampler", (4, 2), (1, 4), (1,), width=16, head_dim=8, mlp_width=16, norm="rms"),
+        decoder=DecoderConfig(-(-tokenizer.vocabulary // MULTIPLE) * MULTIPLE, 16, 1, 2, 1, 8, 16),
+        compute_dtype="float32",
+    )
+    stage = Stage("mixed", model, data, OptimizerConfig(1e-2), steps=30, batch_size=ROWS)
+    return make_rows(data, model, tokenizer, seed=0), stage
+
+
+def train(rows, stage, steps):
+    structure, _ = parameters.abstract(stage.model)
+    state = training_state.create(parameters.initialize(stage.model, jax.random.key(0)), stage, jax.random.key(1))
+    step = make_train_step(structure, stage)
+    losses, kinds = [], set()
+    with batches(rows, stage.batch_size, 0, 0) as data:
+        for _ in range(steps):
+            batch, _ = next(data)
+            state, metrics = step(state, batch)
+            losses.append(float(metrics.loss.compute()))
+            kinds.add(int(batch.image_mask.sum()))
+    return state, losses, kinds, step._cache_size()
+
+
+def test_twenty_varied_batches_are_one_compilation_and_are_learned(mixed):
+    _, losses, pictures_per_batch, compilations = train(*mixed, 20)
+    assert compilations == 1
+    assert len(pictures_per_batch) > 1, "the batches should differ in how many rows are text alone"
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+
+
+def test_micro_batches_of_real_rows_change_nothing(mixed):
+    rows, stage = mixed
+    whole, losses, *_ = train(rows, stage, 3)
+    parts, split_losses, *_ = train(rows, dataclasses.replace(stage, micro_batches=4), 3)
+    np.testing.assert_allclose(split_losses, losses, rtol=1e-5)
+    for path, value in whole.trainable.items():
+        np.testing.assert_allclose(parts.trainable[path], value, atol=2e-4, err_msg=path)
