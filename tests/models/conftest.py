@@ -1,6 +1,7 @@
 """A model small enough to run in milliseconds, with every feature on."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -31,8 +32,9 @@ def config() -> VLMConfig:
 
 @pytest.fixture(scope="session")
 def make_vlm() -> Callable[..., VLM]:
-    """A model with changed fields; parameters depend on the seed and the shapes only."""
+    """A model with changed fields; parameters depend on the seed and the shapes only. The same model is made once and shared."""
 
+    @functools.cache
     def make(seed: int = 0, **changes) -> VLM:
         changed = dataclasses.replace(CONFIG, **changes)
         return parameters.abstract(changed)[0].merge(parameters.initialize(changed, jax.random.key(seed)))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from mmjax.models import parameters
 from mmjax.models.config import LoRAConfig
@@ -52,7 +53,7 @@ def equations(jaxpr):
     """Those of a program and of all that it calls."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 
