@@ -136,9 +136,9 @@ def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
     if pretrain:
         config.stages.pretrain = dict(
             model=setting.pretrain.model(),
-            data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("caption", "question"))), text_length=56, **data),
-            optimizer=dict(learning_rate=1e-3, **optimizer),
-            steps=1500,
+            data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("caption", "question"))), text_length=36, **data),
+            optimizer=dict(learning_rate=5e-4, **optimizer),
+            steps=2000,
             batch_size=16,
         )
     config.stages.finetune = dict(

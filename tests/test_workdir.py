@@ -44,7 +44,7 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path, recipe):
     before = workdir.config.read_bytes()
     with pytest.raises(InputError) as caught, workdir.claim(other):
         pass
-    assert "stages.pretrain.steps: 1500 there, 7 here" in str(caught.value)
+    assert "stages.pretrain.steps: 2000 there, 7 here" in str(caught.value)
     assert "seed: 0 there, 3 here" in str(caught.value)
     assert workdir.config.read_bytes() == before
 
