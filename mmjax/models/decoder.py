@@ -82,9 +82,7 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(c.width, c.norm_epsilon)
         if not c.tied_head:
             axes = ("embed", "vocabulary")
-            self.head = Linear(
-                c.width, c.vocabulary, axes=axes, bias=False, std=c.weight_std, dtype=dtype, rngs=rngs, float32_output=True
-            )
+            self.head = Linear(c.width, c.vocabulary, axes=axes, bias=False, std=c.weight_std, dtype=dtype, rngs=rngs, float32_output=True)
         self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
 
     def embed_tokens(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:

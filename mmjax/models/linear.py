@@ -20,7 +20,7 @@ def truncated_normal(key: Array, shape: tuple[int, ...], std: float) -> Array:
 def product_in_float32(rows: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "rows outputs"]:
     """rows @ kernel, float32 whatever the dtype of the two: the sums of a bfloat16 product are float32 and are handed over unrounded.
 
-    The gradient of the result is rounded to that dtype, so that the backward pass, too, is products of two arrays of one dtype; a product of
+    The gradient of the result is rounded to that dtype, so that the backward pass, too, is products of two arrays of one dtype: one of
     float32 with bfloat16 would run at the rate of float32.
     """
     return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)

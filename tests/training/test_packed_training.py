@@ -27,7 +27,9 @@ def mixed(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "talk.json"
     turns = '[{"from": "human", "value": "is a red shape present?"}, {"from": "gpt", "value": "no"}]'
     path.write_text(f"[{', '.join(f'''{{"id": "{number}", "conversations": {turns}}}''' for number in range(20))}]")
-    data = DataConfig({"pictures": SOURCE, "talk": LlavaSource("llava", str(path), str(path.parent), weight=0.4)}, text_length=48, flip=True)
+    data = DataConfig(
+        {"pictures": SOURCE, "talk": LlavaSource("llava", str(path), str(path.parent), weight=0.4)}, text_length=48, flip=True
+    )
     data = dataclasses.replace(data, holdout=5)
     tokenizer = WordTokenizer.build(open_source(SOURCE, holdout=3950).texts())
     model = VLMConfig(
