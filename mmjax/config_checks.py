@@ -93,6 +93,8 @@ def _connector(path: str, connector: ConnectorConfig, vision: ViTConfig) -> Prob
     for layer in connector.feature_layers:
         if not 1 <= layer <= vision.layers:
             yield f"{path}.feature_layers has {layer}, but the encoder has blocks 1 to {vision.layers}."
+    if list(connector.feature_layers) != sorted(connector.feature_layers):
+        yield f"{path}.feature_layers is {connector.feature_layers}; blocks are read in the order in which they run, the earliest first."
     if isinstance(connector, LinearConfig) and len(connector.feature_layers) > 1:
         yield f"{path}.feature_layers is {connector.feature_layers}; the linear connector reads one."
     if isinstance(connector, ResamplerConfig):

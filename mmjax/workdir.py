@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -95,6 +96,8 @@ class Workdir:
     def claim(self, recipe: Recipe) -> Iterator[None]:
         """Makes the folder this recipe's and keeps other processes out of it while the context lasts.
 
+        If the input turns out to be wrong before anything was saved, the folder is left as empty as it was found.
+
         Raises:
             InputError: it holds another run (`check`), another process is running in it, or it cannot be written.
         """
@@ -110,8 +113,22 @@ class Workdir:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel, however the process ends
             except BlockingIOError:
                 raise InputError(f"Another process is running in the workdir {self.path}.") from None
+            fresh = not self.config.exists()
             write_json(self.config, to_json(recipe))
-            yield
+            try:
+                yield
+            except InputError:
+                if fresh and not any(self.checkpoints.glob("*/*")):
+                    self._clear()
+                raise
+
+    def _clear(self) -> None:
+        """Removes what a run has written whose input proved wrong before the first checkpoint: the corrected command finds an empty folder."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

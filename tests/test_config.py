@@ -153,6 +153,7 @@ def _stage(**fields: str) -> dict[str, str]:
         (_stage(transitions="resize_positions"), "'inflate' grows them"),
         ({"model.connector.width": "64"}, "they must be equal"),
         ({"model.connector.feature_layers": "4"}, "the encoder has blocks 1 to 3"),
+        ({"model.connector.feature_layers": "3,2"}, "in the order in which they run"),
         ({"model.decoder.kv_heads": "3"}, "kv_heads = 3 does not divide"),
         ({"model.decoder.head_dim": "31"}, "rotary positions"),
         ({"model.vision.heads": "3"}, "heads = 3 does not divide"),

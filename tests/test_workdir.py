@@ -130,3 +130,19 @@ def test_a_run_keeps_its_recipe_when_the_config_file_changes(tmp_path, recipe):
         pass
     with Workdir(tmp_path).claim(recipe):
         pass
+
+
+def test_wrong_input_before_the_first_checkpoint_leaves_nothing_behind(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(InputError, match="no such picture"), workdir.claim(load("configs/cos.py")):
+        workdir.summary.write_text("{}")
+        raise InputError("no such picture")
+    assert list(workdir.path.iterdir()) == []
+
+
+def test_wrong_input_after_a_checkpoint_removes_nothing(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(InputError), workdir.claim(load("configs/cos.py")):
+        (workdir.checkpoints / "pretrain" / "10").mkdir(parents=True)
+        raise InputError("too many samples are corrupt")
+    assert workdir.config.exists() and (workdir.checkpoints / "pretrain" / "10").is_dir()

@@ -182,10 +182,6 @@ def by_path(state: TrainState) -> dict[str, Any]:
     return {"/".join(str(getattr(key, "name", getattr(key, "key", None))) for key in path): leaf for path, leaf in leaves}
 
 
-def _held_out_loss(scores: Mapping[str, float]) -> float:
-    return scores[SCORE]
-
-
 def _load_record(folder: pathlib.Path) -> Record:
     record = Record()
     _load(folder, {"record": record})

@@ -132,8 +132,6 @@ TRACKERS: dict[str, Callable[[Recipe, pathlib.Path], Tracker]] = {
     "wandb": WeightsAndBiases,
 }
 
-NAMES = tuple(TRACKERS)
-
 
 def make_trackers(recipe: Recipe, folder: pathlib.Path) -> Trackers:
     """The trackers that `recipe.logging.trackers` names, writing into the run's folder.
