@@ -48,9 +48,11 @@ def _recipe(recipe: Recipe, partial: bool) -> Problems:
     yield from _names("config.logging.trackers", recipe.logging.trackers, trackers.TRACKERS)
     yield from _positive("config.evaluation", recipe.evaluation, "batch_size", "max_new_tokens")
     yield from _positive("config.checkpoint", recipe.checkpoint, "every", "keep_last")
-    yield from _positive("config.logging", recipe.logging, "every", "hang_timeout")
+    yield from _positive("config.logging", recipe.logging, "every")
     if recipe.logging.evaluate_every < 0:
         yield f"config.logging.evaluate_every is {recipe.logging.evaluate_every}; it is 0 (only at the end of a stage) or more."
+    if recipe.logging.hang_timeout < 0:
+        yield f"config.logging.hang_timeout is {recipe.logging.hang_timeout}; it is 0 (no watching) or more."
     if recipe.evaluation.limit is not None and recipe.evaluation.limit < 1:
         yield f"config.evaluation.limit is {recipe.evaluation.limit}; it is at least 1, or none."
     if recipe.seed < 0:

@@ -123,7 +123,7 @@ class Workdir:
                 raise
 
     def _clear(self) -> None:
-        """Removes what a run has written whose input proved wrong before the first checkpoint: the corrected command finds an empty folder."""
+        """Removes what a run wrote whose input proved wrong before its first checkpoint: the corrected command may use the folder."""
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
