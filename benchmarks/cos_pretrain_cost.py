@@ -71,7 +71,8 @@ def make_stage(parts, tokens: int, batch: int, dtype: str) -> Stage:
         connector = LinearConfig(kind="linear", feature_layers=resampler["feature_layers"][-1:])
     else:
         windows, queries = SCALES[tokens]
-        connector = ResamplerConfig(**{**resampler, "windows": windows, "queries": queries})
+        single = {"feature_layers": resampler["feature_layers"][-1:]} if tokens == 336 else {}  # the plain resampler reads one level
+        connector = ResamplerConfig(**{**resampler, **single, "windows": windows, "queries": queries})
     model = VLMConfig(vision, connector, decoder, lora=lora, compute_dtype=dtype, unroll=decoder.layers)
     trainable = ("vision/*", "connector/*", "*/lora_?") if lora.rank else ("*",)
     data = DataConfig(sources={"random": EasyVqaSource(kind="easy_vqa")}, text_length=TEXT)

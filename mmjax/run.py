@@ -9,15 +9,16 @@ import jax
 from rich.console import Console
 
 from mmjax import evaluation, report, transitions, vocabulary
-from mmjax.data.examples import Image, SampleError
+from mmjax.data.examples import Example, Image, SampleError, Text
 from mmjax.data.preview import preview, save_preview
 from mmjax.data.rows import Rows, make_rows
-from mmjax.data.templates import find_template
+from mmjax.data.templates import Turn, find_template
 from mmjax.data.tokenizer import Tokenizer, WordTokenizer
 from mmjax.errors import InputError, Preempted
 from mmjax.generate import Generator
 from mmjax.models import parameters
-from mmjax.recipe import Recipe, Stage
+from mmjax.recipe import DataConfig, LlavaSource, Recipe, Stage
+from mmjax.recipe_json import digest
 from mmjax.summary import Summary, describe
 from mmjax.training.checkpoint import load_params
 from mmjax.training.loop import train_stage
@@ -65,9 +66,10 @@ def evaluate(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None,
     stage, folder = find_checkpoint(recipe, workdir, checkpoint)
     with workdir.claim(recipe), StopSignal() as stop:
         run = _Run(recipe, workdir, stop, console)
-        params, _ = load_params(folder)
+        params = read_params(folder, run.fitted)
         run.say(f"scoring {folder}")
-        if stage.name == list(recipe.stages)[-1] and folder.name == str(stage.steps) and run.summary.has(stage):
+        last = workdir.checkpoints.absolute() / list(recipe.stages)[-1] / str(stage.steps)
+        if folder.absolute() == last and run.summary.has(stage):
             run.params = params
             run.score(again=True)
             run.finish()
@@ -92,13 +94,30 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
     tokenizer, fitted = prepare_tokenizer(recipe, workdir.path, build=False)
     stage = fitted.stages[stage.name]
     structure, _ = parameters.abstract(stage.model)
-    params, _ = load_params(folder)
+    params = read_params(folder, fitted)
     generator = Generator(structure, stage.model, tokenizer, template=stage.data.template, max_new_tokens=ANSWER_TOKENS)
-    prefix = () if image is None else (Image(pathlib.Path(image)),)
     try:
-        return generator.answer(params, prefix, find_template(stage.data.template).prompt(prompt))
+        return generator.answer_all(params, [request(stage.data, image, prompt)])[0][0]
     except SampleError as error:
         raise InputError(f"The picture cannot be used: {error}.") from None
+
+
+def read_params(checkpoint: pathlib.Path, fitted: Recipe) -> Params:
+    """The parameters of a checkpoint folder of this recipe (with its vocabulary). Raises InputError if another recipe made it."""
+    params, metadata = load_params(checkpoint)
+    if metadata.get("config_digest") != digest(fitted):
+        raise InputError(f"{checkpoint} was made by another recipe; name the one that made it, or its --workdir alone.")
+    return params
+
+
+def request(data: DataConfig, image: str | None, prompt: str) -> Example:
+    """A prompt as the stage's data would put it: in a conversation the picture stands in the user's turn, elsewhere before everything."""
+    template = find_template(data.template)
+    pictures = () if image is None else (Image(pathlib.Path(image)),)
+    if any(isinstance(source, LlavaSource) for source in data.sources.values()):
+        said = (*pictures, Text(f"\n{prompt}")) if pictures else (Text(prompt),)
+        return Example((), (template.conversation([Turn("user", said)]),), "prompt")
+    return Example(pictures, (template.prompt(prompt),), "prompt")
 
 
 def prepare_tokenizer(recipe: Recipe, folder: pathlib.Path, *, build: bool = True) -> tuple[Tokenizer, Recipe]:
@@ -227,7 +246,7 @@ class _Run:
 
     def _finished_params(self, stage: Stage) -> Params:
         if self.params is None:
-            self.params, _ = load_params(self.workdir.checkpoints / stage.name / str(stage.steps))
+            self.params = read_params(self.workdir.checkpoints / stage.name / str(stage.steps), self.fitted)
         return self.params
 
     def _show(self, stage: Stage, rows: Rows) -> None:

@@ -1,5 +1,6 @@
 """A whole recipe on a handful of pictures: what it leaves behind, that it goes on where it stopped, and what can be asked of it then."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -12,8 +13,11 @@ from rich.console import Console
 
 from mmjax import run
 from mmjax.config import digest, recipe_from
+from mmjax.data.examples import Image as Picture
+from mmjax.data.sources import open_source
+from mmjax.data.templates import prompt_of
 from mmjax.errors import InputError
-from mmjax.recipe import Recipe
+from mmjax.recipe import DataConfig, LlavaSource, Recipe
 from mmjax.training.checkpoint import load_params
 from mmjax.transitions import Manifest
 from mmjax.workdir import Workdir
@@ -219,6 +223,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(recipe, tmp_path):
         run.find_checkpoint(recipe, Workdir(tmp_path), str(tmp_path / "checkpoints" / "other" / "3"))
 
 
+def test_the_checkpoint_of_a_run_with_other_settings_is_refused(finished, recipe, tmp_path):
+    """Its parameters have the same names and shapes, so only the recipe's digest tells."""
+    workdir, _ = finished
+    other = dataclasses.replace(recipe, seed=7)
+    path = workdir.checkpoints / "finetune" / str(STEPS["finetune"])
+    with pytest.raises(InputError, match="was made by another recipe"):
+        run.evaluate(other, Workdir(tmp_path / "other"), checkpoint=str(path), console=Console(file=io.StringIO()))
+
+
 def test_a_damaged_summary_is_refused(finished, recipe, tmp_path):
     with Workdir(tmp_path).claim(recipe):
         pass
@@ -229,3 +242,20 @@ def test_a_damaged_summary_is_refused(finished, recipe, tmp_path):
 
 def _never(*args, **kwargs):
     raise AssertionError("a finished stage was repeated")
+
+
+@pytest.mark.parametrize("template", ["plain", "vicuna_v1", "llama3"])
+def test_a_request_is_a_training_conversation_up_to_its_answer(template, tmp_path):
+    """With LLaVA-style data the picture stands in the user's turn, where training has put it."""
+    (tmp_path / "0.png").write_bytes(b"")
+    turns = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a cat"}]
+    (tmp_path / "talk.json").write_text(json.dumps([{"id": 0, "image": "0.png", "conversations": turns}]))
+    source = LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path))
+    trained = open_source(source, template=template)[0]
+    asked = run.request(DataConfig({"talk": source}, 64, template=template), str(tmp_path / "0.png"), "what is it?")
+    assert asked.prefix == trained.prefix == ()
+
+    def shown(branch):
+        return [segment.source if isinstance(segment, Picture) else segment for segment in branch]
+
+    assert shown(asked.branches[0]) == shown(prompt_of(trained.branches[0]))

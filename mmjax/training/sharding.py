@@ -44,8 +44,10 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | 
     """The mesh over all devices, or the given ones; neighbours in the machine are neighbours on the inner axes.
 
     Raises:
-        InputError: as `axis_sizes`.
+        InputError: as `axis_sizes`; or there are several processes, for each of which the loader would read the whole batch.
     """
+    if jax.process_count() > 1:
+        raise InputError(f"There are {jax.process_count()} processes; training runs in one, over all the devices that it sees.")
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config or MeshConfig(), len(devices))
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
@@ -130,6 +132,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts a batch of numpy arrays on the devices of the mesh; each process gives the rows of its own devices."""
+    """Puts a batch of numpy arrays on the devices of the mesh; the process gives all rows."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), batch)
