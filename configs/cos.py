@@ -146,7 +146,7 @@ def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
         data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("question",))), text_length=112, **data),
         optimizer=dict(learning_rate=7e-4, **optimizer),
         transitions=("inflate", "resize_positions") if pretrain else (),
-        steps=500,
+        steps=400,
         batch_size=16,
     )
     config.tokenizer = dict(kind="words")
