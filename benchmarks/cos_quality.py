@@ -139,6 +139,7 @@ def extend(workdir: pathlib.Path, steps: int) -> None:
     from mmjax.training.loop import train_stage
     from mmjax.training.preemption import StopSignal
     from mmjax.training.result import StageFiles
+    from mmjax.training.state import Start
     from mmjax.training.trackers import Trackers
     from mmjax.workdir import Workdir
 
@@ -153,7 +154,7 @@ def extend(workdir: pathlib.Path, steps: int) -> None:
             longer,
             recipe,
             StageFiles(folder / "checkpoints", folder / "nonfinite.json"),
-            start=lambda: params,
+            start=lambda mesh: Start(params, lambda given: given),
             key=jax.random.key(recipe.seed),
             rows=make_rows(stage.data, stage.model, tokenizer, recipe.seed + 1000),  # other orders and mirrorings than before
             held_out=None,

@@ -11,7 +11,7 @@ from mmjax.models import parameters
 from mmjax.models.config import ConnectorConfig, DecoderConfig, LinearConfig, ResamplerConfig, ViTConfig
 from mmjax.recipe import DataConfig, OptimizerConfig, Recipe, Stage
 from mmjax.schema import suggestion
-from mmjax.training import trackers
+from mmjax.training import sharding, trackers
 from mmjax.vocabulary import with_vocabulary
 
 Problems = Iterator[str]
@@ -55,6 +55,12 @@ def _recipe(recipe: Recipe, partial: bool) -> Problems:
         yield f"config.logging.hang_timeout is {recipe.logging.hang_timeout}; it is 0 (no watching) or more."
     if recipe.evaluation.limit is not None and recipe.evaluation.limit < 1:
         yield f"config.evaluation.limit is {recipe.evaluation.limit}; it is at least 1, or none."
+    if recipe.logging.peak_flops is not None and recipe.logging.peak_flops <= 0:
+        yield f"config.logging.peak_flops is {recipe.logging.peak_flops}; it is positive, or none (known devices are looked up)."
+    try:
+        sharding.check_axes(recipe.mesh)
+    except InputError as error:
+        yield f"config.{error}"
     if recipe.seed < 0:
         yield f"config.seed is {recipe.seed}; it must not be negative."
 
@@ -67,7 +73,12 @@ def _stage(stage: Stage) -> Problems:
     yield from _names(f"{path}.transitions", stage.transitions, transitions.TRANSITIONS)
     yield from _vision(f"{path}.model.vision", stage.model.vision)
     yield from _connector(f"{path}.model.connector", stage.model.connector, stage.model.vision)
+    read = max(stage.model.connector.feature_layers, default=0)
+    if 0 < read < stage.model.vision.layers:
+        yield f"{path}.model.vision.layers is {stage.model.vision.layers}, but the connector reads none after block {read}; say {read}."
     yield from _decoder(f"{path}.model.decoder", stage.model.decoder)
+    if stage.model.lora.alpha <= 0:
+        yield f"{path}.model.lora.alpha is {stage.model.lora.alpha}; it must be positive (updates are scaled by alpha / rank)."
     if stage.model.lora.rank < 0:
         yield f"{path}.model.lora.rank is {stage.model.lora.rank}; it is 0 (no low-rank updates) or more."
     yield from _positive(f"{path}.model", stage.model, "unroll")
@@ -221,7 +232,9 @@ def _examples(glob: str, paths: Iterable[str]) -> str:
 
 
 def _names(path: str, names: Iterable[str], known: Iterable[str]) -> Problems:
-    known = list(known)
+    names, known = list(names), list(known)
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{path} has {name!r} twice."
     for name in names:
         if name not in known:
             yield f"{path} has {name!r}. {suggestion(name, known)}"

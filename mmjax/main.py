@@ -188,13 +188,18 @@ def _read(options: Options) -> "tuple[Recipe, Workdir]":
     from mmjax.config import load
     from mmjax.workdir import Workdir, default_path
 
+    of_checkpoint = _run_of(options.checkpoint) if options.checkpoint else None
     if options.config is None:
-        # A checkpoint lies in the folder of its run: <workdir>/checkpoints/<stage>/<step>.
-        of_checkpoint = pathlib.Path(options.checkpoint or "").absolute().parents
-        workdir = Workdir(options.workdir or of_checkpoint[min(2, len(of_checkpoint) - 1)])
+        workdir = Workdir(options.workdir or of_checkpoint or ".")
         return workdir.recipe(), workdir
     recipe = load(options.config, options.overrides, partial=options.mode == "plan")
-    return recipe, Workdir(options.workdir or default_path(options.config, options.overrides))
+    return recipe, Workdir(options.workdir or of_checkpoint or default_path(options.config, options.overrides))
+
+
+def _run_of(checkpoint: str) -> pathlib.Path:
+    """The folder of the run that a checkpoint lies in: <workdir>/checkpoints/<stage>/<step>."""
+    above = pathlib.Path(checkpoint).absolute().parents
+    return above[min(2, len(above) - 1)]
 
 
 def _end(message: str, code: int) -> int:

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+from jax.sharding import Mesh, Sharding
 from rich.console import Console
 
 from mmjax import evaluation, report, transitions, vocabulary
@@ -20,10 +21,12 @@ from mmjax.models import parameters
 from mmjax.recipe import DataConfig, LlavaSource, Recipe, Stage
 from mmjax.recipe_json import digest
 from mmjax.summary import Summary, describe
+from mmjax.training import sharding
 from mmjax.training.checkpoint import load_params
 from mmjax.training.loop import train_stage
 from mmjax.training.preemption import StopSignal
 from mmjax.training.result import StageFiles, StageResult
+from mmjax.training.state import Start
 from mmjax.training.trackers import Tracker, make_trackers
 from mmjax.typing import Array, Params
 from mmjax.workdir import Workdir, write_json
@@ -102,9 +105,9 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
         raise InputError(f"The picture cannot be used: {error}.") from None
 
 
-def read_params(checkpoint: pathlib.Path, fitted: Recipe) -> Params:
+def read_params(checkpoint: pathlib.Path, fitted: Recipe, shardings: Mapping[str, Sharding] | None = None) -> Params:
     """The parameters of a checkpoint folder of this recipe (with its vocabulary). Raises InputError if another recipe made it."""
-    params, metadata = load_params(checkpoint)
+    params, metadata = load_params(checkpoint, shardings)
     if metadata.get("config_digest") != digest(fitted):
         raise InputError(f"{checkpoint} was made by another recipe; name the one that made it, or its --workdir alone.")
     return params
@@ -191,7 +194,7 @@ class _Run:
         before: Stage | None = None
         for index, stage in enumerate(self.fitted.stages.values()):
             done = newest_step(self.workdir.checkpoints / stage.name) or 0
-            if self.summary.has(stage) and done == stage.steps:
+            if self.summary.has(stage) and (done == stage.steps or self._begun_after(index)):
                 before, self.params = stage, None
                 continue
             if budget == 0:
@@ -206,6 +209,11 @@ class _Run:
             budget = None if budget is None else max(0, budget - (result.steps - done))
             before, self.params = stage, result.params
         return True
+
+    def _begun_after(self, index: int) -> bool:
+        """Whether a later stage has checkpoints: those of this one may have been removed to save space."""
+        later = list(self.fitted.stages)[index + 1 :]
+        return any(newest_step(self.workdir.checkpoints / name) is not None for name in later)
 
     def _train_stage(self, stage: Stage, before: Stage | None, key: Array, tracker: Tracker, budget: int | None) -> StageResult:
         self._answer_stop(stage)
@@ -227,26 +235,42 @@ class _Run:
             stop_after=budget,
         )
 
-    def _start(self, stage: Stage, before: Stage | None, key: Array) -> Callable[[], Params]:
-        """What gives the parameters that a stage begins with; where each came from is written down and shown."""
+    def _start(self, stage: Stage, before: Stage | None, key: Array) -> Callable[[Mesh], Start]:
+        """What gives a stage its beginning; where each parameter came from is written down and shown."""
 
-        def start() -> Params:
+        def start(mesh: Mesh) -> Start:
             if before is None:
-                params = parameters.initialize(stage.model, key)
-                entries = tuple(transitions.Entry.of(value, path, None, "fresh") for path, value in sorted(params.items()))
+                shapes = parameters.abstract(stage.model)[1]
+                entries = tuple(transitions.Entry.of(value, path, None, "fresh") for path, value in sorted(shapes.items()))
                 manifest = transitions.Manifest(entries, stage.name)
+                found = Start({}, lambda _: parameters.initialize(stage.model, key))
+                self._warn_of_frozen(stage, shapes)
             else:
-                old, self.params = self._finished_params(before), None  # the stage will consume these arrays
-                params, manifest = transitions.apply(stage.transitions, old, before.model, stage.model, key, stage=stage.name)
+                old, names = before.model, stage.transitions
+                manifest = transitions.plan(names, old, stage.model, stage=stage.name)
+                given, self.params = self._finished_params(before, mesh), None  # the stage will consume these arrays
+                found = Start(given, lambda given: transitions.apply(names, given, old, stage.model, key, stage=stage.name)[0])
             write_json(self.workdir.manifest(stage.name), manifest.to_json())
             self.say(f"{stage.name}: where its parameters come from\n{manifest.summary()}")
-            return params
+            return found
 
         return start
 
-    def _finished_params(self, stage: Stage) -> Params:
+    def _warn_of_frozen(self, stage: Stage, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        frozen = {path: shape for path, shape in shapes.items() if not parameters.matches(path, stage.trainable)}
+        if frozen:
+            parts = ", ".join(sorted({path.split("/")[0] for path in frozen}))
+            self.say(
+                f"WARNING: {parameters.count(frozen):,} parameters of {stage.name} ({parts}) are random numbers and stay so: they are not "
+                "trained, and no weights were loaded into them. What comes of it measures cost, not quality."
+            )
+
+    def _finished_params(self, stage: Stage, mesh: Mesh | None = None) -> Params:
+        """Those of a finished stage, laid out on the mesh if they are not in memory yet."""
         if self.params is None:
-            self.params = read_params(self.workdir.checkpoints / stage.name / str(stage.steps), self.fitted)
+            shapes, axes = parameters.abstract(stage.model)[1], parameters.logical_axes(stage.model)
+            places = sharding.parameter_shardings(shapes, axes, mesh)[0] if mesh else None
+            self.params = read_params(self.workdir.checkpoints / stage.name / str(stage.steps), self.fitted, places)
         return self.params
 
     def _show(self, stage: Stage, rows: Rows) -> None:

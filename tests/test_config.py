@@ -124,6 +124,15 @@ def _stage(**fields: str) -> dict[str, str]:
         ({"logging.trackers": "jsonl,tensorbord"}, "Did you mean tensorboard?"),
         (_stage(trainable="connectr/*"), "config.stages.finetune.trainable: 'connectr/*' matches no parameter. Did you mean connector/"),
         (
+            {"mesh.data": "-1", "mesh.fsdp": "-1"},
+            "config.mesh: sizes are positive, and one of them at most is -1",
+        ),
+        ({"mesh.context": "2"}, "config.mesh.context is 2, but no part of the model is split over 'context'"),
+        ({"logging.trackers": "jsonl,jsonl"}, "config.logging.trackers has 'jsonl' twice"),
+        ({"logging.peak_flops": "-1"}, "config.logging.peak_flops is -1.0; it is positive"),
+        (_stage(model__lora__alpha="0"), "config.stages.finetune.model.lora.alpha is 0.0; it must be positive"),
+        (_stage(model__vision__layers="4"), "vision.layers is 4, but the connector reads none after block 3; say 3"),
+        (
             _stage(model__lora__rank="4", model__lora__targets="decodr/*", transitions="inflate,resize_positions"),
             "lora.targets has 'decodr/*', which matches none",
         ),

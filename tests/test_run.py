@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -145,6 +146,21 @@ def test_the_same_command_repeats_nothing(finished, recipe, monkeypatch):
     before = workdir.summary.read_bytes()
     assert "report:" in train(recipe, workdir.path)
     assert workdir.summary.read_bytes() == before
+
+
+def test_a_stage_that_another_one_has_followed_may_lose_its_checkpoints(finished, recipe, monkeypatch, tmp_path):
+    workdir, _ = finished
+    copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
+    shutil.rmtree(copy.checkpoints / "pretrain")
+    monkeypatch.setattr(run, "train_stage", _never)
+    assert "report:" in train(recipe, copy.path)
+
+
+def test_what_is_frozen_and_random_is_said(recipe, tmp_path, finished):
+    frozen = dataclasses.replace(recipe.stages["pretrain"], trainable=("vision/*", "connector/*"))
+    text = train(dataclasses.replace(recipe, stages=recipe.stages | {"pretrain": frozen}), tmp_path, stop_after_steps=1)
+    assert "(decoder) are random numbers and stay so" in text
+    assert "random numbers" not in finished[1]
 
 
 @pytest.mark.parametrize(("steps", "newest"), [(3, (3, None)), (4, (3, 1))])

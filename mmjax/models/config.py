@@ -13,7 +13,8 @@ class ViTConfig:
 
     Attributes:
         image_size, patch_size: pixels per side.
-        layers: blocks that exist. Features after block k are read by the connector; blocks after the last one read are never built.
+        layers: blocks that exist, which ends with the last one that the connector reads (CLIP's own 24th, for one, is not part of a
+            model that reads its 23rd).
         class_token: whether a learned token stands before the patches.
         embedding_norm: CLIP's norm between the embeddings and the first block (`ln_pre`).
         patch_bias: whether the patch projection has a bias (CLIP: no).

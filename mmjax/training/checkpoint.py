@@ -16,6 +16,7 @@ from typing import Any, Self
 import jax
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
 from mmjax.errors import InputError
@@ -151,8 +152,11 @@ class Checkpoints:
         self._checkpointer = self._open()
 
 
-def load_params(checkpoint: pathlib.Path) -> tuple[Params, dict[str, Any]]:
-    """All parameters of a checkpoint folder, without the optimizer, on the first device; and its metadata.
+def load_params(checkpoint: pathlib.Path, shardings: Mapping[str, Sharding] | None = None) -> tuple[Params, dict[str, Any]]:
+    """All parameters of a checkpoint folder, without the optimizer; and its metadata.
+
+    Args:
+        shardings: where each parameter goes, by path; None: all to the first device.
 
     Raises:
         InputError: the folder is no checkpoint of mmjax, or it is damaged.
@@ -163,7 +167,7 @@ def load_params(checkpoint: pathlib.Path) -> tuple[Params, dict[str, Any]]:
     try:
         record = _load_record(checkpoint.absolute())
         wanted = {
-            path: jax.ShapeDtypeStruct(array["shape"], array["dtype"], sharding=device)
+            path: jax.ShapeDtypeStruct(array["shape"], array["dtype"], sharding=(shardings or {}).get(path.partition("/")[2], device))
             for path, array in record.arrays.items()
             if path.startswith(("trainable/", "frozen/"))
         }

@@ -20,18 +20,17 @@ from mmjax.models import parameters
 from mmjax.recipe import Recipe, Stage
 from mmjax.recipe_json import digest
 from mmjax.training import flops, metrics, sharding
-from mmjax.training import state as training_state
 from mmjax.training.checkpoint import Checkpoints, Restored
 from mmjax.training.chrono import Chrono
 from mmjax.training.preemption import StopSignal
 from mmjax.training.progress import StageProgress
 from mmjax.training.result import Position, StageFiles, StageResult, abstract_state, check_finite
-from mmjax.training.state import TrainState
+from mmjax.training.state import Start, TrainState, begin
 from mmjax.training.step import make_evaluation_step, make_train_step
 from mmjax.training.trackers import HELD_OUT, Tracker
 from mmjax.training.watchdog import Watchdog
 from mmjax.training.window import Counts, Window
-from mmjax.typing import Array, Batch, Params
+from mmjax.typing import Array, Batch
 
 
 def train_stage(
@@ -39,7 +38,7 @@ def train_stage(
     recipe: Recipe,
     files: StageFiles,
     *,
-    start: Callable[[], Params],
+    start: Callable[[Mesh], Start],
     key: Array,
     rows: Rows,
     held_out: Rows | None,
@@ -51,7 +50,7 @@ def train_stage(
     """Trains a stage to its end, from its newest checkpoint if there is one.
 
     Args:
-        start: gives the parameters the stage begins with; called only if there is no checkpoint. The stage consumes these arrays.
+        start: gives, for the mesh, what the stage begins with; called only if there is no checkpoint.
         key: of the stage's random numbers.
         held_out: rows for the held-out loss, or None.
         stop_after: end, saved, after so many steps of this call.
@@ -87,13 +86,13 @@ class _Loop:
     watchdog: Watchdog
     console: Console
 
-    def restore_or_start(self, start: Callable[[], Params], key: Array) -> None:
-        """Takes up the newest checkpoint, or the parameters that `start` makes."""
+    def restore_or_start(self, start: Callable[[Mesh], Start], key: Array) -> None:
+        """Takes up the newest checkpoint, or begins with what `start` gives."""
         abstract = abstract_state(self.stage, self.mesh, key)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         restored = self.checkpoints.restore_latest(abstract)
         self._take_up(restored)
-        self.state: TrainState = restored.state if restored else jax.device_put(training_state.create(start(), self.stage, key), shardings)
+        self.state: TrainState = restored.state if restored else begin(start(self.mesh), self.stage, key, shardings)
         structure, _ = parameters.abstract(self.stage.model)
         self.train_step = make_train_step(structure, self.stage, shardings)
         self.evaluation_step = make_evaluation_step(structure)

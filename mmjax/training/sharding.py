@@ -21,12 +21,8 @@ from mmjax.typing import Batch
 SMALL = 2**22  # elements (16 MB in float32): below, an axis that does not divide may stay whole
 
 
-def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
-    """Devices along each mesh axis.
-
-    Raises:
-        InputError: the sizes do not multiply to the number of devices, or name an axis over which nothing of this model is split.
-    """
+def check_axes(config: MeshConfig) -> dict[str, int]:
+    """The sizes as they stand, -1 for one that is not known yet; needs no device. Raises InputError if no number of devices would do."""
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     for axis in ("expert", "context"):
         if sizes[axis] != 1:
@@ -34,6 +30,17 @@ def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     unknown = [axis for axis in MESH_AXES if sizes[axis] == -1]
     if len(unknown) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise InputError(f"mesh: sizes are positive, and one of them at most is -1 (whatever is left); they are {sizes}.")
+    return sizes
+
+
+def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Devices along each mesh axis.
+
+    Raises:
+        InputError: the sizes do not multiply to the number of devices, or name an axis over which nothing of this model is split.
+    """
+    sizes = check_axes(config)
+    unknown = [axis for axis in MESH_AXES if sizes[axis] == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
     if devices % known or (not unknown and known != devices):
         raise InputError(f"mesh: {sizes} needs {'a multiple of ' if unknown else ''}{known} devices, and there are {devices}.")

@@ -1,6 +1,8 @@
 """The state of a stage: everything a training step changes, and the frozen parameters beside it."""
 
 import dataclasses
+import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,27 @@ class TrainState:
     def params(self) -> Params:
         """Every parameter by path; no array is copied."""
         return self.trainable | self.frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a stage begins with.
+
+    Attributes:
+        given: arrays that the parameters are made from, on the mesh already; the stage consumes them. Empty where all is drawn afresh.
+        make: of `given`, every parameter of the stage's model by path. Pure; compiled, so that no device ever holds more than its part.
+    """
+
+    given: Params
+    make: Callable[[Params], Params]
+
+
+def begin(start: Start, stage: Stage, key: Array, shardings: TrainState) -> TrainState:
+    """The state in which a stage starts, made where it will lie. Raises InputError as `create`."""
+    with warnings.catch_warnings():  # an array that a transition has resized leaves its memory to nobody
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+        made = jax.jit(lambda given, key: create(start.make(given), stage, key), out_shardings=shardings, donate_argnums=0)
+        return made(start.given, key)
 
 
 def create(params: Params, stage: Stage, key: Array) -> TrainState:

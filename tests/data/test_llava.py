@@ -87,6 +87,11 @@ def test_a_system_turn_replaces_the_template_s_own(tmp_path):
     assert branch[1] == Text(" Be brief. USER: what? ASSISTANT:")
 
 
+def test_what_the_assistant_says_before_any_question_is_left_out(tmp_path):
+    said, greeted = [human("what?"), gpt("red")], [gpt("Hello."), human("what?"), gpt("red")]
+    assert only(tmp_path, {"conversations": greeted}).branches == only(tmp_path, {"conversations": said}).branches
+
+
 @pytest.mark.parametrize(
     ("record", "cause"),
     [
@@ -97,7 +102,7 @@ def test_a_system_turn_replaces_the_template_s_own(tmp_path):
         ({"text": "a"}, "no conversation"),
         ({"conversations": [human("what?")]}, "no answer"),
         ({"conversations": [human("what?"), gpt(" ")]}, "no answer"),
-        ({"conversations": [gpt("red")]}, "turns do not alternate"),
+        ({"conversations": [gpt("red")]}, "no answer"),
         ({"conversations": [human("a"), human("b"), gpt("red")]}, "turns do not alternate"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "bad turn"),
         ({"conversations": [{"from": ["human"], "value": "a"}]}, "bad turn"),

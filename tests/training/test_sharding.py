@@ -168,10 +168,11 @@ def _three_steps(config, devices, params):
     mesh = sharding.make_mesh(config, devices)
     structure, shapes = parameters.abstract(MODEL)
     placed, _ = sharding.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
-    state = training_state.create(params, STAGE, jax.random.key(0))
-    layout = sharding.state_shardings(state, placed, mesh)
-    state = jax.device_put(state, layout)
+    layout = sharding.state_shardings(jax.eval_shape(lambda: training_state.create(params, STAGE, jax.random.key(0))), placed, mesh)
     with jax.set_mesh(mesh):
+        drawn = training_state.Start({}, lambda _: parameters.initialize(MODEL, jax.random.key(1)))
+        state = training_state.begin(drawn, STAGE, jax.random.key(0), layout)
+        assert all(np.array_equal(value, params[path]) for path, value in state.params.items()), "other numbers than on one device"
         batches = [sharding.place_batch(_batch(seed), mesh) for seed in range(3)]
         # The compiled program refuses a state of another layout: that three steps run shows that the layout is kept.
         step = make_train_step(structure, STAGE, layout).lower(state, batches[0]).compile()

@@ -16,6 +16,7 @@ from mmjax.models.config import DecoderConfig, LinearConfig, ViTConfig, VLMConfi
 from mmjax.recipe import CheckpointConfig, DataConfig, JsonlSource, LoggingConfig, OptimizerConfig, Recipe, Stage
 from mmjax.training.loop import train_stage
 from mmjax.training.result import StageFiles, StageResult
+from mmjax.training.state import Start
 from mmjax.training.trackers import make_trackers
 
 COLOURS = ("red", "green", "blue", "white", "black", "pink")
@@ -86,7 +87,7 @@ def train(
             stage,
             recipe,
             StageFiles(workdir / "checkpoints", workdir / "nonfinite.json"),
-            start=lambda: parameters.initialize(stage.model, jax.random.key(1)),
+            start=lambda mesh: Start({}, lambda _: parameters.initialize(stage.model, jax.random.key(1))),
             key=jax.random.key(2),
             rows=rows,
             held_out=held_out,

@@ -49,7 +49,9 @@ def _image_paths(record: dict[str, Any], name: str) -> list[str]:
 
 
 def _read_turns(record: dict[str, Any], name: str) -> list[tuple[Role, str]]:
-    """(role, text) of each turn. After an optional system turn, user and assistant speak in turn, the user first."""
+    """(role, text) of each turn. After an optional system turn, user and assistant speak in turn.
+
+    What the assistant says before the user has said anything is left out, as LLaVA does: it answers nothing."""
     conversation = record.get("conversations")
     if not isinstance(conversation, list) or not conversation:
         raise SampleError("no conversation", name)
@@ -59,7 +61,10 @@ def _read_turns(record: dict[str, Any], name: str) -> list[tuple[Role, str]]:
         if role is None or not isinstance(turn.get("value"), str):
             raise SampleError("bad turn", f"{name}: {str(turn)[:80]}")
         turns.append((role, turn["value"].strip()))
-    spoken = [role for role, _ in turns[turns[0][0] == "system" :]]
+    start = int(turns[0][0] == "system")
+    while turns[start:] and turns[start][0] == "assistant":
+        del turns[start]
+    spoken = [role for role, _ in turns[start:]]
     if spoken != (["user", "assistant"] * len(spoken))[: len(spoken)]:
         raise SampleError("turns do not alternate", f"{name}: {', '.join(role for role, _ in turns)}")
     if not any(role == "assistant" and text for role, text in turns):

@@ -49,7 +49,11 @@ class Tfds(Source):
 def _open_records(config: TfdsSource) -> Any:
     import tensorflow_datasets as tfds  # seconds to import, so only where such a set is read
 
-    builder = tfds.builder_from_directory(_version_folder(config))
+    folder = _version_folder(config)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # tfds has no error of its own for a folder that it cannot read
+        raise InputError(f"{folder} is no prepared data set: {error}") from None
     wanted = [feature for feature in (config.image, config.text, config.question, config.answer) if feature]
     missing = [feature for feature in wanted if feature not in builder.info.features]
     if missing:
