@@ -166,7 +166,7 @@ def activation_bytes(stage: Stage) -> float:
     An encoder that is not trained keeps one block's values only. The connector counts 10 D per query and 2 D per patch, for each scale and
     level; the head three float32 values per text position and vocabulary entry.
 
-    A floor rather than a forecast: what XLA reports for the default recipe on a CPU is 1.8 times this (111 MB and 589 MB for the two stages).
+    A floor rather than a forecast: for the default recipe on a CPU, XLA reports 1.8 times this (111 MB and 589 MB for the two stages).
     """
     model, data = stage.model, stage.data
     paths = [path for path in parameters.abstract(model)[1] if parameters.matches(path, stage.trainable)]
