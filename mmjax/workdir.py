@@ -8,7 +8,8 @@
 | checkpoints/STAGE/STEP | states |
 | manifests/STAGE.json | where every parameter of the stage came from |
 | previews/STAGE.txt, .png | the first row that the stage trains on |
-| predictions.jsonl | answers of the last stage's model |
+| predictions.jsonl, attention.npz | answers of the last stage's model; where each scale of it looks in one picture |
+| nonfinite.json | the samples of a batch whose loss or gradient was not finite, if there was one |
 | summary.json | what the run cost and scored |
 | report.html | all of it to look at |
 """

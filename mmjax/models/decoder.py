@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.kernels.attention import IntervalMask, attention
-from mmjax.layout import gather_for_use, keep_rows
+from mmjax.mesh_axes import gather_for_use, keep_rows
 from mmjax.models.attention import Projections
 from mmjax.models.config import DecoderConfig
 from mmjax.models.layers import Remat, scan, stack

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.layout import keep_rows
+from mmjax.mesh_axes import keep_rows
 from mmjax.typing import Array, Float
 
 # A normal cut at two standard deviations has 0.8796 times the standard deviation of the whole one.

@@ -1,4 +1,4 @@
-"""The mesh of devices, and the layout of parameters, state and batches on it (`mmjax.layout` has the table of axes).
+"""The mesh of devices, and the layout of parameters, state and batches on it (`mmjax.mesh_axes` has the table of axes).
 
 `data` splits rows only. `fsdp` splits rows and also the parameters and moments, which are gathered where they are used. `tensor` splits
 heads, MLP hidden units and the vocabulary. Axis types are Auto: the compiler inserts the communication. Run the step under
@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.errors import InputError
-from mmjax.layout import MESH_AXES, ROW_AXES, RULES
+from mmjax.mesh_axes import MESH_AXES, ROW_AXES, RULES
 from mmjax.models.config import ResamplerConfig, VLMConfig
 from mmjax.recipe import MeshConfig, Stage
 from mmjax.training.state import TrainState

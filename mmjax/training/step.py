@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mmjax.errors import InputError
-from mmjax.layout import ROW_AXES
+from mmjax.mesh_axes import ROW_AXES
 from mmjax.recipe import Stage
 from mmjax.training import optimizer
 from mmjax.training.losses import TokenSums, cross_entropy
