@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -95,7 +96,7 @@ class WeightsAndBiases:
         except ImportError:
             raise InputError("logging.trackers has 'wandb', which is not installed: pip install 'mmjax[wandb]'.") from None
         name = f"{recipe.name}-{recipe.variant}" if recipe.variant else recipe.name
-        self._run = wandb.init(project="mmjax", name=name, dir=str(folder), id=folder.name, resume="allow")
+        self._run = wandb.init(project="mmjax", name=name, dir=str(folder), id=_identity(folder / "wandb.id"), resume="allow")
 
     def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
         pass  # the service keeps what it was sent; a resumed run logs the same numbers again
@@ -105,6 +106,13 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _identity(path: pathlib.Path) -> str:
+    """A name for the run that no other has, the same whenever it goes on: folders of the same name are many."""
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 class Trackers:

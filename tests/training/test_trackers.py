@@ -125,6 +125,12 @@ def test_wandb_receives_stages_as_prefixes(tmp_path, monkeypatch):
     tracker.log("one", 3, {"loss": 0.5})
     tracker.close()
     assert started["name"] == "cos-small" and started["resume"] == "allow"
+    identity = started["id"]
+    WeightsAndBiases(RECIPE, tmp_path)
+    assert started["id"] == identity
+    (tmp_path / "cos").mkdir()
+    WeightsAndBiases(RECIPE, tmp_path / "cos")
+    assert started["id"] != identity
     assert logged == [{"one/loss": 0.5, "one/step": 3}, "finished"]
 
 
