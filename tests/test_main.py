@@ -1,5 +1,6 @@
 """The command line: every wrong input ends with one clear message and exit code 2, without a traceback and with nothing written."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -73,6 +74,13 @@ def test_help(capsys):
     text = capsys.readouterr().out
     for word in ("--config", "--topology", "plan", "75"):
         assert word in text
+
+
+def test_a_checkpoint_leads_to_its_run(tmp_path):
+    checkpoint = str(tmp_path / "elsewhere" / "checkpoints" / "pretrain" / "3")
+    options = main.parse(["mmjax", CONFIG, "--mode=evaluate", f"--checkpoint={checkpoint}"])
+    assert main._read(options)[1].path == tmp_path / "elsewhere"
+    assert main._read(dataclasses.replace(options, workdir="other"))[1].path == pathlib.Path("other")
 
 
 def test_the_last_of_equal_settings_wins():
