@@ -88,6 +88,7 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
 
     Raises:
         InputError: there is no prompt, no such picture or no such checkpoint.
+        Preempted: a stop was requested.
     """
     if not prompt:
         raise InputError("--prompt is missing: what to ask about the picture.")
@@ -97,12 +98,16 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
     tokenizer, fitted = prepare_tokenizer(recipe, workdir.path, build=False)
     stage = fitted.stages[stage.name]
     structure, _ = parameters.abstract(stage.model)
-    params = read_params(folder, fitted)
     generator = Generator(structure, stage.model, tokenizer, template=stage.data.template, max_new_tokens=ANSWER_TOKENS)
-    try:
-        return generator.answer_all(params, [request(stage.data, image, prompt)])[0][0]
-    except SampleError as error:
-        raise InputError(f"The picture cannot be used: {error}.") from None
+    with StopSignal() as stop:
+        params = read_params(folder, fitted)
+        try:
+            answers = generator.answer_all(params, [request(stage.data, image, prompt)], should_stop=lambda: stop.requested)
+        except SampleError as error:
+            raise InputError(f"The picture cannot be used: {error}.") from None
+        if stop.requested:
+            raise Preempted("Stopped while answering; there is nothing to save.")
+    return answers[0][0]
 
 
 def read_params(checkpoint: pathlib.Path, fitted: Recipe, shardings: Mapping[str, Sharding] | None = None) -> Params:

@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from mmjax.config import digest, recipe_from
 from mmjax.data.examples import Image as Picture
 from mmjax.data.sources import open_source
 from mmjax.data.templates import prompt_of
-from mmjax.errors import InputError
+from mmjax.errors import InputError, Preempted
 from mmjax.recipe import DataConfig, LlavaSource, Recipe
 from mmjax.training.checkpoint import load_params
 from mmjax.transitions import Manifest
@@ -203,6 +205,17 @@ def test_questions_are_answered(finished, recipe, tmp_path):
 def test_what_cannot_be_answered_is_refused(finished, recipe, options, message):
     with pytest.raises(InputError, match=message):
         run.generate(recipe, finished[0], **options)
+
+
+def test_an_answer_can_be_stopped(finished, recipe, monkeypatch):
+    def load(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(*args)
+
+    read = run.read_params
+    monkeypatch.setattr(run, "read_params", load)
+    with pytest.raises(Preempted, match=r"nothing to save|answering questions"):
+        run.generate(recipe, finished[0], image=None, prompt="what color is it?")
 
 
 def test_a_picture_that_is_none_is_refused(finished, recipe, tmp_path):

@@ -84,7 +84,7 @@ def test_a_stop_signal_saves_and_exits_with_75(data, whole, tmp_path, where, ste
     child.send_signal(number)
     _, errors = child.communicate(timeout=LIMIT)
     assert child.returncode == 75, errors
-    assert "the state will be saved" in errors and "the state is saved" in errors
+    assert "training will be saved" in errors and "the state is saved" in errors
     assert f"at step {max(steps(tmp_path))} of stage" in errors
     assert step is None or max(steps(tmp_path)) == step
     if where == "evaluation":

@@ -83,7 +83,7 @@ def test_a_signal_during_a_long_call_is_acknowledged_before_it_ends():
 def test_a_second_interrupt_leaves_at_once():
     child = start(rounds=2_000_000_000)  # longer than the test may take
     child.send_signal(signal.SIGINT)
-    while "the state will be saved" not in child.stdout.readline():
+    while "training will be saved" not in child.stdout.readline():
         pass
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == INTERRUPTED_EXIT_CODE
@@ -93,7 +93,7 @@ def test_a_second_interrupt_leaves_at_once():
 def test_a_second_sigterm_changes_nothing():
     child = start(rounds=8_000_000)
     child.send_signal(signal.SIGTERM)
-    while "the state will be saved" not in child.stdout.readline():
+    while "training will be saved" not in child.stdout.readline():
         pass
     child.send_signal(signal.SIGTERM)
     assert "free, requested: True" in child.stdout.read()
