@@ -30,9 +30,10 @@ from mmjax.models import parameters  # noqa: E402
 from mmjax.models.config import DecoderConfig, LinearConfig, LoRAConfig, ResamplerConfig, ViTConfig, VLMConfig  # noqa: E402
 from mmjax.recipe import DataConfig, EasyVqaSource, OptimizerConfig, Stage  # noqa: E402
 from mmjax.training import state as training_state  # noqa: E402
+from mmjax.training.checkpoint import by_path  # noqa: E402
 from mmjax.training.flops import step_flops  # noqa: E402
 from mmjax.training.step import make_train_step  # noqa: E402
-from mmjax.typing import Batch  # noqa: E402
+from mmjax.typing import Array, Batch  # noqa: E402
 
 TEXT = 60
 PAPER = {32: 0.27, 48: 0.35, 80: 0.42, 256: 0.82, 336: 1.00}
@@ -104,39 +105,54 @@ def random_batch(stage: Stage, seed: int) -> Batch:
     )
 
 
-class Setting:
-    """One token count: its compiled step and its state."""
+Pool = dict[tuple[str, tuple[int, ...]], Array]
+"""Arrays of states by path and shape. Settings lend each other what they have in common, so that one language model serves all."""
 
-    def __init__(self, stage: Stage):
+
+class Setting:
+    """One token count: its compiled step, and the places of its state in the pool."""
+
+    def __init__(self, stage: Stage, pool: Pool):
         self.stage, self.batch = stage, random_batch(stage, 0)
         structure, _ = parameters.abstract(stage.model)
-        params = parameters.initialize(stage.model, jax.random.key(0))
-        self.state = training_state.create(params, stage, jax.random.key(0))
         self.step = make_train_step(structure, stage)
 
-    def run(self, frozen: dict) -> tuple[float, dict]:
-        """Seconds of one step. The frozen parameters are handed from setting to setting: they are the same language model."""
-        self.state = dataclasses.replace(self.state, frozen=frozen)
+        def create(key: Array) -> training_state.TrainState:
+            return training_state.create(parameters.initialize(stage.model, key), stage, key)
+
+        abstract = jax.eval_shape(create, jax.random.key(0))
+        self.tree = jax.tree.structure(abstract)
+        self.places = [(path, leaf.shape) for path, leaf in by_path(abstract).items()]
+        missing = [place for place in self.places if place not in pool]
+
+        @jax.jit
+        def draw(key: Array) -> list[Array]:  # what is not returned is never drawn
+            found = dict(zip(self.places, by_path(create(key)).values(), strict=True))
+            return [found[place] for place in missing]
+
+        pool |= dict(zip(missing, draw(jax.random.key(0)), strict=True))
+
+    def run(self, pool: Pool) -> float:
+        """Seconds of one step."""
+        state = jax.tree.unflatten(self.tree, [pool.pop(place) for place in self.places])
         start = time.perf_counter()
-        self.state, metrics = self.step(self.state, self.batch)
-        jax.block_until_ready((self.state, metrics))
-        seconds, frozen = time.perf_counter() - start, self.state.frozen
-        self.state = dataclasses.replace(self.state, frozen={})
-        return seconds, frozen
+        state, metrics = self.step(state, self.batch)
+        jax.block_until_ready((state, metrics))
+        seconds = time.perf_counter() - start
+        pool |= dict(zip(self.places, by_path(state).values(), strict=True))
+        return seconds
 
 
 def measure(parts, batch: int, rounds: int, dtype: str) -> tuple[dict[int, list[float]], dict[int, Setting]]:
-    settings, frozen = {}, None
-    for tokens in PAPER:
-        settings[tokens] = Setting(make_stage(parts, tokens, batch, dtype))
-        frozen = settings[tokens].state.frozen if frozen is None else frozen
-        settings[tokens].state = dataclasses.replace(settings[tokens].state, frozen={})
+    pool: Pool = {}
+    settings = {tokens: Setting(make_stage(parts, tokens, batch, dtype), pool) for tokens in PAPER}
     seconds: dict[int, list[float]] = {tokens: [] for tokens in settings}
     for round_ in range(rounds + 1):
         for tokens, setting in settings.items():
-            taken, frozen = setting.run(frozen)
+            taken = setting.run(pool)
             if round_:  # the first round compiles
                 seconds[tokens].append(taken)
+            print(f"round {round_}, {tokens} tokens: {taken:.2f} s", file=sys.stderr, flush=True)
     return seconds, settings
 
 
