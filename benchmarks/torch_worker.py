@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 
-ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, 2**31 - 1), (-4, 0))  # the settings of mmjax/host.py: one arena, freed memory is kept
+ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))  # the settings of mmjax/host.py: one arena, freed memory is kept
 
 
 def keep_freed_memory() -> None:

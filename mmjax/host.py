@@ -13,7 +13,7 @@ ACCELERATORS = ("nvidiactl", "accel0", "vfio/0", "kfd")  # under /dev: NVIDIA, T
 
 # glibc's option numbers (malloc.h). XLA:CPU allocates the temporaries of a step with malloc and frees them after it; by default glibc then
 # hands the pages back to the kernel, and every step faults them in again (measured: 200,000 faults, 0.2 s of a 1.5 s step).
-_MALLOPT = {"arena_max": (-8, 1), "mmap_threshold": (-3, 2**31 - 1), "trim_threshold": (-1, 2**31 - 1), "mmap_max": (-4, 0)}
+_MALLOPT = {"arena_max": (-8, 1), "mmap_threshold": (-3, 2**31 - 1), "trim_threshold": (-1, -1), "mmap_max": (-4, 0)}
 
 
 def prepare() -> None:
