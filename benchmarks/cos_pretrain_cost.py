@@ -74,7 +74,8 @@ def make_stage(parts, tokens: int, batch: int, dtype: str) -> Stage:
         windows, queries = SCALES[tokens]
         single = {"feature_layers": resampler["feature_layers"][-1:]} if tokens == 336 else {}  # the plain resampler reads one level
         connector = ResamplerConfig(**{**resampler, **single, "windows": windows, "queries": queries})
-    model = VLMConfig(vision, connector, decoder, lora=lora, compute_dtype=dtype, unroll=decoder.layers)
+    unroll = 1 if lora.rank else decoder.layers  # as in the recipes; unrolled, the step copies every layer's weights at once
+    model = VLMConfig(vision, connector, decoder, lora=lora, compute_dtype=dtype, unroll=unroll)
     trainable = ("vision/*", "connector/*", "*/lora_?") if lora.rank else ("*",)
     data = DataConfig(sources={"random": EasyVqaSource(kind="easy_vqa")}, text_length=TEXT)
     return Stage("pretrain", model, data, OptimizerConfig(learning_rate=1e-4), steps=1000, batch_size=batch, trainable=trainable)

@@ -27,7 +27,8 @@ class Summary:
 
     Attributes:
         stages: one entry per finished stage, in order: name, steps, samples (rows), tokens, seconds, seconds_by_cause, flops,
-            visual_tokens_per_image, held_out_loss.
+            visual_tokens_per_image, held_out_loss; skipped (training samples left out, by cause; one is counted each time it is met) and
+            skip_examples (the first of each cause, and what is wrong with it).
         eval: by task, what `evaluation.run` returned; empty until the last stage was scored.
         evaluation: the settings that `eval` was made with.
     """
@@ -72,6 +73,8 @@ class Summary:
             "flops": result.flops,
             "visual_tokens_per_image": stage.model.visual_tokens,
             "held_out_loss": result.held_out_loss,
+            "skipped": result.skipped,
+            "skip_examples": result.skip_examples,
         }
         self.stages = [*(other for other in self.stages if other["name"] != stage.name), entry]
         self.eval, self.evaluation = {}, None

@@ -21,7 +21,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmjax.errors import InputError
@@ -97,12 +97,14 @@ class Workdir:
     def claim(self, recipe: Recipe) -> Iterator[None]:
         """Makes the folder this recipe's and keeps other processes out of it while the context lasts.
 
-        If the input turns out to be wrong before anything was saved, the folder is left as empty as it was found.
+        If the input turns out to be wrong before anything was saved, the folder is left as empty as it was found, or
+        not there if it was not.
 
         Raises:
             InputError: it holds another run (`check`), another process is running in it, or it cannot be written.
         """
         self.check(recipe)
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         with contextlib.ExitStack() as stack:
             try:
                 for folder in ("manifests", "previews", "checkpoints"):
@@ -120,16 +122,22 @@ class Workdir:
                 yield
             except InputError:
                 if fresh and not any(self.checkpoints.glob("*/*")):
-                    self._clear()
+                    self._clear(made)
                 raise
 
-    def _clear(self) -> None:
-        """Removes what a run wrote whose input proved wrong before its first checkpoint: the corrected command may use the folder."""
+    def _clear(self, made: Sequence[pathlib.Path]) -> None:
+        """Removes what a run wrote whose input proved wrong before its first checkpoint: the corrected command may use the folder.
+
+        made: folders that were not there before, the inner ones first; they go, too, unless something else has come into them.
+        """
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from mmjax import host, main
 from mmjax.errors import InputError, NonFiniteError, Preempted
+from tests import squares
 from tests.golden import update as golden
 
 CONFIG = f"--config={golden.CONFIG}"
@@ -136,6 +137,35 @@ def test_a_wrong_setting_in_a_real_process(tmp_path):
         "config.stages.finetune.model.vision.width is 128, which heads = 3 does not divide.\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("records", "changes", "message"),
+    [
+        (None, {"data__sources__squares__image_dir": "none"}, "image_dir: there is no folder 'none'."),
+        (
+            [{"image": "0.png"}] * squares.PICTURES,
+            {},
+            "Source 'squares' has no token to learn from: of 6 samples none can be used (no text: 6). No example could be read:\n"
+            "  no text: data.jsonl/0 has neither a text nor questions",
+        ),
+        (
+            [{"image": "0.png", "text": "a red square"}] * 4 + [{"image": "0.png", "text": " "}] * 4,
+            {},
+            "Source 'squares': 2 of 6 samples cannot be used (bad text: 2), more than skip_budget=0.01 allows. Mend the data, or raise "
+            "skip_budget. For example:\n  bad text: data.jsonl/4: ' ' is no text",
+        ),
+    ],
+)
+def test_data_that_cannot_be_used_end_a_real_process_with_nothing_written(tmp_path, records, changes, message):
+    data = squares.write_data(tmp_path)
+    if records is not None:
+        squares.write_records(data, records)
+    before = squares.contents(tmp_path)
+    child = squares.train(data, tmp_path / "runs" / "wrong", **changes)
+    _, errors = child.communicate()
+    assert (child.returncode, errors) == (2, f"mmjax: {message}\n")
+    assert squares.contents(tmp_path) == before and not (tmp_path / "runs").exists()
 
 
 def _environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ from mmjax.data.examples import Image as Picture
 from mmjax.data.sources import open_source
 from mmjax.data.templates import prompt_of
 from mmjax.errors import InputError, Preempted
-from mmjax.recipe import DataConfig, LlavaSource, Recipe
+from mmjax.recipe import DataConfig, LlavaSource, LoggingConfig, OptimizerConfig, Recipe
 from mmjax.training.checkpoint import load_params
 from mmjax.transitions import Manifest
 from mmjax.workdir import Workdir
@@ -180,18 +180,34 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(finished, recipe,
         np.testing.assert_array_equal(found[path], value, err_msg=path)
 
 
-def test_questions_are_answered(finished, recipe, tmp_path):
-    workdir, _ = finished
-    picture = tmp_path / "red.png"
-    Image.new("RGB", (40, 30), COLORS["red"]).save(picture)
-    answer = run.generate(recipe, workdir, image=str(picture), prompt="what color is it?")
-    assert isinstance(answer, str)
-    assert (
-        run.generate(
-            recipe, workdir, image=str(picture), prompt="what color is it?", checkpoint=str(workdir.checkpoints / "pretrain" / "3")
-        )
-        is not None
-    )
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory, recipe) -> tuple[Recipe, Workdir]:
+    """The first stage alone, long enough to tell red from the others; its first step was saved, too."""
+    stage = dataclasses.replace(recipe.stages["pretrain"], steps=150, optimizer=OptimizerConfig(2e-2))
+    recipe = dataclasses.replace(recipe, stages={"pretrain": stage}, logging=LoggingConfig(trackers=()))
+    workdir = Workdir(tmp_path_factory.mktemp("runs") / "learned")
+    train(recipe, workdir.path, stop_after_steps=1)
+    train(recipe, workdir.path)
+    return recipe, workdir
+
+
+def test_questions_are_answered(learned, tmp_path):
+    """What is said depends on the picture, on the question, and on the checkpoint."""
+    recipe, workdir = learned
+    for color in ("red", "blue"):
+        Image.new("RGB", (40, 30), COLORS[color]).save(tmp_path / f"{color}.png")
+
+    def answers(color: str, checkpoint: str | None = None) -> list[str]:
+        picture = str(tmp_path / f"{color}.png")
+        return [
+            run.generate(recipe, workdir, image=picture, prompt=text, checkpoint=checkpoint) for text in ("what color is it?", "is it red?")
+        ]
+
+    assert answers("red") == ["red", "yes"]
+    color, is_red = answers("blue")
+    assert color in ("blue", "green") and is_red == "no"
+    first = str(workdir.checkpoints / "pretrain" / "1")
+    assert answers("red", first) != ["red", "yes"]
 
 
 @pytest.mark.parametrize(

@@ -132,12 +132,16 @@ def test_a_run_keeps_its_recipe_when_the_config_file_changes(tmp_path, recipe):
         pass
 
 
-def test_wrong_input_before_the_first_checkpoint_leaves_nothing_behind(tmp_path):
-    workdir = Workdir(tmp_path / "run")
-    with pytest.raises(InputError, match="no such picture"), workdir.claim(load("configs/cos.py")):
+@pytest.mark.parametrize("there", ["", "runs", "runs/one"])
+def test_wrong_input_before_the_first_checkpoint_leaves_nothing_behind(tmp_path, recipe, there):
+    """Folders that were there stay, and no other."""
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = [*tmp_path.rglob("*")]
+    workdir = Workdir(tmp_path / "runs" / "one")
+    with pytest.raises(InputError, match="no such picture"), workdir.claim(recipe):
         workdir.summary.write_text("{}")
         raise InputError("no such picture")
-    assert list(workdir.path.iterdir()) == []
+    assert [*tmp_path.rglob("*")] == before
 
 
 def test_wrong_input_after_a_checkpoint_removes_nothing(tmp_path):

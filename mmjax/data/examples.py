@@ -62,7 +62,8 @@ class Example:
         branches: texts (and pictures) that continue the prefix, each on its own.
         id: names the sample in messages, such as "easy_vqa/train/17".
         repeated: so many branches, from the first, stand in every row that the example needs; the others stand in one of them. A caption
-            that comes with each part of a long list of questions costs a few tokens and says more than they do.
+            that comes with each part of a long list of questions costs a few tokens and says more than they do. What has no room beside
+            them stands in further rows, without them.
     """
 
     prefix: tuple[Segment, ...]

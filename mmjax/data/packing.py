@@ -1,8 +1,8 @@
 """The packing plan of a source: which examples stand in which row, made once from the lengths of all of them.
 
 An example becomes one unit or several: its prefix with as many branches as a row has room for, in order; each further unit repeats the
-prefix, and the branches that the example wants repeated. Units are put into rows first-fit. The plan is a handful of index arrays; texts
-and pictures are read again when a row is loaded.
+prefix, and the branches that the example wants repeated; what has no room beside these stands in units without them. Units are put into
+rows first-fit. The plan is a handful of index arrays; texts and pictures are read again when a row is loaded.
 """
 
 import time
@@ -14,7 +14,7 @@ from absl import logging
 
 from mmjax.data.encoding import Encoded, Encoder
 from mmjax.data.examples import Example, SampleError
-from mmjax.data.skips import Report, Skips, describe
+from mmjax.data.skips import Report, Skips, describe, listed
 from mmjax.data.sources import Source
 from mmjax.errors import InputError
 
@@ -91,7 +91,7 @@ def make_plan(source: Source, encoder: Encoder, limit: Room, *, name: str, seed:
             example = source[index]
         except SampleError as error:
             units.report.seen += 1
-            units.report.skip(error.cause, error.detail)
+            units.report.skip(error.cause, error.detail or f"{name}[{index}]")
             continue
         units.add(index, example, encoder)
         if time.monotonic() - shown > _PROGRESS_SECONDS:
@@ -131,26 +131,35 @@ class _Units:
     def add(self, index: int, example: Example, encoder: Encoder) -> None:
         """Splits an example into units. A branch that fits into no row, or teaches nothing, is skipped and counted."""
         prefix = encoder.prefix(example.prefix)
-        begun = _Unit([], _room(prefix), prefix.supervised)
-        unit = begun
+        bare = _Unit([], _room(prefix), prefix.supervised)
+        begun = unit = bare  # with the repeated branches
+        apart: list[tuple[int, Encoded]] = []  # have no room beside them
         self.report.seen += max(1, len(example.branches))
         if not example.branches:
             self.report.skip("no supervised token", example.id)
         for number, segments in enumerate(example.branches):
             branch = encoder.branch(segments)
-            alone = begun.room + _room(branch)
+            alone = bare.room + _room(branch)
             if cause := self._unusable(prefix, branch, alone):
                 self.report.skip(cause, f"{example.id}, branch {number}, with {alone.text} tokens")
-                continue
-            if number < example.repeated:
+            elif not (begun.room + _room(branch)).fits(self.limit):
+                apart.append((number, branch))
+            elif number < example.repeated:
                 begun = unit = begun.extended(number, branch)
-                continue
-            if len(unit.numbers) > len(begun.numbers) and not (unit.room + _room(branch)).fits(self.limit):
-                self._close(index, unit)
-                unit = begun
-            unit = unit.extended(number, branch)
-        if unit.numbers:
+            else:
+                unit = self._extend(index, unit, begun, number, branch)
+        self._close(index, unit)
+        unit = bare
+        for number, branch in apart:
+            unit = self._extend(index, unit, bare, number, branch)
+        self._close(index, unit)
+
+    def _extend(self, index: int, unit: "_Unit", begun: "_Unit", number: int, branch: Encoded) -> "_Unit":
+        """The unit with one more branch; where it has no room for it, it is closed, and the branch comes to what each unit begins with."""
+        if not (unit.room + _room(branch)).fits(self.limit):
             self._close(index, unit)
+            unit = begun
+        return unit.extended(number, branch)
 
     def _unusable(self, prefix: Encoded, branch: Encoded, room: Room) -> str | None:
         if not prefix.supervised + branch.supervised:
@@ -162,6 +171,8 @@ class _Units:
         return None
 
     def _close(self, index: int, unit: "_Unit") -> None:
+        if not unit.numbers:
+            return
         self.examples.append(index)
         self.branches.append(unit.numbers)
         self.sizes.append((unit.room.text, unit.room.images))
@@ -238,4 +249,4 @@ def _nothing_to_learn(name: str, source: Source, encoder: Encoder, report: Repor
         pieces = [encoder.prefix(example.prefix), *map(encoder.branch, example.branches)]
         texts = ["(picture)" * len(piece.images) + encoder.tokenizer.decode(piece.tokens) for piece in pieces]
         return f"{found} Its first readable example, {example.id}, is: {' | '.join(texts)[:500]!r}."
-    return f"{found} No example could be read."
+    return f"{found} No example could be read:\n{listed(report.examples)}"

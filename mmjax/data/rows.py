@@ -85,7 +85,7 @@ class SourceRows:
             try:
                 self._write(writer, self._source[example], branches, report)
             except SampleError as error:
-                report.skip(error.cause, error.detail, len(branches))
+                report.skip(error.cause, error.detail or f"{self.name}[{example}]", len(branches))
         return writer.row, report
 
     def sample_ids(self, index: int) -> list[str]:
@@ -124,12 +124,12 @@ class SourceRows:
             prefix, error = writer.write(piece)
             start, blind = len(piece.tokens), error is not None
             if error is not None:
-                report.skip(error.cause, error.detail, len(branches))
+                report.skip(error.cause, f"{example.id}: {error.detail}", len(branches))
         for number in branches:
             piece = self._encoder.branch(example.branches[number])
             _, error = writer.write(piece, prefix=prefix, start=start, blind=blind)
             if error is not None and not blind:
-                report.skip(error.cause, error.detail)
+                report.skip(error.cause, f"{example.id}: {error.detail}")
 
     def _load_picture(self, image: Image, rng: np.random.Generator) -> np.ndarray:
         mirrored = self._flip and rng.random() < 0.5  # drawn before the picture is read: a corrupt one changes no other
@@ -189,6 +189,14 @@ class Rows:
         for part in self._parts:
             causes.update(part.plan.report.causes)
         return dict(causes)
+
+    @property
+    def skip_examples(self) -> dict[str, str]:
+        """The first skipped sample of each cause, and what is wrong with it."""
+        examples = self.skips.examples
+        for part in reversed(self._parts):
+            examples = examples | part.plan.report.examples
+        return examples
 
     def statistics(self) -> Statistics:
         """What an average row holds, and each source's rows."""

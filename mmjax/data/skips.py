@@ -40,13 +40,24 @@ class Report:
         """Number of skipped samples."""
         return self.causes.total()
 
+    @property
+    def examples(self) -> dict[str, str]:
+        """The first skipped sample of each cause, and what is wrong with it."""
+        return dict(reversed(self.details))
+
 
 class Skips:
-    """Sums up reports, and holds them against a budget."""
+    """Sums up reports, and holds them against a budget.
+
+    Attributes:
+        total: samples seen and skipped.
+        examples: the first skipped sample of each cause, and what is wrong with it.
+    """
 
     def __init__(self, budget: float, what: str):
         """budget: the share of samples that may be skipped. what: names the data in messages."""
         self.total = Report()
+        self.examples: dict[str, str] = {}
         self._budget = budget
         self._what = what
         self._logged: Counter[str] = Counter()
@@ -58,17 +69,19 @@ class Skips:
             self.total.causes.update(report.causes)
             for cause, detail in report.details:
                 self._logged[cause] += 1
+                self.examples.setdefault(cause, detail)
                 if self._logged[cause] <= SHOWN:
                     logging.warning("%s: skipped (%s) %s", self._what, cause, detail)
 
     def state(self) -> dict[str, Any]:
-        """The counts, as JSON holds them."""
-        return {"seen": self.total.seen, "causes": dict(self.total.causes)}
+        """The counts and the examples, as JSON holds them."""
+        return {"seen": self.total.seen, "causes": dict(self.total.causes), "examples": dict(self.examples)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from the counts of an earlier process, as `state` gave them."""
         self.total.seen = state.get("seen", 0)
         self.total.causes = Counter(state.get("causes", {}))
+        self.examples = dict(state.get("examples", {}))
 
     def check(self, *, final: bool = False) -> None:
         """Raises InputError when the skipped share has passed the budget, once MINIMUM samples were seen or when there are no more."""
@@ -76,10 +89,15 @@ class Skips:
         if skipped > self._budget * seen and (final or seen >= MINIMUM):
             raise InputError(
                 f"{self._what}: {skipped:,} of {seen:,} samples cannot be used ({describe(self.total.causes)}), "
-                f"more than skip_budget={self._budget:g} allows. Mend the data, or raise skip_budget."
+                f"more than skip_budget={self._budget:g} allows. Mend the data, or raise skip_budget. For example:\n{listed(self.examples)}"
             )
 
 
 def describe(causes: Mapping[str, int]) -> str:
     """The counts in words, the largest first."""
     return ", ".join(f"{cause}: {count:,}" for cause, count in Counter(causes).most_common()) or "none"
+
+
+def listed(examples: Mapping[str, str]) -> str:
+    """An example of each cause, a line each."""
+    return "\n".join(f"  {cause}: {detail}" for cause, detail in examples.items())

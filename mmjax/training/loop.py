@@ -129,7 +129,7 @@ class _Loop:
                     self._step(*self._next(data))
                     self._do_what_is_due()
         self._save()
-        return StageResult.of(self.at, self.stage, self.state.params, self.chrono.seconds, self.step_flops * self.at.step)
+        return StageResult.of(self.at, self.stage, self.state.params, self.chrono.seconds, self.step_flops * self.at.step, self.rows)
 
     def _first_step(self, data: Batches) -> None:
         """The step that compiles the program; speed is measured after it."""

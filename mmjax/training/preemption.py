@@ -58,9 +58,7 @@ class StopSignal:
                 os._exit(INTERRUPTED_EXIT_CODE)
             if not self._answered:
                 name = signal.Signals(number).name
-                _say(
-                    f"{name}: stopping after the step or compilation that is under way; training will be saved. Ctrl-C leaves at once."
-                )
+                _say(f"{name}: stopping after the step or compilation that is under way; training will be saved. Ctrl-C leaves at once.")
             self._answered = self.requested = True
 
 

@@ -8,6 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mmjax.data import skips
 from mmjax.training.flops import MFU_FORMULA
 
 SHOWN = (  # name of the metric, how it is shown
@@ -22,9 +23,17 @@ SHOWN = (  # name of the metric, how it is shown
 )
 
 
+SKIPPED = "skipped/"
+"""Beginning of the names of the counts of skipped samples; the cause follows."""
+
+
 def describe(metrics: Mapping[str, float]) -> str:
-    """The metrics that fit on a line."""
-    return "  ".join(text.format(metrics[name]) for name, text in SHOWN if name in metrics)
+    """The metrics that fit on a line, and what was skipped, if anything was."""
+    parts = [text.format(metrics[name]) for name, text in SHOWN if name in metrics]
+    causes = {name.removeprefix(SKIPPED): round(count) for name, count in metrics.items() if name.startswith(SKIPPED) and count}
+    if causes:
+        parts.append(f"{sum(causes.values()):,} skipped ({skips.describe(causes)})")
+    return "  ".join(parts)
 
 
 class StageProgress:

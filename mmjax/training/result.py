@@ -56,6 +56,7 @@ class StageResult:
         flops: of all steps, by the rules of `training.flops`.
         held_out_loss: nats per target at the end; None: nothing is held out, or the stage is not finished.
         finished: all steps are done.
+        skipped: training samples left out, by cause; skip_examples: the first of each cause, and what is wrong with it.
     """
 
     params: Params
@@ -66,12 +67,15 @@ class StageResult:
     flops: float
     held_out_loss: float | None
     finished: bool
+    skipped: dict[str, int]
+    skip_examples: dict[str, str]
 
     @classmethod
-    def of(cls, at: Position, stage: Stage, params: Params, seconds: dict[str, float], flops: float) -> Self:
+    def of(cls, at: Position, stage: Stage, params: Params, seconds: dict[str, float], flops: float, rows: Rows) -> Self:
         """The result of a stage that stands at `at`."""
         finished = at.step >= stage.steps
-        return cls(params, at.step, at.row, at.tokens, seconds, flops, at.held_out_loss if finished else None, finished)
+        loss = at.held_out_loss if finished else None
+        return cls(params, at.step, at.row, at.tokens, seconds, flops, loss, finished, rows.skipped, rows.skip_examples)
 
 
 def abstract_state(stage: Stage, mesh: Mesh, key: Array) -> TrainState:

@@ -110,8 +110,10 @@ def test_the_last_batch_is_filled_with_empty_rows(data, tokenizer):
 def test_too_many_skipped_samples_stop_the_run(data, tokenizer):
     """In training once a hundred samples were seen; in a single pass also at its end."""
     rows = make_rows(replace(data, skip_budget=0.01), MODEL, tokenizer, 0)
-    with pytest.raises(InputError, match=r"samples cannot be used \(corrupt image: \d+\), more than skip_budget=0.01"):
+    with pytest.raises(InputError, match=r"samples cannot be used \(corrupt image: \d+\), more than skip_budget=0.01") as refused:
         take(rows, 1000)
+    (folder,) = {source.image_dir for source in data.sources.values()}
+    assert f"\n  corrupt image: asked.jsonl/3: {folder}/3.png: cannot identify image file" in str(refused.value)
     assert 100 <= rows.skips.total.seen < 120
     few = replace(data, skip_budget=0.01, holdout=9)  # the corrupt picture is held out
     with pytest.raises(InputError, match="corrupt image"):

@@ -1,5 +1,6 @@
 """The packing plan."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -7,10 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mmjax.config import load
 from mmjax.data import packing
 from mmjax.data.examples import Example, Image, SampleError, Special, Text
 from mmjax.data.packing import Room, first_fit, make_plan
+from mmjax.data.rows import make_rows
 from mmjax.errors import InputError
+from mmjax.vocabulary import make_tokenizer
+from tests.golden import update as golden
 
 QUIET = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 LIMIT = Room(text=12, images=2)
@@ -114,11 +119,13 @@ def test_what_cannot_be_used_is_counted_by_cause(plan_of, picture, question):
 
 @pytest.mark.parametrize(("budget", "refused"), [(0.2, False), (0.19, True)])
 def test_the_budget(plan_of, question, budget, refused):
-    examples = [Example((), (question(),), str(number)) for number in range(8)] + [SampleError("bad UTF-8")] * 2
+    examples = [Example((), (question(),), str(number)) for number in range(8)] + [
+        SampleError("bad UTF-8", line) for line in ("line 7", "line 9")
+    ]
     if not refused:
         assert len(plan_of(examples, skip_budget=budget))
         return
-    with pytest.raises(InputError, match=r"'set'.* 2 of 10 samples .*bad UTF-8: 2.*skip_budget=0.19"):
+    with pytest.raises(InputError, match=r"(?s)'set'.* 2 of 10 samples .*bad UTF-8: 2.*skip_budget=0.19.*  bad UTF-8: line 7$"):
         plan_of(examples, skip_budget=budget)
 
 
@@ -135,3 +142,54 @@ def test_repeated_branches_stand_in_every_unit(plan_of, picture, question):
     assert sorted(number for numbers in units for number in numbers[1:]) == [1, 2, 3, 4, 5]
     assert len(units) > 1 and all(numbers[0] == 0 for numbers in units)
     assert plan.supervised == 2 * (5 + len(units))
+
+
+def units_of(plan) -> list[tuple[int, list[int]]]:
+    """In the order in which they were made, for plans without a seed in which no unit shares a row."""
+    return [unit for row in range(len(plan)) for unit in plan.units(row)]
+
+
+def test_what_fits_a_row_but_not_beside_the_repeated_branch_stands_without_it(plan_of, picture, question):
+    """The caption takes 4 tokens of 12. A question of 10 fits alone only, as does one of 6 after it; one of 13 fits nowhere."""
+    lengths = {0: 4, 1: 5, 2: 10, 3: 5, 4: 9, 5: 13, 6: 3}
+    branches = tuple(question(length - 2, 1, first=5 * number) for number, length in lengths.items())
+    plan = plan_of([Example((picture(),), branches, "a", repeated=1)], Room(12, 1), seed=None)
+    assert units_of(plan) == [(0, [0, 1]), (0, [0, 3, 6]), (0, [2]), (0, [4])]
+    assert plan.report.causes == {"longer than text_length": 1} and plan.report.examples.keys() == {"longer than text_length"}
+    assert plan.text == 2 * 4 + 5 + 5 + 3 + 10 + 9
+    assert plan.supervised == 2 * 7
+
+
+def test_branches_without_room_beside_a_repeated_one_share_a_row(plan_of, question):
+    """None of the four has room beside the caption of 9 tokens; nor has the second branch that should be repeated."""
+    branches = tuple(question(length - 2, 1) for length in (9, 6, 4, 4, 4))
+    plan = plan_of([Example((), branches, "a", repeated=2)], Room(12, 1), seed=None)
+    assert sorted(units_of(plan)) == [(0, [0]), (0, [1, 2]), (0, [3, 4])]
+    assert not plan.report.skipped
+
+
+@QUIET
+@given(lengths=st.lists(st.integers(3, 8), min_size=1, max_size=9), repeated=st.integers(0, 1))
+def test_where_all_fit_beside_the_repeated_branch_units_are_filled_in_order(lengths, repeated, plan_of, question):
+    """Room for 12; the repeated branch takes 4 at most."""
+    lengths = [min(lengths[0], 4), *lengths[1:]]
+    expected: list[list[int]] = [[]]
+    for number, length in enumerate(lengths):
+        if sum(lengths[other] for other in expected[-1]) + length > 12:
+            expected.append([*range(repeated)])
+        expected[-1].append(number)
+    branches = tuple(question(length - 2, 1, first=number) for number, length in enumerate(lengths))
+    units = units_of(plan_of([Example((), branches, "a", repeated=repeated)], Room(12, 0), seed=None))
+    assert sorted(units) == sorted((0, numbers) for numbers in expected)
+
+
+@pytest.mark.parametrize(("stage", "expected"), [("pretrain", "69076a1d6e232ac0"), ("finetune", "7a05dd2d388e6cc5")])
+def test_the_rows_of_the_default_recipe_stay_what_they_are(stage, expected):
+    """Published results were trained on them: another packing would be another experiment."""
+    pytest.importorskip("easy_vqa")
+    recipe = load(str(golden.CONFIG))
+    stage = recipe.stages[stage]
+    rows = make_rows(stage.data, stage.model, make_tokenizer(recipe), seed=0)
+    plan = rows._parts[0].plan
+    arrays = (plan.rows, plan.examples, plan.branches, plan.numbers)
+    assert hashlib.sha256(b"".join(array.astype(np.int64).tobytes() for array in arrays)).hexdigest()[:16] == expected

@@ -195,6 +195,7 @@ def test_a_corrupt_picture_masks_its_slot_and_all_text_that_depends_on_it(pack, 
     assert np.all(row.targets[row.segments <= 3] == NO_TARGET)
     assert np.count_nonzero(row.targets[row.segments == 5] != NO_TARGET) == 2
     assert rows.skipped == {"corrupt image": 2} and rows.skips.total.seen == 3
+    assert rows.skip_examples["corrupt image"].startswith("bad: 10 bytes: ")
 
 
 def test_in_a_conversation_text_before_a_corrupt_picture_still_counts(pack, picture, question):
@@ -203,7 +204,7 @@ def test_in_a_conversation_text_before_a_corrupt_picture_still_counts(pack, pict
     row = rows[0]
     assert np.flatnonzero(row.targets != NO_TARGET).tolist() == [1, 2], "w1 and the end of the first answer"
     assert row.image_mask.tolist() == [False, True]
-    assert rows.skipped == {"corrupt image": 1}
+    assert rows.skipped == {"corrupt image": 1} and rows.skip_examples["corrupt image"].startswith("talk: ")
 
 
 def test_a_record_that_breaks_after_planning_leaves_padding(pack, question, in_memory):
@@ -213,6 +214,22 @@ def test_a_record_that_breaks_after_planning_leaves_padding(pack, question, in_m
     row = rows[0]
     assert row.segments.max() == 1 and rows.skipped == {"bad JSON": 1}
     assert rows.sample_ids(0) == ["set[0]", "1"]
+
+
+def test_the_first_skipped_sample_of_each_cause_is_kept_with_its_reason(pack, picture, question):
+    long = [Example((), (question(30, 1),), f"long/{number}") for number in range(2)]
+    corrupt = [Example((picture(-1),), (question(1, 1),), f"corrupt/{number}") for number in range(3)]
+    rows = pack(
+        {"first": [*long, *corrupt, Example((), (question(),), "good")], "second": [SampleError("bad JSON"), *corrupt]}, train=False
+    )
+    for index in range(len(rows)):
+        rows[index]
+    assert rows.skipped == {"longer than text_length": 2, "bad JSON": 1, "corrupt image": 6}
+    assert rows.skip_examples["longer than text_length"] == "long/0, branch 0, with 32 tokens"
+    assert rows.skip_examples["corrupt image"].startswith("corrupt/0: ") and rows.skip_examples["bad JSON"] == "second[0]"
+    again = pack({"first": [Example((), (question(),), "good")]}, train=False)
+    again.skips.restore(rows.skips.state())
+    assert again.skips.examples == rows.skips.examples and again.skips.total.causes == {"corrupt image": 6}
 
 
 def test_a_record_that_grows_after_planning_is_refused(pack, question):

@@ -131,6 +131,16 @@ def test_an_unfinished_run_says_what_is_missing(workdir: Path) -> None:
     assert "There are no previews." in page.sections["What the model reads"]
 
 
+def test_skipped_samples_are_shown_with_an_example_of_each_cause(workdir: Path) -> None:
+    assert "Skipped" not in render(workdir).text
+    skipped = {"skipped": {"corrupt image": 1200, "bad JSON": 2}, "skip_examples": {"corrupt image": f"a.jsonl/3: {HOSTILE}"}}
+    change(workdir / "summary.json", lambda summary: summary["stages"][0].update(skipped))
+    change(workdir / "summary.json", lambda summary: summary["stages"][1].update(skipped={"bad JSON": 0}))
+    ledger = " ".join(render(workdir).sections["Ledger"].split())
+    assert "Skipped samples" in ledger and "pretrain: 1,202 samples corrupt image: 1,200, such as a.jsonl/3: </style>" in ledger
+    assert "bad JSON: 2" in ledger and "finetune: " not in ledger
+
+
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
 def test_one_of_the_two_main_files_is_enough(workdir: Path, name: str) -> None:
     (workdir / name).unlink()

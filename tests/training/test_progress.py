@@ -33,6 +33,13 @@ def test_a_line_names_every_number():
     assert describe({"holdout/loss": 2.0, "gradient_norm": 1.0}) == "held-out loss 2.0000"
 
 
+def test_skipped_samples_are_said_with_their_causes():
+    counts = {"loss": 1.0, "skipped/bad JSON": 2.0, "skipped/corrupt image": 1200.0, "skipped/missing image": 0.0}
+    assert describe(counts) == "loss 1.0000  1,202 skipped (corrupt image: 1,200, bad JSON: 2)"
+    assert describe({"loss": 1.0, "skipped/bad JSON": 0.0}) == "loss 1.0000"
+    assert "1,202 skipped" in show(False, (50, counts)) and "1,202 skipped" in show(True, (50, counts))
+
+
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines():
     lines = show(False, (50, METRICS), (100, METRICS)).splitlines()
     assert lines[0] == "pretrain: first batch in 0.4 s [of many]"

@@ -8,7 +8,7 @@ from mmjax.report import costs
 from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import legend, missing, section, table
 from mmjax.report.reading import Record, Run
-from mmjax.report.wording import count, duration, operations, percent, readable
+from mmjax.report.wording import count, duration, operations, percent, plural, readable
 
 _CAUSES = 8  # colours of the style sheet
 _NOT_RECORDED = "–"
@@ -28,8 +28,30 @@ def render(run: Run) -> Html:
             tag("div", _seconds(stages), tag("h3", "Share of the full-token cost"), _share_note(run)),
             class_="columns",
         ),
+        _skipped(stages),
         missing(f"Not in the summary: {', '.join(unfinished)}.") if unfinished else None,
     )
+
+
+def _skipped(stages: list[tuple[str, Record]]) -> Child:
+    """What the stages left out, and why; nothing where nothing was."""
+    found = [(name, entry) for name, entry in stages if any((entry.get("skipped") or {}).values())]
+    if not found:
+        return None
+    return [
+        tag("h3", "Skipped samples"),
+        tag("p", "Left out of training because they cannot be used; a sample is counted each time it is met.", class_="note"),
+        [_causes(name, entry["skipped"], entry.get("skip_examples") or {}) for name, entry in found],
+    ]
+
+
+def _causes(name: str, causes: dict[str, int], examples: dict[str, str]) -> Html:
+    def line(cause: str, number: int) -> Html:
+        example = f", such as {examples[cause]}" if cause in examples else ""
+        return tag("li", f"{cause}: {count(number)}{example}")
+
+    listed = [line(cause, number) for cause, number in collections.Counter(causes).most_common() if number]
+    return tag("div", tag("b", f"{name}: {plural(sum(causes.values()), 'sample')}"), tag("ul", listed), class_="skipped")
 
 
 def _rows(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:

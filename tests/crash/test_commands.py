@@ -1,0 +1,126 @@
+"""Whole runs from the command line: a picture that cannot be read, a kill, other loader processes, another recipe in the same folder."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mmjax.config import load
+from mmjax.data.rows import Rows, make_rows
+from mmjax.vocabulary import make_tokenizer
+from tests import squares
+
+pytestmark = pytest.mark.slow
+LIMIT = 300
+CORRUPT = "data.jsonl/1"
+CAUSE = "corrupt image"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> pathlib.Path:
+    folder = squares.write_data(tmp_path_factory.mktemp("data"))
+    (folder / "1.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(data) -> Rows:
+    """What a run reads."""
+    recipe = load(squares.__file__, squares.settings(data))
+    stage = recipe.stages["squares"]
+    return make_rows(stage.data, stage.model, make_tokenizer(recipe), recipe.seed)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> tuple[pathlib.Path, str]:
+    """A run that nothing interrupts, and what it said."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, finish(data, workdir)
+
+
+def finish(data: pathlib.Path, workdir: pathlib.Path, **changes: str) -> str:
+    child = squares.train(data, workdir, **changes)
+    said, errors = child.communicate(timeout=LIMIT)
+    assert child.returncode == 0, errors
+    return said
+
+
+def summary(workdir: pathlib.Path) -> dict:
+    (stage,) = json.loads((workdir / "summary.json").read_text())["stages"]
+    return stage
+
+
+def saved(workdir: pathlib.Path) -> dict:
+    """The last checkpoint: a digest of every array, and where the run stands."""
+    path = workdir / "checkpoints" / "squares" / str(squares.STEPS) / "record" / "record.json"
+    content = json.loads(path.read_text())["content"]
+    content["metadata"].pop("seconds")
+    return content
+
+
+def losses(workdir: pathlib.Path) -> list[tuple]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line.get("loss"), line.get("holdout/loss"), line.get(f"skipped/{CAUSE}")) for line in lines]
+
+
+def test_a_corrupt_picture_is_skipped_counted_and_named(whole, rows):
+    workdir, said = whole
+    met = [CORRUPT in rows.sample_ids(row) for row in range(squares.STEPS)]
+    assert sum(met)
+    counts = [(step, skipped) for step, loss, _, skipped in losses(workdir) if loss is not None]
+    assert counts == [(step, sum(met[:step]) or None) for step in (2, 4, 6, 8)]
+    assert summary(workdir)["steps"] == squares.STEPS and summary(workdir)["skipped"] == {CAUSE: sum(met)}
+    assert summary(workdir)["skip_examples"][CAUSE].startswith(f"{CORRUPT}: ")
+    assert f"  {sum(met)} skipped ({CAUSE}: {sum(met)})\n" in said
+    assert f"{CAUSE}: {sum(met)}, such as {CORRUPT}" in (workdir / "report.html").read_text()
+
+
+def test_a_killed_run_ends_the_same_with_another_number_of_workers(data, whole, rows, tmp_path):
+    """A pipe in the place of a picture holds the run where that is read, after the save of step 4, until it is killed."""
+    held = max(row for row in (4, 5) if CORRUPT not in rows.sample_ids(row))
+    (name,) = rows.sample_ids(held)
+    with pipe_in_place_of(data / f"{name.removeprefix('data.jsonl/')}.png"):
+        child = squares.train(data, tmp_path)
+        wait_for(tmp_path / "checkpoints" / "squares" / "4", child)
+        child.kill()
+        child.communicate()
+    assert child.returncode == -signal.SIGKILL and not (tmp_path / "summary.json").exists()
+    said = finish(data, tmp_path, data__workers="1")
+    assert "going on from step 4 of 8" in said
+    assert saved(tmp_path) == saved(whole[0])
+    assert losses(tmp_path) == losses(whole[0])
+    assert summary(tmp_path)["skipped"] == summary(whole[0])["skipped"]
+
+
+@contextlib.contextmanager
+def pipe_in_place_of(picture: pathlib.Path) -> Iterator[None]:
+    kept = picture.rename(picture.with_suffix(".kept"))
+    os.mkfifo(picture)
+    try:
+        yield
+    finally:
+        kept.replace(picture)
+
+
+def wait_for(path: pathlib.Path, child) -> None:
+    end = time.monotonic() + LIMIT
+    while not path.exists():
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < end, f"there is no {path}"
+        time.sleep(0.02)
+
+
+def test_the_folder_of_another_recipe_stays_as_it_is(data, whole):
+    workdir, _ = whole
+    before = squares.contents(workdir)
+    child = squares.train(data, workdir, steps="9")
+    said, errors = child.communicate(timeout=LIMIT)
+    assert (child.returncode, said) == (2, "")
+    assert errors.startswith("mmjax: ") and "holds a run of another recipe" in errors and "Traceback" not in errors
+    assert errors.splitlines()[1:] == ["  stages.squares.steps: 8 there, 9 here"]
+    assert squares.contents(workdir) == before
