@@ -1,0 +1,151 @@
+"""The first part of a GGUF file: key/value fields, then name, shape, type and place of every tensor.
+
+`gguf.GGUFReader` is not used: it maps the file, so that what is read stays resident; it believes every count that a file claims (an array
+of 2**50 bytes is followed until memory ends), and it answers damage with whatever numpy raises. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import io
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax.errors import InputError
+from mmjax.weights.disk import DiskFile
+from mmjax.weights.safetensors_header import damaged
+from mmjax.weights.tensors import quoted
+
+MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+
+# SmolLM2, with 49,152 tokens, has 150,000 items in 2 MB of fields; the largest vocabularies are six times as large.
+_BYTES = 64 * 1024 * 1024
+_ITEMS = 2 * 1024 * 1024
+_ENTRIES = 64 * 1024
+
+_SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_STRING, _ARRAY = 8, 9
+_SHORTEST_STRING = 8
+_MAX_AXES = 4
+_ALIGNMENT = "general.alignment"
+_DEFAULT_ALIGNMENT = 32
+
+
+class Raw(NamedTuple):
+    """A tensor as the file describes it: shape with the fastest axis last, a number for its type, bytes from the beginning of the file."""
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+class _Reader:
+    """Reads forward. Whatever the file claims, it takes no more than is there and no more than the limits."""
+
+    def __init__(self, file: DiskFile):
+        self.path = file.path
+        self.place = 0
+        self.end = min(file.size, _BYTES)
+        self.items = 0
+        self._limited = file.size > _BYTES
+        self._stream = io.BufferedReader(_Stream(file), 1024 * 1024)
+
+    def take(self, length: int) -> bytes:
+        if length > self.end - self.place:
+            limit = f"its header is longer than {_BYTES} bytes" if self._limited else f"it ends at byte {self.end}, within its header"
+            raise damaged(self.path, limit)
+        self.place += length
+        return self._stream.read(length)
+
+    def number(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little")
+
+    def count(self, what: str, smallest: int, most: int = _ITEMS) -> int:
+        """How many things follow, each of them at least `smallest` bytes long."""
+        number = self.number(8)
+        self.items += number
+        if number * smallest > self.end - self.place or number > most or self.items > _ITEMS:
+            raise damaged(self.path, f"it claims {number} {what}")
+        return number
+
+    def text(self, what: str) -> str:
+        try:
+            return self.take(self.number(8)).decode("utf-8")
+        except UnicodeDecodeError:
+            raise damaged(self.path, f"{what} is not UTF-8") from None
+
+    def value(self, kind: int, key: str) -> Any:
+        """A value of one of GGUF's types, as Python's own: numbers, bool, str, list."""
+        if kind == _STRING:
+            return self.text(key)
+        if kind in _SCALARS:
+            return self._scalars(kind, 1)[0]
+        if kind != _ARRAY:
+            raise damaged(self.path, f"{key} has the unknown type {kind}")
+        inner = self.number(4)
+        if inner in _SCALARS:
+            return self._scalars(inner, self.count(f"values of {key}", np.dtype(_SCALARS[inner]).itemsize))
+        if inner != _STRING:
+            raise damaged(self.path, f"{key} is an array of the type {inner}")
+        return [self.text(key) for _ in range(self.count(f"texts of {key}", _SHORTEST_STRING))]
+
+    def _scalars(self, kind: int, count: int) -> list[Any]:
+        dtype = np.dtype(_SCALARS[kind])
+        values = np.frombuffer(self.take(count * dtype.itemsize), np.uint8 if dtype == np.bool_ else dtype)
+        return (values != 0).tolist() if dtype == np.bool_ else values.tolist()
+
+
+class _Stream(io.RawIOBase):
+    """A file from its beginning on, for buffering."""
+
+    def __init__(self, file: DiskFile):
+        self._file, self._place = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._file.size - self._place)
+        self._file.read_into(np.frombuffer(buffer, np.uint8)[:length], self._place)
+        self._place += length
+        return length
+
+
+def parse_header(file: DiskFile) -> tuple[dict[str, Any], dict[str, Raw]]:
+    """Fields and tensors by name. Raises InputError, naming the file, where the header is damaged; places are checked by the caller."""
+    reader = _Reader(file)
+    if reader.take(len(MAGIC)) != MAGIC:
+        raise InputError(f"{file.path} is no GGUF file.")
+    version = reader.number(4)
+    if version not in _VERSIONS:
+        shown = "big-endian" if version & 0xFFFF == 0 else f"version {version}"
+        raise InputError(f"{file.path} is GGUF, but {shown}. mmjax reads versions 2 and 3, little-endian.")
+    tensor_count, field_count = (reader.count(what, _SHORTEST_STRING, _ENTRIES) for what in ("tensors", "fields"))
+    fields: dict[str, Any] = {}
+    for _ in range(field_count):
+        key = reader.text("the name of a field")
+        if key in fields:
+            raise damaged(file.path, f"{quoted(key)} stands in it twice")
+        fields[key] = reader.value(reader.number(4), quoted(key))
+    tensors: dict[str, Raw] = {}
+    for _ in range(tensor_count):
+        name = reader.text("the name of a tensor")
+        if name in tensors:
+            raise damaged(file.path, f"tensor {quoted(name)} stands in it twice")
+        tensors[name] = _tensor(reader, quoted(name))
+    alignment = fields.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise damaged(file.path, f"{_ALIGNMENT} is {alignment!r}, which is no power of two")
+    start = -(-reader.place // alignment) * alignment
+    return fields, {name: raw._replace(offset=start + raw.offset) for name, raw in tensors.items()}
+
+
+def _tensor(reader: _Reader, name: str) -> Raw:
+    axes = reader.number(4)
+    if not 1 <= axes <= _MAX_AXES:
+        raise damaged(reader.path, f"tensor {name} claims {axes} axes")
+    shape = tuple(reversed([reader.number(8) for _ in range(axes)]))
+    if 0 in shape or math.prod(shape) > 2**60:
+        raise damaged(reader.path, f"tensor {name} claims the shape {shape}")
+    return Raw(shape, reader.number(4), reader.number(8))
