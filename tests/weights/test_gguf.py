@@ -128,7 +128,7 @@ def test_without_the_package_the_extra_is_named(model: pathlib.Path):
             raise ImportError(name)
         return real(name, *arguments, **keywords)
 
-    with mock.patch.object(builtins, "__import__", absent), pytest.raises(InputError, match=r"mmjax\[demo\]"):
+    with mock.patch.object(builtins, "__import__", absent), pytest.raises(InputError, match=r"mmjax\[gguf\]"):
         open_weights(model)
 
 
