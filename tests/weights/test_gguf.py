@@ -152,6 +152,7 @@ DAMAGED = {
     "big-endian": (gguf_bytes(version=3 << 24), "big-endian"),
     "endless tensors": (gguf_bytes(counts=(1 << 60, 0)), "claims 1152921504606846976 tensors"),
     "endless fields": (gguf_bytes(counts=(0, 1 << 60)), "claims 1152921504606846976 fields"),
+    "many tensors": (gguf_bytes(counts=(100_000, 0)), "claims 100000 tensors"),
     "more tensors than there are": (gguf_bytes([], [W], counts=(2, 0)), "damaged"),
     "endless bytes": (gguf_bytes([field("k", 9, array(0, 1 << 50))]), "claims 1125899906842624 values of 'k'"),
     "endless texts": (gguf_bytes([field("k", 9, array(8, 1 << 50))]), "texts of 'k'"),
@@ -181,10 +182,10 @@ def test_damage_is_named(tmp_path: pathlib.Path, case: str):
     data, message = DAMAGED[case]
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InputError, match=message) as caught:
         open_weights(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert str(path) in str(caught.value) and str(caught.value).isprintable()
 
 
@@ -193,3 +194,12 @@ def test_the_sound_file_that_the_others_derive_from_is_read(tmp_path: pathlib.Pa
     with open_weights(tmp_path) as source:
         assert source.metadata == {"k": 1} and source.tensors["w"].shape == (2, 4)
         assert not source.read("w").any()
+
+
+def test_a_header_longer_than_any_is_not_read(tmp_path: pathlib.Path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf_bytes([field("k", 8, struct.pack("<Q", 1 << 35))]))
+    with path.open("r+b") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(InputError, match="its header is longer than"):
+        open_weights(path)
