@@ -91,6 +91,7 @@ def pause_saving(pause: Pause) -> None:
     async def writing(self, directory, host):
         if self.metadata["position"]["step"] == 4:
             pause.at("save")
+            await directory.await_creation()  # a save begins with its folder
             pause.at("write", until=never)
         await write(self, directory, host)
 
