@@ -1,6 +1,7 @@
 """Chain-of-Sight (arXiv:2407.15819): pre-train on few visual tokens, then let them grow for fine-tuning.
 
     python -m mmjax.main --config=configs/cos.py                     a small model on easy-vqa, from scratch, on any computer
+    python -m mmjax.main --config=configs/cos.py:smollm2             the same between two published models (docs/weights.md)
     python -m mmjax.main --config=configs/cos.py:7b --mode=plan      the paper's CoS-7B: what it costs
     python -m mmjax.main --config=configs/cos.py:7b --config.stages.pretrain.data.sources.captions.path=... ...
 
@@ -18,6 +19,8 @@ Variants:
     single          one window, 84 tokens in both stages                        (control: what the windows bring)
     single-few      one window, 20 tokens in both stages
     scratch         84 tokens, no pre-training                                  (control: what pre-training brings)
+    smollm2         20 tokens grow to 84, between DINOv2-small and SmolLM2-135M with their published weights
+    smollm2-stamps  the same, pre-trained also on 785 pictures with captions written by hand
     7b, 8b          CoS-7B (Vicuna-7B) and CoS-8B (Llama-3-8B): 80 tokens grow to 1296
     cos80-1296 ...  every other setting of the paper's tables at the size of 7b: see SETTINGS
     resampler336, resampler80, linear256    the paper's baselines
@@ -155,6 +158,59 @@ def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
     return config
 
 
+def published(stamps: bool) -> ConfigDict:
+    """SmolLM2-135M reads pictures through DINOv2-small: both frozen at first, then the language model is adapted by LoRA.
+
+    Needs `python -m mmjax.fetch smollm2 dinov2-small`, and with `stamps` also `python -m mmjax.fetch tuxpaint-stamps`.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.model = dict(
+        vision=dataclasses.asdict(presets.dinov2_small(layers=10)),
+        connector=dict(
+            kind="resampler", feature_layers=(8, 10), width=384, head_dim=64, mlp_width=1536, activation="gelu", norm="layer",
+        ),
+        decoder=dataclasses.asdict(presets.smollm2_135m()), lora=dict(rank=0, alpha=32.0), compute_dtype="float32", remat="none", unroll=1,
+    )  # fmt: skip
+    del config.model.vision.image_size  # each stage says its own
+    optimizer = dict(final_scale=0.05, weight_decay=0.01, clip_norm=1.0)
+    sources = dict(easy_vqa=dict(kind="easy_vqa", tasks=("caption", "question")))
+    if stamps:
+        folder = "fetched:tuxpaint-stamps"
+        sources["stamps"] = dict(kind="jsonl", path=f"{folder}/captions.jsonl", image_dir=folder)
+    config.stages = ConfigDict(sort_keys=False)  # stages run in the order in which they are written
+    config.stages.pretrain = dict(
+        model=Scales(112, windows=(8, 2), queries=(4, 16)).model(),
+        data=dict(sources=sources, text_length=192, template="chat", flip=True, holdout=50),
+        optimizer=dict(learning_rate=1e-3, warmup_steps=30, **optimizer),
+        weights=dict(vision="fetched:dinov2-small", decoder="fetched:smollm2"),
+        trainable=("connector/*",),
+        steps=600,
+        batch_size=16,
+    )
+    config.stages.finetune = dict(
+        model=Scales(224, windows=(16, 8, 2), queries=(4, 16, 64), parents=(0, 0, 1)).model() | dict(lora=dict(rank=16)),
+        data=dict(
+            sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("question",))), text_length=256, template="chat", flip=True, holdout=50,
+        ),
+        optimizer=dict(learning_rate=5e-4, warmup_steps=30, **optimizer),
+        transitions=("inflate", "resize_positions_half_pixel", "attach_lora"),
+        weights=dict(vision="fetched:dinov2-small"),  # the encoder has not changed, and its own table is finer than the resized one
+        trainable=("connector/*", "*/lora_a", "*/lora_b"),
+        steps=400,
+        batch_size=16,
+    )  # fmt: skip
+    config.tokenizer = dict(kind="huggingface", path="fetched:smollm2")
+    config.evaluation = dict(tasks=("easy_vqa",), batch_size=16, max_new_tokens=8, untrained=False, limit=100)
+    config.notes = dict(
+        weights="substituted: DINOv2-small for CLIP ViT-L/14, SmolLM2-135M-Instruct for Vicuna-7B",
+        features="blocks 8 and 10 of 12: the last ones of these weights were trained on for another task",
+        data="substituted: easy-vqa" + (" and the stamps of Tux Paint" if stamps else ""),
+        evaluation="of the first 100 test pictures only; --config.evaluation.limit=none scores all",
+    )
+    return config
+
+
 def fan_in() -> config_dict.FieldReference:
     """No standard deviation: 1 / sqrt(fan in)."""
     return config_dict.placeholder(float)
@@ -181,6 +237,7 @@ def large(setting: Setting, decoder: ConfigDict, template: str) -> ConfigDict:
         model=setting.pretrain.model(),
         data=dict(sources=dict(captions=llava_source()), text_length=128, template="plain", workers=8),
         optimizer=dict(learning_rate=1e-3, warmup_steps=65, groups=(dict(match="vision/*", learning_rate_scale=0.02),), **optimizer),
+        weights=dict(vision=config_dict.placeholder(str), decoder=config_dict.placeholder(str)),  # the user says where
         trainable=("vision/*", "connector/*"),
         steps=2181,
         batch_size=256,
@@ -211,7 +268,7 @@ def llava_source() -> dict:
 
 
 LARGE_NOTES = dict(
-    weights="paper: the weights of CLIP and of the language model; here everything begins from random numbers",
+    weights="paper: those of CLIP ViT-L/14 at 224 pixels, and of the language model",
     trained="paper: 532 M trainable parameters, which are the encoder (23 blocks), the connector and LoRA of rank 64 on all linear maps; "
     "inferred: LoRA is added for fine-tuning, and the encoder is trained in both stages",
     lora="inferred: rank 64 from the 532 M; substituted: alpha 64, not published",
@@ -245,6 +302,8 @@ def llama3() -> ConfigDict:
 
 VARIANTS = {
     **{name: lambda name=name: small(SMALL_SETTINGS[name], pretrain=name != "scratch") for name in SMALL_SETTINGS},
+    "smollm2": lambda: published(stamps=False),
+    "smollm2-stamps": lambda: published(stamps=True),
     "7b": lambda: large(SETTINGS["cos80-1296"], vicuna(), "vicuna_v1"),
     "8b": lambda: large(SETTINGS["cos80-1296"], llama3(), "llama3"),
     **{name: lambda name=name: large(SETTINGS[name], vicuna(), "vicuna_v1") for name in SETTINGS},

@@ -5,11 +5,12 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from mmjax import transitions
+from mmjax.data.templates import CHAT
 from mmjax.errors import InputError
 from mmjax.evaluation import tasks
 from mmjax.models import parameters
-from mmjax.models.config import ConnectorConfig, DecoderConfig, LinearConfig, ResamplerConfig, ViTConfig
-from mmjax.recipe import DataConfig, OptimizerConfig, Recipe, Stage
+from mmjax.models.config import ConnectorConfig, DecoderConfig, LinearConfig, MLPConfig, ResamplerConfig, ViTConfig
+from mmjax.recipe import RANDOM, DataConfig, OptimizerConfig, Recipe, Stage
 from mmjax.schema import suggestion
 from mmjax.training import sharding, trackers
 from mmjax.vocabulary import with_vocabulary
@@ -39,11 +40,18 @@ def check(recipe: Recipe, *, partial: bool = False) -> None:
 
 def _recipe(recipe: Recipe, partial: bool) -> Problems:
     for stage in recipe.stages.values():
-        yield from _stage(stage)
+        yield from _stage(stage, partial)
     if not partial:
         yield from _missing(recipe)
     if recipe.tokenizer.kind == "words" and recipe.tokenizer.path:
         yield "config.tokenizer.path: a tokenizer of words is built from the training text; --config.tokenizer.kind=huggingface reads one."
+    if recipe.tokenizer.kind == "words":
+        for stage in recipe.stages.values():
+            if stage.data.template == CHAT:
+                yield (
+                    f"config.stages.{stage.name}.data.template is {CHAT!r}, a published tokenizer's own; a tokenizer of words has none. "
+                    "--config.tokenizer.kind=huggingface reads one."
+                )
     yield from _names("config.evaluation.tasks", recipe.evaluation.tasks, tasks.TASKS)
     yield from _names("config.logging.trackers", recipe.logging.trackers, trackers.TRACKERS)
     yield from _positive("config.evaluation", recipe.evaluation, "batch_size", "max_new_tokens")
@@ -65,12 +73,16 @@ def _recipe(recipe: Recipe, partial: bool) -> Problems:
         yield f"config.seed is {recipe.seed}; it must not be negative."
 
 
-def _stage(stage: Stage) -> Problems:
+def _stage(stage: Stage, partial: bool) -> Problems:
     path = f"config.stages.{stage.name}"
     yield from _positive(path, stage, "steps", "batch_size", "micro_batches")
     if stage.micro_batches > 0 and stage.batch_size % stage.micro_batches:
         yield f"{path}.batch_size is {stage.batch_size}, which micro_batches = {stage.micro_batches} does not divide."
     yield from _names(f"{path}.transitions", stage.transitions, transitions.TRANSITIONS)
+    yield from _names(f"{path}.weights", stage.weights, ("model", "vision", "connector", "decoder"))
+    for part, weights in stage.weights.items():
+        if not weights and not partial:
+            yield _give(f"{path}.weights.{part}", f"a folder or a file (or {RANDOM!r} to measure without)")
     yield from _vision(f"{path}.model.vision", stage.model.vision)
     yield from _connector(f"{path}.model.connector", stage.model.connector, stage.model.vision)
     read = max(stage.model.connector.feature_layers, default=0)
@@ -108,8 +120,10 @@ def _connector(path: str, connector: ConnectorConfig, vision: ViTConfig) -> Prob
             yield f"{path}.feature_layers has {layer}, but the encoder has blocks 1 to {vision.layers}."
     if list(connector.feature_layers) != sorted(connector.feature_layers):
         yield f"{path}.feature_layers is {connector.feature_layers}; blocks are read in the order in which they run, the earliest first."
-    if isinstance(connector, LinearConfig) and len(connector.feature_layers) > 1:
-        yield f"{path}.feature_layers is {connector.feature_layers}; the linear connector reads one."
+    if isinstance(connector, LinearConfig | MLPConfig) and len(connector.feature_layers) > 1:
+        yield f"{path}.feature_layers is {connector.feature_layers}; the {connector.kind} connector reads one."
+    if isinstance(connector, MLPConfig):
+        yield from _positive(path, connector, "hidden_width")
     if isinstance(connector, ResamplerConfig):
         yield from _positive(path, connector, "width", "head_dim", "mlp_width")
         if connector.width != vision.width:
@@ -146,6 +160,12 @@ def _decoder(path: str, decoder: DecoderConfig) -> Problems:
         yield f"{path}.heads is {decoder.heads}, which kv_heads = {decoder.kv_heads} does not divide."
     if decoder.head_dim % 2:
         yield f"{path}.head_dim is {decoder.head_dim}; rotary positions need an even number."
+    if decoder.experts < 0 or (decoder.experts and not 0 < decoder.experts_per_token <= decoder.experts):
+        yield f"{path}: {decoder.experts_per_token} of {decoder.experts} experts cannot be chosen for a token (experts, experts_per_token)."
+    if decoder.experts and decoder.mlp_bias:
+        yield f"{path}.mlp_bias is true, but experts have no biases."
+    if decoder.sliding_window is not None and decoder.sliding_window < 1:
+        yield f"{path}.sliding_window is {decoder.sliding_window}; it is a number of tokens, or none."
     if decoder.vocabulary < 0:
         yield f"{path}.vocabulary is {decoder.vocabulary}; it is 0 (as many as the tokenizer needs) or more."
 
@@ -200,7 +220,7 @@ def _missing(recipe: Recipe) -> Problems:
                 if field.default is dataclasses.MISSING and getattr(source, field.name) == "":
                     yield _give(f"config.stages.{stage.name}.data.sources.{name}.{field.name}")
     if recipe.tokenizer.kind == "huggingface" and not recipe.tokenizer.path:
-        yield _give("config.tokenizer.path", "a tokenizer.json or the folder of one")
+        yield _give("config.tokenizer.path", "a tokenizer file, a GGUF file, or the folder of one")
 
 
 def _give(path: str, what: str = "") -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.data.encoding import Encoded, Encoder
 from mmjax.data.examples import Example, Image, Segment
-from mmjax.data.images import ImageCache
+from mmjax.data.images import ImageCache, Resize
 from mmjax.data.layout import Row, RowShape, RowWriter, stack
 from mmjax.data.templates import find_template
 from mmjax.data.tokenizer import Tokenizer
@@ -55,6 +55,7 @@ class Generator:
         tokenizer: Tokenizer,
         *,
         template: str = "plain",
+        resize: Resize = "stretch",
         batch_size: int = 32,
         max_new_tokens: int = 32,
     ):
@@ -62,6 +63,7 @@ class Generator:
         Args:
             structure: of `config` (`models.parameters.abstract`).
             template: of the data that the model was trained on; it names the token that ends an answer.
+            resize: of the same data; how a picture becomes a square.
             batch_size: questions answered at once.
             max_new_tokens: after which an answer is cut.
 
@@ -75,7 +77,8 @@ class Generator:
         self.batch_size = batch_size
         self._encoder = Encoder(tokenizer, config.visual_tokens)
         self._pictures = ImageCache()
-        stop = find_template(template).stop
+        self._resize = resize
+        stop = find_template(template, tokenizer).stop
         self._ends = frozenset({tokenizer.eos, tokenizer.eos if stop == "eos" else tokenizer.special(stop)})
         self._read = jax.jit(functools.partial(read_prefixes, structure))
         ends = tuple(sorted(self._ends))
@@ -149,6 +152,7 @@ class Generator:
             visual_tokens=self.config.visual_tokens,
             image_size=self.config.vision.image_size,
             pad=self.tokenizer.pad,
+            resize=self._resize,
         )
         most = max(len({request.prefix for request in batch}) for batch in batches)
         return _Sizes(most, shape, _rounded(max(len(request.tokens) for request in requests)))
@@ -169,7 +173,7 @@ class Generator:
         return np.asarray(self._decode(params, cache, owners, tokens, counts))
 
     def _row(self, prefix: Encoded, shape: RowShape) -> Row:
-        writer = RowWriter(shape, lambda image: self._pictures.load(image.source, shape.image_size))
+        writer = RowWriter(shape, lambda image: self._pictures.load(image.source, shape.image_size, resize=shape.resize))
         _, error = writer.write(prefix)
         if error is not None:
             raise InputError(f"A picture cannot be used: {error}.")

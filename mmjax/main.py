@@ -5,6 +5,7 @@
     train       (default) trains every stage, scores the last one and writes a report; the same command again goes on where it stopped
     evaluate    scores the last checkpoint, or --checkpoint
     generate    answers --prompt about --image
+    export      writes the last checkpoint, or --checkpoint, as folders for transformers and other tools
     plan        says what the recipe will cost, on --topology (such as h100:8) if given
 
 Exit codes: 0 done, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 preempted and safely saved.
@@ -31,7 +32,13 @@ if TYPE_CHECKING:
 DONE, WRONG_INPUT, NOT_FINITE, PREEMPTED, INTERRUPTED = 0, 2, 3, 75, 130
 
 # Flags beside those that every mode has: --config, --workdir, --mode, --verbose.
-MODES = {"train": ("stop_after_steps",), "evaluate": ("checkpoint",), "generate": ("checkpoint", "image", "prompt"), "plan": ("topology",)}
+MODES = {
+    "train": ("stop_after_steps",),
+    "evaluate": ("checkpoint",),
+    "generate": ("checkpoint", "image", "prompt"),
+    "plan": ("topology",),
+    "export": ("checkpoint",),
+}
 
 _OVERRIDE = re.compile(r"--?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 
@@ -144,7 +151,7 @@ def _define_flags() -> flags.FlagValues:
         "workdir": "Where the run is kept; by default runs/<config>[-<variant>][-<hash of changed settings>].",
         "image": "generate: path of a picture.",
         "prompt": "generate: what to ask.",
-        "checkpoint": "evaluate, generate: a folder checkpoints/<stage>/<step> instead of the newest.",
+        "checkpoint": "evaluate, generate, export: a folder checkpoints/<stage>/<step> instead of the newest.",
         "topology": "plan: the devices, such as h100:8, h200:64 or v5p:4x4x4.",
     }
     for name, text in texts.items():
@@ -175,7 +182,11 @@ def _dispatch(options: Options) -> None:
         return
     from mmjax import run
 
-    if options.mode == "train":
+    if options.mode == "export":
+        from mmjax import export
+
+        export.export(recipe, workdir, checkpoint=options.checkpoint)
+    elif options.mode == "train":
         run.train(recipe, workdir, stop_after_steps=options.stop_after_steps)
     elif options.mode == "evaluate":
         run.evaluate(recipe, workdir, checkpoint=options.checkpoint)

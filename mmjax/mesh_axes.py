@@ -6,14 +6,17 @@ computes every row on every device.
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmjax.errors import InputError
 from mmjax.typing import Array
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 ROW_AXES = ("data", "fsdp")
+SMALL = 2**22  # elements (16 MB in float32): below, an axis that does not divide may stay whole
 
 # Logical axis of a parameter -> mesh axis. A mesh axis serves one axis of a parameter at most: the first that names it and that it divides.
 RULES: dict[str, str | None] = {
@@ -22,6 +25,7 @@ RULES: dict[str, str | None] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocabulary": "tensor",
+    "expert": "expert",
     "layers": None,
     "norm": None,
 }
@@ -44,3 +48,38 @@ def gather_for_use(weights: Array, axes: tuple[str | None, ...]) -> Array:
     kept = [None if name is None or RULES[name] == "fsdp" else RULES[name] for name in axes]
     divided = [axis if axis is None or size % mesh.shape[axis] == 0 else None for axis, size in zip(kept, weights.shape, strict=True)]
     return jax.lax.with_sharding_constraint(weights, PartitionSpec(*divided))
+
+
+def parameter_shardings(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh
+) -> tuple[dict[str, NamedSharding], list[str]]:
+    """Sharding of each parameter, and notes about axes that stay whole because their mesh axis does not divide them.
+
+    Args:
+        shapes: by path, such as `parameters.abstract(config)[1]`.
+        axes: logical names by path, `parameters.logical_axes(config)`.
+
+    Raises:
+        InputError: a parameter of more than 4 million elements would have to stay whole along such an axis.
+    """
+    notes: list[str] = []
+    shardings = {path: NamedSharding(mesh, _spec(path, shape, axes[path], mesh, notes)) for path, shape in shapes.items()}
+    return shardings, notes
+
+
+def _spec(path: str, shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...], mesh: Mesh, notes: list[str]) -> PartitionSpec:
+    assert len(names) == len(shape.shape), (path, shape.shape, names)
+    spec: list[str | None] = []
+    for size, name in zip(shape.shape, names, strict=True):
+        axis = None if name is None else RULES[name]
+        if axis is None or axis in spec or mesh.shape[axis] == 1:
+            spec.append(None)
+        elif size % mesh.shape[axis] == 0:
+            spec.append(axis)
+        else:
+            what = f"{path} {list(shape.shape)}: axis {name!r} of {size} is not divisible by mesh.{axis} = {mesh.shape[axis]}"
+            if math.prod(shape.shape) > SMALL:
+                raise InputError(f"{what}, and the parameter is too large to be held whole on every device.")
+            notes.append(f"{what}; it stays whole.")
+            spec.append(None)
+    return PartitionSpec(*spec)

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from mmjax import mesh_axes
 from mmjax.errors import InputError
 from mmjax.models import parameters
-from mmjax.models.config import ResamplerConfig, VLMConfig
+from mmjax.models.config import LinearConfig, MLPConfig, VLMConfig
 from mmjax.recipe import Recipe, Stage
 from mmjax.schema import choose
 from mmjax.training import sharding
@@ -140,7 +141,7 @@ def _memory(stage: Stage, shapes: Mapping[str, jax.ShapeDtypeStruct], sizes: Map
     state = jax.eval_shape(functools.partial(training_state.create, stage=stage), dict(shapes), key=key)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     # Shardings over a mesh without devices are as good as over one with them, for shapes.
-    places, _ = sharding.parameter_shardings(shapes, parameters.logical_axes(stage.model), cast(Mesh, mesh))
+    places, _ = mesh_axes.parameter_shardings(shapes, parameters.logical_axes(stage.model), cast(Mesh, mesh))
 
     def size(values: Mapping[str, jax.ShapeDtypeStruct]) -> float:
         return float(sum(math.prod(places[path].shard_shape(value.shape)) * value.dtype.itemsize for path, value in values.items()))
@@ -210,7 +211,9 @@ def _blocks(model: VLMConfig, layers: int, elements: Mapping[str, int], weights:
 
 def _connector_elements(model: VLMConfig) -> float:
     connector = model.connector
-    if not isinstance(connector, ResamplerConfig):
+    if isinstance(connector, MLPConfig):
+        return model.vision.patches * (model.vision.width + 2 * connector.hidden_width + model.decoder.width)
+    if isinstance(connector, LinearConfig):
         return model.vision.patches * (model.vision.width + model.decoder.width)
     per_level = 10 * sum(connector.queries) + 2 * len(connector.queries) * model.vision.patches
     return len(connector.feature_layers) * per_level * connector.width + sum(connector.queries) * model.decoder.width

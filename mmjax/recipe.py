@@ -5,6 +5,8 @@ from typing import Literal
 
 from mmjax.models.config import VLMConfig
 
+RANDOM = "random"  # in `Stage.weights`: no published weights, and said so
+
 
 @dataclass(frozen=True)
 class EasyVqaSource:
@@ -76,7 +78,9 @@ class DataConfig:
         text_length: text tokens per row; a row is T = text_length + images_per_row * L tokens long.
         images_per_row: picture slots per row (I).
         template: how questions and captions become text: "plain" (question, answer), "short_prompt" (InstructBLIP-like), "vicuna_v1",
-        "llama3". flip: mirror a picture left-right with probability one half.
+        "llama3", "chat" (the tokenizer's own chat template).
+        resize: how a picture becomes the encoder's square: "stretch" keeps all of it but not its aspect, "crop" its middle and its aspect.
+        flip: mirror a picture left-right with probability one half.
         holdout: examples at the end of each source that are never trained on and give the held-out loss.
         workers: loader processes; 0 reads in threads of this process. The order of the data does not depend on it.
         skip_budget: the share of unusable samples (corrupt picture, no supervised token) past which the run stops.
@@ -85,7 +89,8 @@ class DataConfig:
     sources: dict[str, SourceConfig]
     text_length: int
     images_per_row: int = 1
-    template: Literal["plain", "short_prompt", "vicuna_v1", "llama3"] = "plain"
+    template: Literal["plain", "short_prompt", "vicuna_v1", "llama3", "chat"] = "plain"
+    resize: Literal["stretch", "crop"] = "stretch"
     flip: bool = False
     holdout: int = 0
     workers: int = 0
@@ -128,6 +133,9 @@ class Stage:
 
     Attributes:
         transitions: how the parameters of the stage before become this stage's, in order (names in mmjax.transitions).
+        weights: published weights that the stage begins with, by part: "vision", "connector", "decoder", or "model" for all three. A path
+            of a folder or a file (docs/weights.md); "fetched:NAME" for what `python -m mmjax.fetch NAME` has brought; or "random", to say
+            that fresh numbers are meant.
         trainable: globs over parameter paths; all else is frozen and has no gradient and no optimizer state.
         batch_size: rows per step over all devices; micro_batches: parts it is computed in, one after the other.
     """
@@ -139,6 +147,7 @@ class Stage:
     steps: int
     batch_size: int
     transitions: tuple[str, ...] = ()
+    weights: dict[str, str] = field(default_factory=dict)
     trainable: tuple[str, ...] = ("*",)
     micro_batches: int = 1
 
@@ -147,7 +156,8 @@ class Stage:
 class TokenizerConfig:
     """kind "words": word-level with byte fallback, built from the training text and kept in the workdir.
 
-    kind "huggingface": a tokenizer.json or a folder that holds one, at `path`."""
+    kind "huggingface": a published one at `path`: tokenizer.json, tokenizer.model (Llama 3's or SentencePiece's), a GGUF file, or a folder
+    with one of these."""
 
     kind: Literal["words", "huggingface"] = "words"
     path: str | None = None

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh, Sharding
 from rich.console import Console
 
-from mmjax import evaluation, report, transitions, vocabulary
+from mmjax import evaluation, initial_weights, mesh_axes, report, transitions, vocabulary
 from mmjax.data.examples import Example, Image, SampleError, Text
 from mmjax.data.preview import preview, save_preview
 from mmjax.data.rows import Rows, make_rows
@@ -21,7 +21,6 @@ from mmjax.models import parameters
 from mmjax.recipe import DataConfig, LlavaSource, Recipe, Stage
 from mmjax.recipe_json import digest
 from mmjax.summary import Summary, describe
-from mmjax.training import sharding
 from mmjax.training.checkpoint import load_params
 from mmjax.training.loop import train_stage
 from mmjax.training.preemption import StopSignal
@@ -98,13 +97,14 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
     tokenizer, fitted = prepare_tokenizer(recipe, workdir.path, build=False)
     stage = fitted.stages[stage.name]
     structure, _ = parameters.abstract(stage.model)
-    generator = Generator(structure, stage.model, tokenizer, template=stage.data.template, max_new_tokens=ANSWER_TOKENS)
+    data = stage.data
+    generator = Generator(structure, stage.model, tokenizer, template=data.template, resize=data.resize, max_new_tokens=ANSWER_TOKENS)
     with StopSignal() as stop:
         params = read_params(folder, fitted)
         try:
-            answers = generator.answer_all(params, [request(stage.data, image, prompt)], should_stop=lambda: stop.requested)
+            answers = generator.answer_all(params, [request(data, image, prompt, tokenizer)], should_stop=lambda: stop.requested)
         except SampleError as error:
-            raise InputError(f"The picture cannot be used: {error}.") from None
+            raise InputError(f"The picture or the prompt cannot be used: {error}.") from None
         if stop.requested:
             raise Preempted("Stopped while answering; there is nothing to save.")
     return answers[0][0]
@@ -118,9 +118,9 @@ def read_params(checkpoint: pathlib.Path, fitted: Recipe, shardings: Mapping[str
     return params
 
 
-def request(data: DataConfig, image: str | None, prompt: str) -> Example:
+def request(data: DataConfig, image: str | None, prompt: str, tokenizer: Tokenizer | None = None) -> Example:
     """A prompt as the stage's data would put it: in a conversation the picture stands in the user's turn, elsewhere before everything."""
-    template = find_template(data.template)
+    template = find_template(data.template, tokenizer)
     pictures = () if image is None else (Image(pathlib.Path(image)),)
     if any(isinstance(source, LlavaSource) for source in data.sources.values()):
         said = (*pictures, Text(f"\n{prompt}")) if pictures else (Text(prompt),)
@@ -197,6 +197,9 @@ class _Run:
     def train_stages(self, tracker: Tracker, budget: int | None) -> bool:
         """Trains what is not finished, at most `budget` steps of it. Returns whether everything is."""
         before: Stage | None = None
+        for stage in self.fitted.stages.values():  # before anything is trained: are the files there, and do they fit?
+            if newest_step(self.workdir.checkpoints / stage.name) is None and not self.summary.has(stage):
+                initial_weights.check(stage)
         for index, stage in enumerate(self.fitted.stages.values()):
             done = newest_step(self.workdir.checkpoints / stage.name) or 0
             if self.summary.has(stage) and (done == stage.steps or self._begun_after(index)):
@@ -249,20 +252,23 @@ class _Run:
                 entries = tuple(transitions.Entry.of(value, path, None, "fresh") for path, value in sorted(shapes.items()))
                 manifest = transitions.Manifest(entries, stage.name)
                 found = Start({}, lambda _: parameters.initialize(stage.model, key))
-                self._warn_of_frozen(stage, shapes)
             else:
                 old, names = before.model, stage.transitions
                 manifest = transitions.plan(names, old, stage.model, stage=stage.name)
                 given, self.params = self._finished_params(before, mesh), None  # the stage will consume these arrays
                 found = Start(given, lambda given: transitions.apply(names, given, old, stage.model, key, stage=stage.name)[0])
+            if stage.weights:
+                found, manifest = initial_weights.begin(stage, found, manifest, mesh, self.say)
+            if before is None:
+                self._warn_of_frozen(stage, {entry.target: entry for entry in manifest.entries if entry.how == "fresh"})
             write_json(self.workdir.manifest(stage.name), manifest.to_json())
             self.say(f"{stage.name}: where its parameters come from\n{manifest.summary()}")
             return found
 
         return start
 
-    def _warn_of_frozen(self, stage: Stage, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-        frozen = {path: shape for path, shape in shapes.items() if not parameters.matches(path, stage.trainable)}
+    def _warn_of_frozen(self, stage: Stage, fresh: Mapping[str, transitions.Entry]) -> None:
+        frozen = {path: entry for path, entry in fresh.items() if not parameters.matches(path, stage.trainable)}
         if frozen:
             parts = ", ".join(sorted({path.split("/")[0] for path in frozen}))
             self.say(
@@ -274,7 +280,7 @@ class _Run:
         """Those of a finished stage, laid out on the mesh if they are not in memory yet."""
         if self.params is None:
             shapes, axes = parameters.abstract(stage.model)[1], parameters.logical_axes(stage.model)
-            places = sharding.parameter_shardings(shapes, axes, mesh)[0] if mesh else None
+            places = mesh_axes.parameter_shardings(shapes, axes, mesh)[0] if mesh else None
             self.params = read_params(self.workdir.checkpoints / stage.name / str(stage.steps), self.fitted, places)
         return self.params
 

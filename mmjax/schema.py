@@ -118,7 +118,7 @@ def _convert_union(value: Any, members: tuple[Any, ...], path: KeyPath) -> Any:
     kind = _as_mapping(value, path).get("kind")
     if kind is None:
         raise InputError(f"{path}.kind is missing; it says which of {', '.join(kinds)} this is.")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path / 'kind'} is {kind!r}. {suggestion(str(kind), kinds)}")
     return convert(value, kinds[kind], path)
 

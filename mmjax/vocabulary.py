@@ -9,8 +9,9 @@ from absl import logging
 
 from mmjax.data.sources import open_source
 from mmjax.data.templates import find_template
-from mmjax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, WordTokenizer
+from mmjax.data.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
+from mmjax.fetch import resolved
 from mmjax.models.config import VLMConfig
 from mmjax.recipe import Recipe
 
@@ -25,8 +26,8 @@ def make_tokenizer(recipe: Recipe) -> Tokenizer:
     """
     if recipe.tokenizer.kind == "huggingface":
         if not recipe.tokenizer.path:
-            raise InputError("config.tokenizer.path has no value yet; give a tokenizer.json or its folder with --config.tokenizer.path=...")
-        return HuggingFaceTokenizer(recipe.tokenizer.path)
+            raise InputError("config.tokenizer.path has no value yet; give a tokenizer file or its folder with --config.tokenizer.path=...")
+        return open_tokenizer(resolved(recipe.tokenizer.path))
     templates = {stage.data.template for stage in recipe.stages.values()}
     specials = itertools.chain.from_iterable(find_template(name).special_tokens for name in sorted(templates))
     tokenizer = WordTokenizer.build(training_texts(recipe), special_tokens=list(dict.fromkeys(specials)))

@@ -176,6 +176,7 @@ def _stage(**fields: str) -> dict[str, str]:
         (_stage(optimizer__groups="[{'match': 'conector/*'}]"), "matches no trained parameter"),
         ({"tokenizer.kind": "huggingface"}, "--config.tokenizer.path=..."),
         ({"tokenizer.path": "x.json"}, "is built from the training text"),
+        (_stage(data__template="chat"), "a tokenizer of words has none"),
         ({"evaluation.limit": "0"}, "config.evaluation.limit is 0"),
         ({"checkpoint.every": "0"}, "config.checkpoint.every is 0"),
         ({"logging.evaluate_every": "-1"}, "config.logging.evaluate_every is -1"),

@@ -33,7 +33,7 @@ def elsewhere(tmp_path, monkeypatch) -> pathlib.Path:
         (["--confg=x"], "There is no flag --confg. Did you mean config?"),
         ([CONFIG, "--workdr=x"], "Did you mean workdir?"),
         ([CONFIG, "--mode=trian"], "Did you mean train?"),
-        ([CONFIG, "--mode=export"], "There is no mode 'export'. There are: train, evaluate, generate, plan."),
+        ([CONFIG, "--mode=exports"], "There is no mode 'exports'. Did you mean export?"),
         ([CONFIG, "train"], "Unexpected argument 'train'"),
         ([CONFIG, "--workdir="], "--workdir is empty"),
         ([CONFIG, "--image=x.png"], "it belongs to --mode=generate"),

@@ -1,12 +1,13 @@
-"""Tokenizers of published models: a tokenizer.json, read by the `tokenizers` package."""
+"""Tokenizers of published models, in the hands of the `tokenizers` package."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import tokenizers
 
+from mmjax.data.tokenizer_files import read_tokenizer
 from mmjax.errors import InputError
 
 # Names that published tokenizers give to these tokens, where no tokenizer_config.json tells.
@@ -18,34 +19,56 @@ _KNOWN_NAMES = {
 }
 
 
+PrefixSpace = Literal["never", "first", "always", "again"]
+"""Where a tokenizer puts a space of its own: before a whole text that begins without one; also before each text that follows a special
+token; the same, even before a text that begins with a space."""
+
+
 class HuggingFaceTokenizer:
-    """A Tokenizer (mmjax.data.tokenizer) over a tokenizer.json.
+    """A Tokenizer (mmjax.data.tokenizer) of a published model: tokenizer.json, tokenizer.model, or a GGUF file.
 
     A text is encoded as it stands, wherever it stands: the space that SentencePiece-like tokenizers put before a text is not added, nor
     taken off again in decoding; and the names of special tokens within a text are ordinary characters.
 
     The tokens named in tokenizer_config.json come first, then customary names. Without a bos, eos takes its place (as in GPT-2); without a
     pad, too: padding is masked. Without an image token, an id is appended after the vocabulary.
+
+    Attributes:
+        path: the file that holds the vocabulary.
+        special_tokens: ids of the special tokens by name.
+        names: of the tokens of roles that the files name, as a chat template calls them: {"bos_token": "<s>"}.
+        swallows: for special tokens that take white space along, on which sides: {"<|end|>": (False, True)}.
+        chat_template: the model's own, in the language of jinja, or None.
+        prefix_space: what `encode` does not do, but a chat template's text is made for.
     """
 
     def __init__(self, path: Path | str):
-        """Reads `path`, a tokenizer.json or its folder. Raises InputError if it cannot be read or has no end-of-sequence token."""
-        self.path = _find_file(path)
-        config = _read_json(self.path.with_name("tokenizer_config.json"), optional=True)
-        content = _without_dummy_prefix(_read_json(self.path))
-        self._tokenizer = _build(content, self.path)
+        """Reads `path`, as `read_tokenizer` does. Raises InputError if it cannot be read or has no end-of-sequence token."""
+        files = read_tokenizer(path)
+        self.path = files.path
+        self.chat_template = files.chat_template
+        self._settings = files.settings
+        self.prefix_space = _prefix_space(files.content)
+        self._tokenizer = _build(_without_dummy_prefix(files.content), self.path)
         self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(self._ids.values()) + 1
-        eos = self._find("eos", config)
+        eos = self._find("eos")
         if eos is None:
             raise InputError(f"{self.path}: no end-of-sequence token; name it as eos_token in tokenizer_config.json.")
-        bos, pad, image = (self._find(role, config) for role in ("bos", "pad", "image"))
+        bos, pad, image = (self._find(role) for role in ("bos", "pad", "image"))
         self.eos = eos
         self.bos = eos if bos is None else bos
         self.pad = eos if pad is None else pad
         self.image = self.vocabulary if image is None else image
         self.vocabulary = max(self.vocabulary, self.image + 1)
-        self._specials = self._special_ids(content)
+        self._specials = self._special_ids(files.content)
+        self.special_tokens = {name: index for name, index in self._ids.items() if index in self._specials}
+        self.names = self._role_names()
+        self.swallows = {
+            token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip")))
+            for token in files.content.get("added_tokens") or ()
+            if token.get("special") and (token.get("lstrip") or token.get("rstrip"))
+        }
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; see `Tokenizer.encode`."""
@@ -68,14 +91,26 @@ class HuggingFaceTokenizer:
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
         return type(self), (self.path,)  # another process reads the file again: the settings do not survive pickling
 
-    def _find(self, role: str, config: dict[str, Any]) -> int | None:
-        named = config.get(f"{role}_token")
-        name = named.get("content") if isinstance(named, dict) else named
+    def _named(self, role: str) -> str | None:
+        """The token that tokenizer_config.json gives a role."""
+        named = self._settings.get(f"{role}_token")
+        return named.get("content") if isinstance(named, dict) else named
+
+    def _find(self, role: str) -> int | None:
+        name = self._named(role)
         if name is not None:
             if name not in self._ids:
                 raise InputError(f"{self.path}: tokenizer_config.json names {name!r} as {role}_token, but there is no such token.")
             return self._ids[name]
         return next((self._ids[known] for known in _KNOWN_NAMES[role] if known in self._ids), None)
+
+    def _role_names(self) -> dict[str, str]:
+        """Where nothing names any, those that were found by customary names."""
+        named = {f"{role}_token": name for role in (*_KNOWN_NAMES, "unk") if (name := self._named(role)) is not None}
+        if self._settings:
+            return named
+        by_id = {index: name for name, index in self.special_tokens.items()}
+        return {f"{role}_token": by_id[index] for role in ("bos", "eos") if (index := self._find(role)) is not None}
 
     def _special_ids(self, content: dict[str, Any]) -> frozenset[int]:
         added = {token["id"] for token in content.get("added_tokens") or () if token.get("special")}
@@ -83,24 +118,27 @@ class HuggingFaceTokenizer:
         return frozenset((added | {self.pad, self.bos, self.eos, self.image}) - ({unknown} - {self.eos}))
 
 
-def _find_file(path: Path | str) -> Path:
-    path = Path(path).absolute()
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"There is no tokenizer file {file}.")
-    return file
+def _prefix_space(content: dict[str, Any]) -> PrefixSpace:
+    """What `_without_dummy_prefix` takes out."""
+    for part in _parts(content.get("normalizer")):
+        if part["type"] == "Prepend":
+            return "again"
+    for part in _parts(content.get("pre_tokenizer")):
+        if part["type"] == "Metaspace":
+            scheme: PrefixSpace = part.get("prepend_scheme") or ("always" if part.get("add_prefix_space", True) else "never")
+            return scheme
+        if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
+            return "always"
+    return "never"
 
 
-def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"The tokenizer file {path} does not hold a JSON object.")
-    return content
+def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer, or the members of a sequence of them."""
+    if part is None:
+        return []
+    if part["type"] == "Sequence":
+        return [inner for name in ("normalizers", "pretokenizers") for member in part.get(name, ()) for inner in _parts(member)]
+    return [part]
 
 
 def _build(content: dict[str, Any], path: Path) -> tokenizers.Tokenizer:

@@ -2,8 +2,9 @@
 
 import io
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image as Pillow
@@ -32,6 +33,13 @@ def load_image(source: Path | str | bytes | np.ndarray, size: int, *, resize: Re
     Raises:
         SampleError: the picture is missing, damaged or has more than MAX_PIXELS pixels.
     """
+    if resize not in get_args(Resize):
+        raise ValueError(f"unknown resize {resize!r}")
+    return load_fitted(source, lambda picture: _fitted(picture, size, resize))
+
+
+def load_fitted(source: Path | str | bytes | np.ndarray, fit: Callable[[Pillow.Image], Pillow.Image]) -> UInt8[np.ndarray, "h w 3"]:
+    """As `load_image`, but `fit` says what becomes of the upright RGB picture."""
     where = f"{len(source)} bytes" if isinstance(source, bytes) else "an array" if isinstance(source, np.ndarray) else str(source)
     try:
         with _open(source) as picture:
@@ -40,7 +48,7 @@ def load_image(source: Path | str | bytes | np.ndarray, size: int, *, resize: Re
             if not picture.width * picture.height:
                 raise SampleError("corrupt image", f"{where} has no pixels")
             upright = ImageOps.exif_transpose(picture)
-            return np.array(_resized(_to_rgb(upright), size, resize), np.uint8)
+            return np.array(fit(_to_rgb(upright)), np.uint8)
     except SampleError:
         raise
     except FileNotFoundError:
@@ -68,12 +76,28 @@ def _to_rgb(picture: Pillow.Image) -> Pillow.Image:
     return Pillow.alpha_composite(Pillow.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def _resized(picture: Pillow.Image, size: int, resize: Resize) -> Pillow.Image:
+def _fitted(picture: Pillow.Image, size: int, resize: Resize) -> Pillow.Image:
     if resize == "crop":
-        return ImageOps.fit(picture, (size, size), Pillow.Resampling.BICUBIC)
-    if resize != "stretch":
-        raise ValueError(f"unknown resize {resize!r}")
+        return centre_crop(resize_shorter(picture, size, Pillow.Resampling.BICUBIC), size, size)
     return picture.resize((size, size), Pillow.Resampling.BICUBIC)
+
+
+def resize_shorter(picture: Pillow.Image, size: int, resample: Pillow.Resampling) -> Pillow.Image:
+    """Resizes a picture so that its shorter side has `size` pixels; the longer one keeps the aspect, rounded down.
+
+    Raises SampleError if that has more than MAX_PIXELS pixels.
+    """
+    shorter, longer = min(picture.size), max(picture.size)
+    long = size * longer // shorter
+    if size * long > MAX_PIXELS:
+        raise SampleError("oversized image", f"{picture.width} x {picture.height} pixels would become {size} x {long}")
+    return picture.resize((size, long) if picture.width <= picture.height else (long, size), resample)
+
+
+def centre_crop(picture: Pillow.Image, height: int, width: int) -> Pillow.Image:
+    """The middle of a picture; where it is too small, with black around it."""
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 class ImageCache:

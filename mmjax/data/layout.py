@@ -7,6 +7,7 @@ import numpy as np
 
 from mmjax.data.encoding import Encoded
 from mmjax.data.examples import Image, SampleError
+from mmjax.data.images import Resize
 from mmjax.errors import InputError
 from mmjax.typing import NO_IMAGE, NO_TARGET, PADDING_SEGMENT, Batch, Bool, Int, UInt8
 
@@ -23,6 +24,7 @@ class RowShape:
         text_length: text tokens that a row has room for.
         images_per_row: I. visual_tokens: L. image_size: h and w.
         pad: the token of padding.
+        resize: how a picture becomes a square (see `load_image`).
     """
 
     text_length: int
@@ -30,6 +32,7 @@ class RowShape:
     visual_tokens: int
     image_size: int
     pad: int
+    resize: Resize = "stretch"
 
     @property
     def length(self) -> int:

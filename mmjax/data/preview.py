@@ -90,7 +90,12 @@ def _context(token: int, tokenizer: Tokenizer) -> Part:
 
 
 def _token(token: int, tokenizer: Tokenizer) -> str:
-    names = {tokenizer.bos: "<bos>", tokenizer.eos: "<eos>", tokenizer.pad: "<pad>", tokenizer.image: "<image>"}
+    names = {
+        tokenizer.pad: "<pad>",
+        tokenizer.bos: "<bos>",
+        tokenizer.eos: "<eos>",
+        tokenizer.image: "<image>",
+    }  # eos may be the padding too
     return tokenizer.decode([token]) or names.get(token, f"<{token}>")
 
 

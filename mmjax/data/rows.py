@@ -133,7 +133,7 @@ class SourceRows:
 
     def _load_picture(self, image: Image, rng: np.random.Generator) -> np.ndarray:
         mirrored = self._flip and rng.random() < 0.5  # drawn before the picture is read: a corrupt one changes no other
-        pixels = self._pictures.load(image.source, self._shape.image_size)
+        pixels = self._pictures.load(image.source, self._shape.image_size, resize=self._shape.resize)
         return pixels[:, ::-1] if mirrored else pixels
 
     def _sample_id(self, example: int) -> str:
@@ -244,14 +244,14 @@ def make_rows(data: DataConfig, model: VLMConfig, tokenizer: Tokenizer, seed: in
         raise InputError("A stage needs at least one data source.")
     if not train and not data.holdout:
         raise InputError("There is no held-out data: holdout is 0.")
-    shape = RowShape(data.text_length, data.images_per_row, model.visual_tokens, model.vision.image_size, tokenizer.pad)
+    shape = RowShape(data.text_length, data.images_per_row, model.visual_tokens, model.vision.image_size, tokenizer.pad, data.resize)
     encoder = Encoder(tokenizer, model.visual_tokens)
     weights = [config.weight for config in data.sources.values()]
     mixture = Mixture(weights, list(data.sources)) if train else None
     parts = [
         SourceRows(
             name,
-            open_source(config, holdout=data.holdout, part=part, template=data.template),
+            open_source(config, holdout=data.holdout, part=part, template=data.template, tokenizer=tokenizer),
             encoder,
             shape,
             seed=seed,

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 from mmjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from mmjax.errors import InputError
 
-__all__ = ["HuggingFaceTokenizer", "Tokenizer", "WordTokenizer"]
+__all__ = ["HuggingFaceTokenizer", "Tokenizer", "WordTokenizer", "open_tokenizer"]
 
 # A word or a run of punctuation takes one space before it along; the alternatives cover every string, so that no character is lost.
 _PIECE = re.compile(r" ?\w+| ?[^\w\s]+|\s+(?!\S)|\s+")
@@ -47,6 +47,18 @@ class Tokenizer(Protocol):
     def special(self, name: str) -> int:
         """The id of the special token of that name. Raises InputError when the tokenizer has none."""
         ...
+
+
+def open_tokenizer(path: Path | str) -> HuggingFaceTokenizer:
+    """The tokenizer of a published model.
+
+    Args:
+        path: tokenizer.json, tokenizer.model (Llama 3's, or SentencePiece's), a GGUF file, or a folder with one of these.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    return HuggingFaceTokenizer(path)
 
 
 class WordTokenizer:

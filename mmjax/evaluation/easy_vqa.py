@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from mmjax.data.examples import Example, Image
 from mmjax.data.sources.base import Part
 from mmjax.data.sources.easy_vqa import EasyVqa, question_type
-from mmjax.data.templates import find_template
+from mmjax.data.templates import TEMPLATES, Template, find_template
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import InputError
 from mmjax.evaluation.task import Picture, Question, Split
 from mmjax.recipe import DataConfig, EasyVqaSource
@@ -17,15 +18,15 @@ class EasyVqaTask:
 
     name = "easy_vqa"
 
-    def pictures(self, data: DataConfig, split: Split) -> Sequence[Picture]:
+    def pictures(self, data: DataConfig, split: Split, tokenizer: Tokenizer | None = None) -> Sequence[Picture]:
         """All pictures of a split; see `Task`."""
+        template = find_template(data.template, tokenizer)
         if split == "holdout":
             if not data.holdout:
                 raise InputError("easy_vqa has no held-out pictures to score: holdout is 0.")
-            source = _training_data(data, holdout=data.holdout, part="holdout")
+            source = _training_data(template, holdout=data.holdout, part="holdout")
         else:
-            source = EasyVqa(EasyVqaSource("easy_vqa", ("question",), "test"), find_template(data.template))
-        template = find_template(data.template)
+            source = EasyVqa(EasyVqaSource("easy_vqa", ("question",), "test"), template)
         pictures = []
         for index in range(len(source)):
             pairs = source.questions(index)
@@ -40,7 +41,7 @@ class EasyVqaTask:
 
         Of equally frequent answers, the one that comes first in the training file.
         """
-        source = _training_data(data, holdout=data.holdout if split == "holdout" else 0, part="train")
+        source = _training_data(TEMPLATES["plain"], holdout=data.holdout if split == "holdout" else 0, part="train")
         return BlindAnswers(pair for index in range(len(source)) for pair in source.questions(index)).answer(questions)
 
 
@@ -61,5 +62,5 @@ class BlindAnswers:
         return [self._answers.get(question.text, self._most_frequent) for question in questions]
 
 
-def _training_data(data: DataConfig, *, holdout: int, part: Part) -> EasyVqa:
-    return EasyVqa(EasyVqaSource("easy_vqa", ("question",), "train"), find_template(data.template), holdout=holdout, part=part)
+def _training_data(template: Template, *, holdout: int, part: Part) -> EasyVqa:
+    return EasyVqa(EasyVqaSource("easy_vqa", ("question",), "train"), template, holdout=holdout, part=part)

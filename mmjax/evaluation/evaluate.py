@@ -19,7 +19,7 @@ from mmjax.generate import Generator
 from mmjax.greedy import Structure
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
-from mmjax.recipe import Recipe
+from mmjax.recipe import Recipe, Stage
 from mmjax.typing import Params
 
 
@@ -53,19 +53,20 @@ def run(
     """
     stage = list(recipe.stages.values())[-1]
     settings = recipe.evaluation
-    tasks = {name: find_task(name).pictures(stage.data, split)[: settings.limit] for name in settings.tasks}
+    tasks = {name: find_task(name).pictures(stage.data, split, tokenizer)[: settings.limit] for name in settings.tasks}
     generator = Generator(
         structure,
         stage.model,
         tokenizer,
         template=stage.data.template,
+        resize=stage.data.resize,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
     )
     answers = {name: _answer(generator, params, pictures, should_stop) for name, pictures in tasks.items()}
     if workdir is not None and tasks:
         _write_predictions(workdir / "predictions.jsonl", tasks, answers)
-        _write_attention(workdir / "attention.npz", structure, params, stage.model, next(iter(tasks.values()))[0])
+        _write_attention(workdir / "attention.npz", structure, params, stage, next(iter(tasks.values()))[0])
     baselines = {name: {"blind": find_task(name).blind(stage.data, split, _questions(pictures))} for name, pictures in tasks.items()}
     if settings.untrained and tasks:
         fresh = _untrained(stage.model, params, recipe.seed)
@@ -116,7 +117,7 @@ def _write_predictions(path: Path, tasks: dict[str, Sequence[Picture]], answers:
     temporary.replace(path)
 
 
-def _write_attention(path: Path, structure: Structure, params: Params, model: VLMConfig, picture: Picture) -> None:
-    pixels = load_image(picture.image.source, model.vision.image_size)
+def _write_attention(path: Path, structure: Structure, params: Params, stage: Stage, picture: Picture) -> None:
+    pixels = load_image(picture.image.source, stage.model.vision.image_size, resize=stage.data.resize)
     maps = attention_maps.compute(structure, params, pixels)
     attention_maps.write(path, picture.example.id, pixels, maps)

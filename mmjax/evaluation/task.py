@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from mmjax.data.examples import Example, Image
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.recipe import DataConfig
 
 Split = Literal["test", "holdout"]
@@ -48,12 +49,13 @@ class Task(Protocol):
 
     name: str
 
-    def pictures(self, data: DataConfig, split: Split) -> Sequence[Picture]:
+    def pictures(self, data: DataConfig, split: Split, tokenizer: Tokenizer | None = None) -> Sequence[Picture]:
         """All pictures of a split.
 
         Args:
             data: of the stage whose model answers: its template words the prompts, its `holdout` says what "holdout" means.
             split: "test": the official test split. "holdout": what was held out of training, to tune on.
+            tokenizer: of the model, which may bring the template along.
 
         Raises:
             InputError: the data are missing, or nothing is held out.

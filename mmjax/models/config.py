@@ -9,15 +9,19 @@ Norm = Literal["layer", "rms"]
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """A vision transformer in the pre-norm form of CLIP (arXiv:2103.00020).
+    """A vision transformer in the pre-norm form of CLIP (arXiv:2103.00020), with what SigLIP and DINOv2 do otherwise as fields.
 
     Attributes:
-        image_size, patch_size: pixels per side.
+        image_size, patch_size: pixels per side. The position table belongs to pictures of image_size; for others it is interpolated.
         layers: blocks that exist, which ends with the last one that the connector reads (CLIP's own 24th, for one, is not part of a
             model that reads its 23rd).
         class_token: whether a learned token stands before the patches.
         embedding_norm: CLIP's norm between the embeddings and the first block (`ln_pre`).
         patch_bias: whether the patch projection has a bias (CLIP: no).
+        gated_mlp: silu(gate(x)) * up(x) in the place of activation(up(x)) (DINOv2 giant).
+        layer_scale: a learned factor per channel on what each half of a block adds (DINOv2, arXiv:2304.07193).
+        final_norm: a norm after the last block, for `VisionEncoder.last` and `pooled`; a connector never reads it.
+        pooling_head: one learned query that reads all patches (SigLIP, arXiv:2303.15343), for `VisionEncoder.pooled`.
         weight_std: standard deviation of the truncated normal initialisation of kernels; None: fan_in ** -0.5.
         embedding_std: the same for the class token and the position table.
         image_mean, image_std: per channel, of pixels scaled to [0, 1].
@@ -35,6 +39,10 @@ class ViTConfig:
     class_token: bool = True
     embedding_norm: bool = True
     patch_bias: bool = False
+    gated_mlp: bool = False
+    layer_scale: bool = False
+    final_norm: bool = False
+    pooling_head: bool = False
     weight_std: float | None = 0.02
     embedding_std: float = 0.02
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -97,13 +105,29 @@ class LinearConfig:
         return vision.patches
 
 
-ConnectorConfig = ResamplerConfig | LinearConfig
+@dataclass(frozen=True)
+class MLPConfig:
+    """Every patch through down(activation(up(x))), with biases: the connector of LLaVA-1.5 (arXiv:2310.03744)."""
+
+    kind: Literal["mlp"]
+    feature_layers: tuple[int, ...]
+    hidden_width: int
+    activation: Activation = "gelu"
+    weight_std: float | None = 0.02
+
+    def visual_tokens(self, vision: ViTConfig) -> int:
+        """L: visual tokens per image."""
+        return vision.patches
+
+
+ConnectorConfig = ResamplerConfig | LinearConfig | MLPConfig
 
 
 @dataclass(frozen=True)
-class RopeScaling:
+class Llama3Scaling:
     """Llama 3.1's rescaling of rotary frequencies: wavelengths beyond the original context are stretched by `factor`."""
 
+    kind: Literal["llama3"]
     factor: float
     low_frequency_factor: float
     high_frequency_factor: float
@@ -111,13 +135,56 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class LinearScaling:
+    """All positions divided by `factor` (arXiv:2306.15595): Vicuna-16k."""
+
+    kind: Literal["linear"]
+    factor: float
+
+
+@dataclass(frozen=True)
+class DynamicScaling:
+    """A base that grows with the text where it is longer than the original context ("NTK-aware"), and plain frequencies before."""
+
+    kind: Literal["dynamic"]
+    factor: float
+    original_length: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv:2309.00071): frequencies that turn less than beta_slow times in the original context are divided by `factor`, those that
+    turn more than beta_fast times are kept, with a ramp between; queries and keys are multiplied by `attention_factor`.
+
+    Attributes:
+        truncate: whether the ends of the ramp are whole dimensions.
+    """
+
+    kind: Literal["yarn"]
+    factor: float
+    original_length: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+RopeScaling = Llama3Scaling | LinearScaling | DynamicScaling | YarnScaling
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """A Llama decoder: RMSNorm, grouped-query attention, SwiGLU, rotary positions.
+    """A Llama decoder: RMSNorm, grouped-query attention, SwiGLU, rotary positions; with what its relatives do otherwise as fields.
 
     Attributes:
         vocabulary: V; 0 only in a recipe whose tokenizer is yet to be built from its training text: then it is set to what that one needs.
         heads, kv_heads: N and K; K divides N.
+        context_length: tokens that it was trained to read at once; None: unknown. Nothing here depends on it.
         tied_head: the output projection is the transposed embedding table.
+        qkv_bias: on query, key and value (Qwen2); output_bias: on the output of attention; mlp_bias: in the MLP.
+        query_key_norm: an RMSNorm over every head of queries and keys (Qwen3).
+        sliding_window: a token sees itself and the window - 1 tokens before (Mistral, arXiv:2310.06825); None: all of them.
+        experts: MLPs of which a router picks `experts_per_token` for every token (Mixtral, arXiv:2401.04088); 0: one MLP without router.
         weight_std: initialisation of kernels, as in ViTConfig; embedding_std of the table.
     """
 
@@ -131,7 +198,15 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-5
+    context_length: int | None = None
     tied_head: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_key_norm: bool = False
+    sliding_window: int | None = None
+    experts: int = 0
+    experts_per_token: int = 2
     weight_std: float | None = 0.02
     embedding_std: float = 0.02
 
@@ -171,3 +246,26 @@ class VLMConfig:
     def visual_tokens(self) -> int:
         """L: visual tokens per image."""
         return self.connector.visual_tokens(self.vision)
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """A decoder on its own; the other fields as in VLMConfig."""
+
+    decoder: DecoderConfig
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Literal["none", "dots", "full"] = "none"
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class VisionEncoderConfig:
+    """A vision encoder on its own; the other fields as in VLMConfig."""
+
+    vision: ViTConfig
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Literal["none", "dots", "full"] = "none"
+    unroll: int = 1
+
+
+ModelConfig = VLMConfig | LanguageModelConfig | VisionEncoderConfig

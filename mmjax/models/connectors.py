@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models.config import ConnectorConfig, LinearConfig
+from mmjax.models.config import ConnectorConfig, LinearConfig, MLPConfig
 from mmjax.models.linear import Linear
+from mmjax.models.mlp import ACTIVATIONS
 from mmjax.models.resampler import Resampler
 from mmjax.typing import Array, Float
 
@@ -19,10 +20,24 @@ class LinearConnector(nnx.Module):
         return self.projection(features[-1])
 
 
+class MLPConnector(nnx.Module):
+    """Every patch of the last feature layer through a two-layer perceptron (LLaVA-1.5)."""
+
+    def __init__(self, c: MLPConfig, width: int, output_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.up = Linear(width, c.hidden_width, axes=("embed", "mlp"), bias=True, std=c.weight_std, dtype=dtype, rngs=rngs)
+        self.down = Linear(c.hidden_width, output_width, axes=("mlp", "embed"), bias=True, std=c.weight_std, dtype=dtype, rngs=rngs)
+        self.activation = c.activation
+
+    def __call__(self, features: tuple[Float[Array, "B P D"], ...]) -> Float[Array, "B L E"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(features[-1])))
+
+
 def make_connector(
     config: ConnectorConfig, feature_width: int, output_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> Resampler | LinearConnector:
+) -> Resampler | LinearConnector | MLPConnector:
     if isinstance(config, LinearConfig):
         return LinearConnector(config, feature_width, output_width, dtype=dtype, rngs=rngs)
+    if isinstance(config, MLPConfig):
+        return MLPConnector(config, feature_width, output_width, dtype=dtype, rngs=rngs)
     assert config.width == feature_width, "a resampler works at the encoder's width"
     return Resampler(config, output_width, dtype=dtype, rngs=rngs)

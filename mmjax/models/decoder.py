@@ -1,4 +1,4 @@
-"""A Llama decoder (arXiv:2302.13971, arXiv:2407.21783): RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+"""A Llama decoder (arXiv:2302.13971, arXiv:2407.21783): RMSNorm, rotary positions, grouped-query attention, SwiGLU; and its relatives."""
 
 import dataclasses
 
@@ -13,8 +13,9 @@ from mmjax.models.config import DecoderConfig
 from mmjax.models.layers import Remat, scan, stack
 from mmjax.models.linear import Linear, product_in_float32, truncated_normal
 from mmjax.models.mlp import SwiGLU
+from mmjax.models.moe import MoE
 from mmjax.models.norms import RMSNorm
-from mmjax.models.rope import frequencies, rotate, rotation
+from mmjax.models.rope import rotate, rotation
 from mmjax.typing import AnyArray, Array, Float, Int
 
 
@@ -44,10 +45,19 @@ class DecoderBlock(nnx.Module):
     def __init__(self, c: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm_attention = RMSNorm(c.width, c.norm_epsilon)
         self.attention = Projections(
-            c.width, c.heads, c.kv_heads, c.head_dim, bias=False, output_bias=False, std=c.weight_std, dtype=dtype, rngs=rngs
+            c.width,
+            c.heads,
+            c.kv_heads,
+            c.head_dim,
+            bias=c.qkv_bias,
+            output_bias=c.output_bias,
+            norm_epsilon=c.norm_epsilon if c.query_key_norm else None,
+            std=c.weight_std,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm_mlp = RMSNorm(c.width, c.norm_epsilon)
-        self.mlp = SwiGLU(c.width, c.mlp_width, std=c.weight_std, dtype=dtype, rngs=rngs)
+        self.mlp = _make_mlp(c, dtype, rngs)
 
     def __call__(
         self,
@@ -58,14 +68,21 @@ class DecoderBlock(nnx.Module):
         length: Array | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         """One block. `cached`: this layer's keys and values [B, S, K, H], to which the new ones are written at `length`."""
-        a, z = self.attention, self.norm_attention(x)
-        q, k, v = rotate(a.split(a.query(z)), *turn), rotate(a.split(a.key(z)), *turn), a.split(a.value(z))
+        a = self.attention
+        q, k, v = a.heads(self.norm_attention(x))
+        q, k = rotate(q, *turn), rotate(k, *turn)
         if cached is not None:
             assert length is not None
             k, v = (_write(old, new, length) for old, new in zip(cached, (k, v), strict=True))
             cached = (k, v)
         x = x + a.output(a.join(attention(q, k, v, mask)))
         return x + self.mlp(self.norm_mlp(x)), cached
+
+
+def _make_mlp(c: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> SwiGLU | MoE:
+    if c.experts:
+        return MoE(c.width, c.mlp_width, c.experts, c.experts_per_token, std=c.weight_std, dtype=dtype, rngs=rngs)
+    return SwiGLU(c.width, c.mlp_width, bias=c.mlp_bias, std=c.weight_std, dtype=dtype, rngs=rngs)
 
 
 def _write(old: Float[Array, "B S K H"], new: Float[Array, "B T K H"], at: Int[Array, "B"]) -> Float[Array, "B S K H"]:
@@ -98,12 +115,14 @@ class Decoder(nnx.Module):
 
         Args:
             positions: rotary position of every token.
-            mask: the keys a token sees; with a cache they are counted over the cache's slots, the new tokens included.
+            mask: the keys a token sees, its own the last of them; a sliding window narrows it. With a cache keys are counted over the
+                cache's slots, the new tokens included.
             cache: what the rows have seen before; its `length` is left for the caller to advance, who knows how many of the new tokens of a
                 row are real.
         """
         c = self.config
-        turn = rotation(positions, frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
+        turn = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        mask = mask if c.sliding_window is None else mask.within(c.sliding_window)
         cached = None if cache is None else (cache.keys, cache.values)
         length = None if cache is None else cache.length
 

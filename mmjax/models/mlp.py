@@ -31,12 +31,12 @@ class MLP(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv:2002.05202), without biases."""
+    """down(silu(gate(x)) * up(x)) (arXiv:2002.05202)"""
 
-    def __init__(self, width: int, hidden: int, *, std: float | None, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.gate = Linear(width, hidden, axes=("embed", "mlp"), bias=False, std=std, dtype=dtype, rngs=rngs)
-        self.up = Linear(width, hidden, axes=("embed", "mlp"), bias=False, std=std, dtype=dtype, rngs=rngs)
-        self.down = Linear(hidden, width, axes=("mlp", "embed"), bias=False, std=std, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, hidden: int, *, bias: bool = False, std: float | None, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.gate = Linear(width, hidden, axes=("embed", "mlp"), bias=bias, std=std, dtype=dtype, rngs=rngs)
+        self.up = Linear(width, hidden, axes=("embed", "mlp"), bias=bias, std=std, dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden, width, axes=("mlp", "embed"), bias=bias, std=std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax.models.config import VLMConfig
+from mmjax.models.config import LanguageModelConfig, ModelConfig, VisionEncoderConfig
+from mmjax.models.standalone import LanguageModel, VisionEncoder
 from mmjax.models.vlm import VLM
 from mmjax.typing import Array, Params
 
@@ -30,6 +31,17 @@ class Structure:
         return nnx.merge(self.graph, nnx.from_flat_state(flat))
 
 
+def build(config: ModelConfig, rngs: nnx.Rngs) -> VLM | LanguageModel | VisionEncoder:
+    """The module of a config, with freshly drawn parameters."""
+    match config:
+        case LanguageModelConfig():
+            return LanguageModel(config, rngs)
+        case VisionEncoderConfig():
+            return VisionEncoder(config, rngs)
+        case _:
+            return VLM(config, rngs)
+
+
 def split(model: nnx.Module) -> tuple[Structure, Params]:
     """A module's structure and its parameters by path."""
     graph, state = nnx.split(model, nnx.Param)
@@ -43,8 +55,8 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 @functools.cache
-def _abstract(config: VLMConfig) -> tuple[Structure, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str | None, ...]]]:
-    model = nnx.eval_shape(lambda: VLM(config, nnx.Rngs(0)))
+def _abstract(config: ModelConfig) -> tuple[Structure, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str | None, ...]]]:
+    model = nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
     graph, state = nnx.split(model, nnx.Param)
     flat = dict(nnx.to_flat_state(state))
     structure = Structure(graph, tuple(sorted(flat, key=_name)))
@@ -58,20 +70,20 @@ def _axes(parameter: Any) -> tuple[str | None, ...]:
     return ("layers",) * (len(parameter.shape) - len(axes)) + tuple(axes)
 
 
-def abstract(config: VLMConfig) -> tuple[Structure, dict[str, jax.ShapeDtypeStruct]]:
+def abstract(config: ModelConfig) -> tuple[Structure, dict[str, jax.ShapeDtypeStruct]]:
     """The structure and the shapes of a model; nothing is allocated."""
     structure, shapes, _ = _abstract(config)
     return structure, dict(shapes)
 
 
-def logical_axes(config: VLMConfig) -> dict[str, tuple[str | None, ...]]:
+def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
     """The logical name of every axis of every parameter ("embed", "heads", "kv_heads", "mlp", "vocabulary", "layers", "norm" or None)."""
     return dict(_abstract(config)[2])
 
 
-def initialize(config: VLMConfig, key: Array) -> Params:
+def initialize(config: ModelConfig, key: Array) -> Params:
     """Freshly drawn float32 parameters, made in one compiled call."""
-    return jax.jit(lambda key: split(VLM(config, nnx.Rngs(key)))[1])(key)
+    return jax.jit(lambda key: split(build(config, nnx.Rngs(key)))[1])(key)
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:

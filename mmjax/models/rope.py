@@ -1,29 +1,68 @@
-"""Rotary positions (arXiv:2104.09864), rotating the two halves of a head against each other, with Llama 3.1's frequency scaling."""
+"""Rotary positions (arXiv:2104.09864), rotating the two halves of a head against each other, with the published rescalings."""
 
 import math
 
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.models.config import RopeScaling
+from mmjax.models.config import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from mmjax.typing import AnyArray, Array, Float, Int
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
-    """[H / 2] angles per position, float32. Wavelengths beyond the original context are stretched, those well within it are kept."""
+    """[H / 2] angles per position, float32. With DynamicScaling these are the ones of a short text; see `rotation`."""
     plain = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if scaling is None:
-        return plain.astype(np.float32)
+    match scaling:
+        case LinearScaling(factor=factor):
+            plain = plain / factor
+        case Llama3Scaling():
+            plain = _llama3(plain, scaling)
+        case YarnScaling():
+            plain = _yarn(plain, head_dim, theta, scaling)
+    return plain.astype(np.float32)
+
+
+def _llama3(plain: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
+    """Wavelengths beyond the original context are stretched, those well within it are kept."""
     wavelength = 2 * math.pi / plain
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     keep = np.clip((scaling.original_length / wavelength - low) / (high - low), 0.0, 1.0)
-    return (plain * keep + plain / scaling.factor * (1 - keep)).astype(np.float32)
+    return plain * keep + plain / scaling.factor * (1 - keep)
 
 
-def rotation(positions: Int[AnyArray, "B T"], angles: np.ndarray) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
+def _yarn(plain: np.ndarray, head_dim: int, theta: float, scaling: YarnScaling) -> np.ndarray:
+    """arXiv:2309.00071, section 3.2: a ramp between the dimensions that turn beta_fast and beta_slow times in the original context."""
+
+    def dimension(turns: float) -> float:
+        return head_dim * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    ramp = (np.arange(head_dim // 2) - first) / max(last - first, 0.001)
+    keep = 1 - np.clip(ramp, 0.0, 1.0)
+    return plain * keep + plain / scaling.factor * (1 - keep)
+
+
+def rotation(
+    positions: Int[AnyArray, "B T"], head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
     """Cosines and sines of every position, float32, with an axis for the heads."""
+    angles = jnp.asarray(frequencies(head_dim, theta, scaling))
+    if isinstance(scaling, DynamicScaling):
+        angles = _stretched(positions, head_dim, theta, scaling)
     angle = positions[..., None, None].astype(jnp.float32) * angles
-    return jnp.cos(angle), jnp.sin(angle)
+    factor = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
+    return jnp.cos(angle) * factor, jnp.sin(angle) * factor
+
+
+def _stretched(positions: Int[AnyArray, "B T"], head_dim: int, theta: float, scaling: DynamicScaling) -> Float[Array, "half"]:
+    """Frequencies whose base grows with the longest text of the batch."""
+    length = jnp.maximum(jnp.max(positions) + 1, scaling.original_length).astype(jnp.float32)
+    growth = scaling.factor * length / scaling.original_length - (scaling.factor - 1)
+    base = theta * growth ** (head_dim / (head_dim - 2))
+    return base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
 
 
 def rotate(x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 half"], sin: Float[Array, "B T 1 half"]) -> Float[Array, "B T N H"]:

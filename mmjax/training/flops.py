@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models import parameters
-from mmjax.models.config import ResamplerConfig, VLMConfig
+from mmjax.models.config import MLPConfig, ResamplerConfig, VLMConfig
 from mmjax.recipe import Stage
 
 MFU_FORMULA = (
@@ -98,7 +98,7 @@ def step_flops(model: VLMConfig, stage: Stage) -> StepFlops:
     visual = images * model.visual_tokens
     tokens = stage.data.text_length + visual
     features = _vision(counter, model, images)
-    read = _resampler if isinstance(model.connector, ResamplerConfig) else _linear_connector
+    read = {ResamplerConfig: _resampler, MLPConfig: _mlp_connector}.get(type(model.connector), _linear_connector)
     embeddings = read(counter, model, images, features) | counter.trains("decoder/embedding")
     hidden = _decoder(counter, model, tokens, embeddings)
     counter.part = "head"
@@ -166,8 +166,8 @@ def _vision(counter: _Counter, model: VLMConfig, images: int) -> bool:
         mixed = counter.attention(rows, tokens, config.width, (query, key, value))
         needs = counter.linear("vision/layers/attention/output", rows, mixed) or needs
         normed = needs or counter.trains("vision/layers/norm_mlp")
-        hidden = counter.linear("vision/layers/mlp/up", rows, normed)
-        return counter.linear("vision/layers/mlp/down", rows, hidden) or needs
+        inner = [counter.linear(f"vision/layers/mlp/{name}", rows, normed) for name in (("gate", "up") if config.gated_mlp else ("up",))]
+        return counter.linear("vision/layers/mlp/down", rows, any(inner)) or needs
 
     return counter.layers(max(model.connector.feature_layers), block, needs)
 
@@ -197,6 +197,12 @@ def _linear_connector(counter: _Counter, model: VLMConfig, images: int, features
     return counter.linear("connector/projection", images * model.visual_tokens, features)
 
 
+def _mlp_connector(counter: _Counter, model: VLMConfig, images: int, features: bool) -> bool:
+    counter.part = "connector"
+    rows = images * model.visual_tokens
+    return counter.linear("connector/down", rows, counter.linear("connector/up", rows, features))
+
+
 def _decoder(counter: _Counter, model: VLMConfig, tokens: int, needs: bool) -> bool:
     config = model.decoder
     counter.part = "decoder"
@@ -207,8 +213,11 @@ def _decoder(counter: _Counter, model: VLMConfig, tokens: int, needs: bool) -> b
         mixed = counter.attention(tokens, tokens / 2, config.heads * config.head_dim, (query, key, value))
         needs = counter.linear("decoder/layers/attention/output", tokens, mixed) or needs
         normed = needs or counter.trains("decoder/layers/norm_mlp")
-        gate, up = (counter.linear(f"decoder/layers/mlp/{name}", tokens, normed) for name in ("gate", "up"))
-        return counter.linear("decoder/layers/mlp/down", tokens, gate or up) or needs
+        rows = tokens * (config.experts_per_token if config.experts else 1)
+        if config.experts:
+            counter.linear("decoder/layers/mlp/router", tokens, normed)
+        inner = [counter.linear(f"decoder/layers/mlp/{name}", rows, normed) for name in ("gate", "up")]
+        return counter.linear("decoder/layers/mlp/down", rows, any(inner)) or needs
 
     return counter.layers(config.layers, block, needs) or counter.trains("decoder/norm")
 

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from mmjax import mesh_axes
 from mmjax.data.rows import Rows
 from mmjax.errors import NonFiniteError
 from mmjax.models import parameters
@@ -81,7 +82,7 @@ class StageResult:
 def abstract_state(stage: Stage, mesh: Mesh, key: Array) -> TrainState:
     """Shapes, dtypes and shardings of the state of a stage; nothing is allocated. Raises InputError as `state.create`."""
     shapes = parameters.abstract(stage.model)[1]
-    places, notes = sharding.parameter_shardings(shapes, parameters.logical_axes(stage.model), mesh)
+    places, notes = mesh_axes.parameter_shardings(shapes, parameters.logical_axes(stage.model), mesh)
     for note in notes:
         logging.warning("%s", note)
     state = jax.eval_shape(lambda params: training_state.create(params, stage, key), shapes)

@@ -12,13 +12,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.errors import InputError
-from mmjax.mesh_axes import MESH_AXES, ROW_AXES, RULES
+from mmjax.mesh_axes import MESH_AXES, ROW_AXES
 from mmjax.models.config import ResamplerConfig, VLMConfig
 from mmjax.recipe import MeshConfig, Stage
 from mmjax.training.state import TrainState
 from mmjax.typing import Batch
-
-SMALL = 2**22  # elements (16 MB in float32): below, an axis that does not divide may stay whole
 
 
 def check_axes(config: MeshConfig) -> dict[str, int]:
@@ -85,41 +83,6 @@ def head_counts(model: VLMConfig) -> dict[str, int]:
     if isinstance(model.connector, ResamplerConfig):
         heads["connector.width / head_dim"] = model.connector.width // model.connector.head_dim
     return heads
-
-
-def parameter_shardings(
-    shapes: Mapping[str, jax.ShapeDtypeStruct], axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh
-) -> tuple[dict[str, NamedSharding], list[str]]:
-    """Sharding of each parameter, and notes about axes that stay whole because their mesh axis does not divide them.
-
-    Args:
-        shapes: by path, such as `parameters.abstract(config)[1]`.
-        axes: logical names by path, `parameters.logical_axes(config)`.
-
-    Raises:
-        InputError: a parameter of more than 4 million elements would have to stay whole along such an axis.
-    """
-    notes: list[str] = []
-    shardings = {path: NamedSharding(mesh, _spec(path, shape, axes[path], mesh, notes)) for path, shape in shapes.items()}
-    return shardings, notes
-
-
-def _spec(path: str, shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...], mesh: Mesh, notes: list[str]) -> PartitionSpec:
-    assert len(names) == len(shape.shape), (path, shape.shape, names)
-    spec: list[str | None] = []
-    for size, name in zip(shape.shape, names, strict=True):
-        axis = None if name is None else RULES[name]
-        if axis is None or axis in spec or mesh.shape[axis] == 1:
-            spec.append(None)
-        elif size % mesh.shape[axis] == 0:
-            spec.append(axis)
-        else:
-            what = f"{path} {list(shape.shape)}: axis {name!r} of {size} is not divisible by mesh.{axis} = {mesh.shape[axis]}"
-            if math.prod(shape.shape) > SMALL:
-                raise InputError(f"{what}, and the parameter is too large to be held whole on every device.")
-            notes.append(f"{what}; it stays whole.")
-            spec.append(None)
-    return PartitionSpec(*spec)
 
 
 def state_shardings(state: TrainState, parameters: Mapping[str, NamedSharding], mesh: Mesh) -> TrainState:

@@ -11,7 +11,7 @@ import numpy as np
 from mmjax.errors import InputError
 from mmjax.typing import Array
 
-How = Literal["copied", "tiled", "resized", "fresh", "merged"]
+How = Literal["copied", "tiled", "resized", "fresh", "merged", "loaded"]
 SCHEMA_VERSION = 1
 
 
@@ -23,7 +23,7 @@ class Entry:
         target: its path in the stage that begins.
         source: the path, in the stage before, that it was made from; None if it is fresh.
         how: "copied" unchanged; "tiled": repeated over new windows; "resized": interpolated; "fresh": initialized; "merged": a kernel with
-            its low-rank update added.
+            its low-rank update added; "loaded": read from the file or folder that `source` names.
         shape, dtype: of the new parameter.
         note: what a reader may want to know beside that.
     """
@@ -43,7 +43,7 @@ class Entry:
     @property
     def sources(self) -> tuple[str, ...]:
         """Every path of the stage before that went into the parameter."""
-        if self.source is None:
+        if self.source is None or self.how == "loaded":
             return ()
         if self.how != "merged":
             return (self.source,)

@@ -1,5 +1,6 @@
 """Tensors in a GGUF file, the format of llama.cpp: quantised numbers become float32 when they are read."""
 
+import math
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ class _Entry(NamedTuple):
 
     @property
     def end(self) -> int:
-        return self.raw.offset + int(np.prod(self.blocks, dtype=object))
+        return self.raw.offset + math.prod(self.blocks)
 
 
 class GGUFSource(TensorSource):
@@ -54,7 +55,8 @@ class GGUFSource(TensorSource):
             fields, tensors = parse_header(self._file)
             if fields.get("split.count", 0) not in (0, 1):
                 raise InputError(f"{path} is one of {fields['split.count']} files. Join them with `llama-gguf-split --merge` first.")
-            self._entries = {name: self._entry(name, raw) for name, raw in tensors.items()}
+            known = {kind.value: kind for kind in self._package.GGMLQuantizationType}
+            self._entries = {name: self._entry(name, raw, known.get(raw.kind)) for name, raw in tensors.items()}
             self._check_places()
         except BaseException:
             self.close()
@@ -62,9 +64,7 @@ class GGUFSource(TensorSource):
         self.metadata: Mapping[str, Any] = fields
         self.tensors = {name: TensorInfo(entry.raw.shape, np.dtype(np.float32)) for name, entry in self._entries.items()}
 
-    def _entry(self, name: str, raw: Raw) -> _Entry:
-        known = {kind.value: kind for kind in self._package.GGMLQuantizationType}
-        kind = known.get(raw.kind)
+    def _entry(self, name: str, raw: Raw, kind: Any) -> _Entry:
         if kind is None or kind.name not in KINDS:
             shown = f"{raw.kind}, which is unknown" if kind is None else f"{kind.name}, which mmjax cannot read"
             raise InputError(f"{self._file.path}: tensor {quoted(name)} is quantised as {shown}. It reads {', '.join(KINDS)}.")
@@ -79,10 +79,10 @@ class GGUFSource(TensorSource):
         end, last = 0, ""
         for name, entry in sorted(self._entries.items(), key=lambda item: item[1].raw.offset):
             if entry.raw.offset < end:
-                raise damaged(self._file.path, f"tensor {quoted(name)} overlaps {last}")
-            end, last = entry.end, quoted(name)
+                raise damaged(self._file.path, f"tensor {quoted(name)} overlaps {quoted(last)}")
+            end, last = entry.end, name
             if end > self._file.size:
-                reason = f"tensor {last} ends at byte {end}, but the file has {self._file.size}; it is truncated"
+                reason = f"tensor {quoted(last)} ends at byte {end}, but the file has {self._file.size}; it is truncated"
                 raise damaged(self._file.path, reason)
 
     def kind_of(self, name: str) -> str:

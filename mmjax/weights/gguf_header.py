@@ -19,10 +19,11 @@ from mmjax.weights.tensors import quoted
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 
-# SmolLM2, with 49,152 tokens, has 150,000 items in 2 MB of fields; the largest vocabularies are six times as large.
+# SmolLM2, with 49,152 tokens, has 150,000 items in 2 MB of fields; Gemma, with 262,144, has 790,000. Experts of a layer are one tensor, so
+# that the largest models have about a thousand.
 _BYTES = 64 * 1024 * 1024
-_ITEMS = 2 * 1024 * 1024
-_ENTRIES = 64 * 1024
+_ITEMS = 1280 * 1024
+_ENTRIES = 16 * 1024
 
 _SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _STRING, _ARRAY = 8, 9
@@ -87,7 +88,22 @@ class _Reader:
             return self._scalars(inner, self.count(f"values of {key}"))
         if inner != _STRING:
             raise damaged(self.path, f"{key} is an array of the type {inner}")
-        return [self.text(key) for _ in range(self.count(f"texts of {key}"))]
+        return self._texts(self.count(f"texts of {key}"), key)
+
+    def _texts(self, count: int, key: str) -> list[str]:
+        """As `text`, so many times; vocabularies are long, and every call counts."""
+        read, found = self._stream.read, []
+        for _ in range(count):
+            length = int.from_bytes(read(8), "little")
+            self.place += 8 + length
+            if self.place > self.end:
+                self.place = self.end
+                self.take(1)
+            found.append(read(length))
+        try:
+            return [text.decode("utf-8") for text in found]
+        except UnicodeDecodeError:
+            raise damaged(self.path, f"{key} is not UTF-8") from None
 
     def _scalars(self, kind: int, count: int) -> list[Any]:
         dtype = np.dtype(_SCALARS[kind])

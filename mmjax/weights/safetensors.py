@@ -16,8 +16,8 @@ from mmjax.weights.tensors import Index, TensorSource, quoted, spell_out
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# Room for 200,000 tensors with long names.
-_INDEX_LIMIT = 24 * 1024 * 1024
+# Room for 80,000 tensors, at about 100 bytes for each.
+_INDEX_LIMIT = 8 * 1024 * 1024
 
 
 class SafetensorsSource(TensorSource):
@@ -74,10 +74,11 @@ def open_sharded(index: Path) -> SafetensorsSource:
     tensor that the index says it has, or if the index leads out of its folder.
     """
     places = _parse_index(index)
-    source = SafetensorsSource(list(dict.fromkeys(index.parent / file for file in places.values())))
+    paths = {file: index.parent / file for file in dict.fromkeys(places.values())}
+    source = SafetensorsSource(list(paths.values()))
     for name, file in places.items():
         found = source.file_of(name) if name in source.tensors else None
-        if found != index.parent / file:
+        if found is None or found != paths[file]:
             source.close()
             where = f"in {quoted(found.name)}" if found else "in none of the files"
             raise InputError(f"{index} says that tensor {quoted(name)} is in {quoted(file)}, but it is {where}.")
@@ -99,7 +100,8 @@ def _parse_index(index: Path) -> dict[str, str]:
 
 def _problems(index: Path, places: dict[str, str]) -> Iterator[str]:
     """What is wrong with the files that an index names. Links are followed: the cache of huggingface_hub is made of them."""
-    for name, file in places.items():
+    first = {file: name for name, file in reversed(places.items())}
+    for file, name in first.items():
         tensor = f"{quoted(file)} for tensor {quoted(name)}"
         outside = ".." in PurePosixPath(file).parts or PureWindowsPath(file).drive or "\\" in file or file.startswith("/")
         if outside or not file.isprintable():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image as Pillow
 
 from mmjax.data.encoding import Encoder
 from mmjax.data.examples import Example, Image, SampleError, Special, Text
@@ -301,6 +302,17 @@ def test_make_rows(data, tokenizer):
     assert train.endless and train.statistics().samples == 8
     assert not holdout.endless and holdout.statistics().samples == 2
     assert train[0].tokens.shape == (20 + 4,) and train[0].images.shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize(("resize", "colours"), [("stretch", {0, 255}), ("crop", {255})])
+def test_pictures_are_fitted_as_the_config_says(data, tokenizer, tmp_path, resize, colours):
+    """White in the middle of a wide black picture."""
+    pixels = np.zeros((8, 24, 3), np.uint8)
+    pixels[:, 8:16] = 255
+    Pillow.fromarray(pixels).save(tmp_path / "wide.png")
+    (tmp_path / "set.jsonl").write_text('{"image": "wide.png", "text": " w1 w2"}\n')
+    row = make_rows(replace(data, holdout=0, resize=resize), MODEL, tokenizer, 0)[0]
+    assert row.image_mask.all() and {int(value) for value in row.images[0, :, [0, 4, 7]].flat} == colours
 
 
 def test_make_rows_refuses(data, tokenizer):

@@ -18,9 +18,23 @@ from mmjax.config import load, read_config, to_json  # noqa: E402
 from mmjax.recipe import Recipe  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "cos.py")
-WHOLE = ("", "7b", "8b", "resampler336", "linear256")
+WHOLE = ("", "smollm2", "7b", "8b", "resampler336", "linear256")
 VARIANTS = (
-    *("", "few", "many", "single", "single-few", "scratch", "7b", "8b", "resampler336", "resampler80", "linear256"),
+    *(
+        "",
+        "few",
+        "many",
+        "single",
+        "single-few",
+        "scratch",
+        "7b",
+        "8b",
+        "resampler336",
+        "resampler80",
+        "linear256",
+        "smollm2",
+        "smollm2-stamps",
+    ),
     *("cos80-1296", "cos80-1104", "cos80-528", "cos48-784", "cos32-528", "cos80-336", "cos32-336", "cos80-336-224px"),
     *("cos80-80", "cos80-80-224px", "cos336-336"),
 )

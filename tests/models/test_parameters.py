@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.mesh_axes import RULES
 from mmjax.models import parameters
-from mmjax.models.config import LinearConfig, LoRAConfig, ResamplerConfig, VLMConfig
+from mmjax.models.config import LanguageModelConfig, LinearConfig, LoRAConfig, ResamplerConfig, VLMConfig
 from mmjax.models.presets import clip_vit_l14, llama3_8b, vicuna_7b
-from mmjax.training.sharding import RULES
 
 COS_7B = VLMConfig(
     clip_vit_l14(448, layers=23),
@@ -66,7 +66,8 @@ def test_every_axis_has_a_name_that_the_sharding_table_knows():
     axes, (_, shapes) = parameters.logical_axes(COS_7B), parameters.abstract(COS_7B)
     assert axes.keys() == shapes.keys()
     assert all(len(axes[path]) == len(shapes[path].shape) for path in axes)
-    assert {name for names in axes.values() for name in names} - {None} == set(RULES)
+    experts = parameters.logical_axes(LanguageModelConfig(dataclasses.replace(llama3_8b(), experts=8)))
+    assert {name for names in (axes | experts).values() for name in names} - {None} == set(RULES)
     assert axes["decoder/layers/attention/query/kernel"] == ("layers", "embed", "heads")
     assert axes["decoder/layers/mlp/down/lora_a"] == ("layers", "mlp", None)
 

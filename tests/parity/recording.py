@@ -38,16 +38,19 @@ def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
     return {"gradient:" + name: parameter.grad.numpy() for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 
-def save(script: str, seed: int, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the reference of a recorder, to the path on the command line if there is one."""
-    path = pathlib.Path(script)
-    metadata = {
-        "script": path.name,
-        "seed": seed,
+def metadata(script: str, seed: int) -> np.ndarray:
+    """JSON with all that the numbers depend on."""
+    versions = {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    output = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCES / f"{path.stem.removeprefix('record_')}.npz"
-    np.savez_compressed(output, metadata=np.array(json.dumps(metadata)), **arrays)
+    return np.array(json.dumps({"script": pathlib.Path(script).name, "seed": seed} | versions))
+
+
+def save(script: str, seed: int, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the reference of a recorder, to the path on the command line if there is one."""
+    name = pathlib.Path(script).stem.removeprefix("record_")
+    output = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCES / f"{name}.npz"
+    np.savez_compressed(output, metadata=metadata(script, seed), **arrays)

@@ -10,7 +10,7 @@ import pytest
 
 from mmjax.kernels.attention import IntervalMask
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LinearConfig, RopeScaling, ViTConfig, VLMConfig
+from mmjax.models.config import DecoderConfig, LinearConfig, Llama3Scaling, ViTConfig, VLMConfig
 from mmjax.models.decoder import KVCache
 from mmjax.training.losses import cross_entropy
 
@@ -18,7 +18,7 @@ GROUPED = DecoderConfig(vocabulary=40, width=24, layers=2, heads=4, kv_heads=2, 
 SETTINGS = {
     "grouped": GROUPED,
     "tied": dataclasses.replace(GROUPED, rope_theta=500_000.0, tied_head=True),
-    "scaled": dataclasses.replace(GROUPED, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 128)),
+    "scaled": dataclasses.replace(GROUPED, rope_scaling=Llama3Scaling("llama3", 8.0, 1.0, 4.0, 128)),
 }
 
 

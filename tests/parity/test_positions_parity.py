@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from mmjax.transitions.positions import resize_table
+from mmjax.models.position_table import resize_table
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -11,5 +11,5 @@ from mmjax.transitions.positions import resize_table
 def test_resized_tables(before, after, align_corners, reference, close):
     theirs = reference("positions")
     table = jnp.asarray(theirs[f"{before}-{after}/table"])
-    ours = resize_table(table, before, after, align_corners=align_corners)
+    ours = resize_table(table, (before, before), (after, after), align_corners=align_corners)
     close(ours, theirs[f"{before}-{after}/{'aligned' if align_corners else 'half_pixel'}"])

@@ -8,13 +8,14 @@ import pytest
 
 HERE = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem.removeprefix("record_") for path in HERE.glob("record_*.py"))
+FILES = [name for name in NAMES if not (HERE / "references" / name).is_dir()]  # the others: test_pretrained_references.py
 
 
 def test_every_recorder_has_its_reference_and_no_other_is_there():
     assert sorted(path.stem for path in (HERE / "references").iterdir()) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_reference_says_how_it_was_made(name):
     path = HERE / "references" / f"{name}.npz"
     assert path.stat().st_size < 300_000
@@ -25,7 +26,7 @@ def test_a_reference_says_how_it_was_made(name):
     assert metadata["torch"].split("+")[0] == "2.13.0" and metadata["transformers"].startswith("5.23.")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_recorder_repeats_itself(name, recorded, live):
     """The live reference is the recorded one, to rounding."""
     before, now = recorded(name), live(name)

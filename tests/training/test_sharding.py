@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from mmjax import mesh_axes
 from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
@@ -40,7 +41,7 @@ def abstract_mesh(**sizes):
 
 def spec(shape, names, mesh):
     shapes = {"x": jax.ShapeDtypeStruct(shape, np.float32)}
-    shardings, notes = sharding.parameter_shardings(shapes, {"x": names}, mesh)
+    shardings, notes = mesh_axes.parameter_shardings(shapes, {"x": names}, mesh)
     return shardings["x"].spec, notes
 
 
@@ -108,7 +109,7 @@ def test_a_mesh_axis_serves_one_axis_of_a_parameter():
 
 def test_every_parameter_of_the_model_has_a_place():
     shapes, mesh = parameters.abstract(MODEL)[1], abstract_mesh(fsdp=4, tensor=2)
-    found, notes = sharding.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
+    found, notes = mesh_axes.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
     assert found.keys() == shapes.keys() and notes == []
     kernels = {path: placed.spec for path, placed in found.items() if path.endswith("kernel")}
     whole = [path for path, placed in kernels.items() if not {"fsdp", "tensor"} & set(placed)]
@@ -167,7 +168,7 @@ def _worker() -> None:
 def _three_steps(config, devices, params):
     mesh = sharding.make_mesh(config, devices)
     structure, shapes = parameters.abstract(MODEL)
-    placed, _ = sharding.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
+    placed, _ = mesh_axes.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
     layout = sharding.state_shardings(jax.eval_shape(lambda: training_state.create(params, STAGE, jax.random.key(0))), placed, mesh)
     with jax.set_mesh(mesh):
         drawn = training_state.Start({}, lambda _: parameters.initialize(MODEL, jax.random.key(1)))

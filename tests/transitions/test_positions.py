@@ -9,7 +9,7 @@ import pytest
 
 from mmjax import transitions
 from mmjax.errors import InputError
-from mmjax.transitions.positions import interpolation_matrix, resize_table
+from mmjax.models.position_table import interpolation_matrix, resize_table
 
 SIDES = st.integers(1, 9)
 
@@ -42,7 +42,7 @@ def test_the_kernel_is_keys_with_three_quarters():
 
 def test_rows_and_columns_are_not_exchanged():
     table = jnp.broadcast_to(jnp.arange(3.0)[:, None, None], (3, 3, 1)).reshape(9, 1)  # grows from row to row
-    resized = np.asarray(resize_table(table, 3, 5, align_corners=True)).reshape(5, 5)
+    resized = np.asarray(resize_table(table, (3, 3), (5, 5), align_corners=True)).reshape(5, 5)
     np.testing.assert_allclose(np.ptp(resized, axis=1), 0, atol=1e-6)
     assert (np.diff(resized[:, 0]) > 0).all()
 

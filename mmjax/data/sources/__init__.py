@@ -6,12 +6,15 @@ from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.tfds import Tfds
 from mmjax.data.templates import find_template
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.recipe import EasyVqaSource, JsonlSource, LlavaSource, SourceConfig, TfdsSource
 
 __all__ = ["Part", "Source", "open_source"]
 
 
-def open_source(config: SourceConfig, *, holdout: int = 0, part: Part = "train", template: str = "plain") -> Source:
+def open_source(
+    config: SourceConfig, *, holdout: int = 0, part: Part = "train", template: str = "plain", tokenizer: Tokenizer | None = None
+) -> Source:
     """Opens a source.
 
     Args:
@@ -19,16 +22,18 @@ def open_source(config: SourceConfig, *, holdout: int = 0, part: Part = "train",
         holdout: examples at its end that are kept from training.
         part: "train": all but those; "holdout": those alone.
         template: how its captions, questions and conversations become text (names in mmjax.data.templates).
+        tokenizer: of the model, which may bring a template along.
 
     Raises:
         InputError: a file, folder or package is missing, or the config asks for what the data do not have.
     """
+    chosen = find_template(template, tokenizer)
     match config:
         case EasyVqaSource():
-            return EasyVqa(config, find_template(template), holdout=holdout, part=part)
+            return EasyVqa(config, chosen, holdout=holdout, part=part)
         case JsonlSource():
-            return Jsonl(config, find_template(template), holdout=holdout, part=part)
+            return Jsonl(config, chosen, holdout=holdout, part=part)
         case LlavaSource():
-            return Llava(config, find_template(template), holdout=holdout, part=part)
+            return Llava(config, chosen, holdout=holdout, part=part)
         case TfdsSource():
-            return Tfds(config, find_template(template), holdout=holdout, part=part)
+            return Tfds(config, chosen, holdout=holdout, part=part)

@@ -7,6 +7,7 @@ from mmjax.data.examples import Example, Image, SampleError
 from mmjax.data.sources.base import Part, Source, check_index, split_part
 from mmjax.data.sources.files import check_folder, open_lines
 from mmjax.data.templates import Branch, Template
+from mmjax.fetch import resolved
 from mmjax.recipe import JsonlSource
 
 
@@ -15,9 +16,9 @@ class Jsonl(Source):
 
     def __init__(self, config: JsonlSource, template: Template, *, holdout: int = 0, part: Part = "train"):
         """Finds the lines. Raises InputError if the file or the image folder is missing, or the file has no lines."""
-        self._folder = check_folder(config.image_dir, "image_dir")
+        self._folder = check_folder(resolved(config.image_dir), "image_dir")
         self._template = template
-        self._records = open_lines(config.path)
+        self._records = open_lines(resolved(config.path))
         self._indices = split_part(len(self._records), holdout, part, config.path)
         self._name = Path(config.path).name
 

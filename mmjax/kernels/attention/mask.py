@@ -45,6 +45,18 @@ class IntervalMask:
         prefix_end = find(ordered, prefixes, "right").astype(jnp.int32)
         return cls(start, end, prefix_start, jnp.where(visible, prefix_end, prefix_start))
 
+    def within(self, window: int) -> "IntervalMask":
+        """The same, but a row sees at most the last `window` of its keys, its own included (a sliding window).
+
+        For rows whose interval ends with their own key, as `from_segments` makes them; a prefix counts as what comes just before the
+        interval.
+        """
+        start = jnp.maximum(self.start, self.end - window)
+        if self.prefix_start is None or self.prefix_end is None:
+            return IntervalMask(start, self.end)
+        left = jnp.maximum(window - (self.end - self.start), 0)
+        return IntervalMask(start, self.end, jnp.maximum(self.prefix_start, self.prefix_end - left), self.prefix_end)
+
     def dense(self, keys: int) -> Bool[Array, "B T S"]:
         """The mask as booleans, for implementations that hold the scores."""
         position = jnp.arange(keys, dtype=jnp.int32)

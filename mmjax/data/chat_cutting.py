@@ -1,0 +1,253 @@
+"""Conversations as a chat template writes them, cut into segments.
+
+A conversation is rendered with a mark in the place of what each turn says, and then cut at the marks: between them stands what the template
+writes, in which names of special tokens are special tokens; what people wrote takes the place of its mark, and names in it stay text. Where
+the loss is follows from where the marks stand.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mmjax.data.chat_rendering import GENERATION_BEGIN, GENERATION_END, Renderer
+from mmjax.data.examples import Image, SampleError, Segment, Special, Text
+from mmjax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from mmjax.data.template import Branch, Turn, joined
+from mmjax.data.tokenizer_json import SPACE
+from mmjax.errors import InputError
+
+Span = tuple[int, int]
+
+ANSWER = Turn("assistant", (Text("answer"),))
+"""Some answer, for renderings that need one."""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What is known of a chat template.
+
+    Attributes:
+        in_parts: whether it wants contents as lists of parts, as templates for pictures do, and not as texts.
+        header: what stands between a question and the place where the assistant begins to write.
+        writes_header: whether the template writes it when it is asked for a prompt; else it does so only before an answer.
+        stop: the special token that ends what the assistant says.
+    """
+
+    renderer: Renderer
+    tokenizer: HuggingFaceTokenizer
+    in_parts: bool = False
+    header: str = ""
+    writes_header: bool = True
+    stop: str = ""
+
+    def render(self, turns: Sequence[Turn], contents: Sequence[str], *, prompt: bool) -> str:
+        """The text of a conversation whose turns say `contents`. Raises InputError where the template refuses it."""
+        parts = [[{"type": "text", "text": text}] if self.in_parts else text for text in contents]
+        messages = [{"role": turn.role, "content": part} for turn, part in zip(turns, parts, strict=True)]
+        return self.renderer.render(messages, prompt=prompt)
+
+    @functools.cached_property
+    def special_names(self) -> str:
+        """A regular expression for the names of special tokens, the longest first, with the white space that some take along."""
+        names = sorted(self.tokenizer.special_tokens, key=len, reverse=True)
+        swallowed = ((name, *self.tokenizer.swallows.get(name, (False, False))) for name in names)
+        return "|".join(rf"{r'\s*' if left else ''}{re.escape(name)}{r'\s*' if right else ''}" for name, left, right in swallowed) or "(?!)"
+
+    def unusable(self, reason: str) -> InputError:
+        return InputError(f"The chat template of {self.tokenizer.path} {reason}.")
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a turn says, and the white space around it, which templates may take off."""
+
+    before: str
+    core: tuple[Text | Image, ...]
+    after: str
+
+    @classmethod
+    def of(cls, turn: Turn) -> "_Content":
+        core = list(turn.content)
+        before = after = ""
+        if core and isinstance(core[0], Text):
+            text = core[0].text.lstrip()
+            before = core[0].text[: len(core[0].text) - len(text)]
+            core[0] = Text(text)
+        if core and isinstance(core[-1], Text):
+            text = core[-1].text.rstrip()
+            after = core[-1].text[len(text) :]
+            core[-1] = Text(text)
+        return cls(before, tuple(core), after)
+
+
+class _Mark(NamedTuple):
+    """A special token, or the place of a turn's content, in a rendering."""
+
+    start: int
+    end: int
+    special: str | None
+    turn: int
+
+
+class Rendering:
+    """One conversation as a template writes it, with marks for contents.
+
+    Attributes:
+        text: the rendering.
+        turns: where in it each turn's content stands.
+    """
+
+    def __init__(self, chat: ChatFormat, turns: Sequence[Turn], *, prompt: bool):
+        """
+        Args:
+            prompt: whether the assistant speaks next.
+
+        Raises:
+            InputError: the template refuses the conversation, or does not write what a turn says, or writes it twice.
+        """
+        self._chat = chat
+        self._ends_open = prompt and not chat.writes_header  # then an answer to come makes the template write what stands before it
+        self._prompt = prompt and chat.writes_header
+        self._said = [*turns, ANSWER] if self._ends_open else list(turns)
+        self._contents = [_Content.of(turn) for turn in self._said]
+        self._key = self._unused_key()
+        marked = [f"{content.before}{self._key}{number}q{content.after}" for number, content in enumerate(self._contents)]
+        self._rendered = chat.render(self._said, marked, prompt=self._prompt)
+        self.text, self._generated = _without_generation_marks(self._rendered)
+        self._marks = list(self._find_marks())
+        self.turns = self._places()
+
+    def _unused_key(self) -> str:
+        """A word that nobody says."""
+        said = [part.text for content in self._contents for part in content.core if isinstance(part, Text)]
+        key = "turnmark"
+        while any(key in text for text in [*said, self._chat.tokenizer.chat_template or ""]):
+            key += "x"
+        return key
+
+    def _find_marks(self) -> Iterator[_Mark]:
+        pattern = re.compile(f"{self._key}(?P<turn>\\d+)q|{self._chat.special_names}")
+        for match in pattern.finditer(self.text):
+            turn, name = match["turn"], match[0] if match[0] in self._chat.tokenizer.special_tokens else match[0].strip()
+            yield _Mark(match.start(), match.end(), None if turn else name, int(turn) if turn else -1)
+
+    def _places(self) -> list[_Mark]:
+        """Where each turn's content stands."""
+        places = [[mark for mark in self._marks if mark.special is None and mark.turn == number] for number in range(len(self._said))]
+        for turn, found in zip(self._said, places, strict=True):
+            if len(found) != 1:
+                what = "leaves out or changes" if not found else f"writes {len(found)} times"
+                raise self._chat.unusable(f"{what} what the {turn.role} says, so that labels cannot be told from it")
+        return [found[0] for found in places]
+
+    def end_of(self, turn: int) -> _Mark | None:
+        """The special token that ends a turn: the next one, if it comes before what anybody else says."""
+        following = (mark for mark in self._marks if mark.start >= self.turns[turn].end)
+        mark = next(following, None)
+        return mark if mark is not None and mark.special is not None else None
+
+    def check_contents(self) -> None:
+        """Renders what is really said. Raises SampleError if the template looks into texts, or changes them, and writes something else."""
+        words = [[f"{self._key}p" if isinstance(part, Image) else part.text for part in content.core] for content in self._contents]
+        said = ["".join(parts) for parts in words]
+        whole = [content.before + text + content.after for content, text in zip(self._contents, said, strict=True)]
+        rendered = self._chat.render(self._said, whole, prompt=self._prompt)
+        expected = re.sub(f"{self._key}(\\d+)q", lambda match: said[int(match[1])], self._rendered)
+        if rendered != expected:
+            raise SampleError("rewritten by the chat template", next((text for text in said if text), "")[:80])
+
+    def branch(self) -> Branch:
+        """The segments."""
+        end = len(self.text)
+        if self._ends_open:
+            end = self._answer_starts(len(self._said) - 1)
+        spans = self._spans(end)
+        return joined(list(_with_prefix_spaces(self._cut(spans, end), self._chat.tokenizer)))
+
+    def _spans(self, end: int) -> list[Span]:
+        """Where the loss is."""
+        answers = [number for number, turn in enumerate(self._said) if turn.role == "assistant" and self.turns[number].start < end]
+        if self._generated:
+            starts = {self.turns[number].start: self._answer_starts(number) for number in answers}
+            return [(self._drawn_left(start, stop, starts), stop) for start, stop in self._generated]
+        spans = []
+        for number in answers:
+            mark = self.end_of(number)
+            if mark is None or mark.special != self._chat.stop:
+                raise self._chat.unusable(f"does not end everything that the assistant says with {self._chat.stop}")
+            spans.append((self._answer_starts(number), mark.end))
+        return spans
+
+    def _drawn_left(self, start: int, stop: int, starts: dict[int, int]) -> int:
+        """The beginning of a marked span, or that of the white space before it which is no part of the generation prompt: it belongs to
+        the first token of the answer."""
+        for content, begin in starts.items():
+            if begin < start <= content < stop and not self.text[begin:start].strip():
+                return begin
+        return start
+
+    def _answer_starts(self, number: int) -> int:
+        """The end of the generation prompt before an answer. Where the template writes something else there: the answer itself."""
+        place = self.turns[number].start
+        before = self.turns[number - 1].end if number else 0
+        between, header = self.text[before:place], self._chat.header
+        found = between.find(header)
+        return before + found + len(header) if found >= 0 and not between[:found].strip() else place
+
+    def _cut(self, spans: list[Span], end: int) -> Iterator[Segment]:
+        def has_loss(place: int) -> bool:
+            return any(start <= place < stop for start, stop in spans)
+
+        place = 0
+        borders = sorted({border for span in spans for border in span})
+        for mark in [*self._marks, _Mark(end, end, "", -1)]:
+            if mark.start >= end:
+                mark = _Mark(end, end, "", -1)
+            inner = [border for border in borders if place < border < mark.start]
+            for start, stop in zip([place, *inner], [*inner, mark.start], strict=True):
+                if start < stop:
+                    yield Text(self.text[start:stop], has_loss(start))
+            if mark.start == end:
+                return
+            if mark.special is not None:
+                yield Special(mark.special, has_loss(mark.start))
+            else:
+                yield from _spoken(self._contents[mark.turn], has_loss(mark.start))
+            place = mark.end
+
+
+def _spoken(content: _Content, loss: bool) -> Iterator[Segment]:
+    for part in content.core:
+        if isinstance(part, Image):
+            yield part
+        elif part.text:
+            yield Text(part.text, loss)
+
+
+def _without_generation_marks(text: str) -> tuple[str, list[Span]]:
+    """The text, and where in it the marked parts stand."""
+    pieces, spans, length, begins = [], [], 0, []
+    for piece in re.split(f"({re.escape(GENERATION_BEGIN)}|{re.escape(GENERATION_END)})", text):
+        if piece == GENERATION_BEGIN:
+            begins.append(length)
+        elif piece == GENERATION_END and begins:
+            spans.append((begins.pop(), length))
+        else:
+            pieces.append(piece)
+            length += len(piece)
+    return "".join(pieces), [span for span in spans if span[0] < span[1]]
+
+
+def _with_prefix_spaces(segments: Iterator[Segment], tokenizer: HuggingFaceTokenizer) -> Iterator[Segment]:
+    """Writes out the spaces that the tokenizer puts before a text, or before each text that follows a special token."""
+    begins = tokenizer.prefix_space != "never"
+    for segment in segments:
+        if isinstance(segment, Text):
+            if begins and (tokenizer.prefix_space == "again" or not segment.text.startswith((" ", SPACE))):
+                segment = Text(" " + segment.text, segment.loss)
+            begins = False
+        else:
+            begins = tokenizer.prefix_space in ("always", "again")
+        yield segment

@@ -1,0 +1,78 @@
+"""The chat template that a published tokenizer brings along, as a `Template`."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from mmjax.data.chat_cutting import ANSWER, ChatFormat, Rendering
+from mmjax.data.chat_rendering import Renderer
+from mmjax.data.examples import Text
+from mmjax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from mmjax.data.template import Branch, Template, Turn
+from mmjax.errors import InputError
+
+_QUESTION = Turn("user", (Text("question"),))
+
+
+class ChatTemplate(Template):
+    """A published model's own format: the tokens of `apply_chat_template` of transformers.
+
+    Loss falls on what the template marks with {% generation %}. A template without that mark: on all that follows the generation prompt, up
+    to and with the special token that ends the turn. Texts are cut where the loss begins, so that a prompt has the same tokens with and
+    without its answer; transformers, which tokenises across, has others where an answer begins with a line feed.
+    """
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer):
+        """Raises InputError if the tokenizer has no chat template, or one that cannot be used."""
+        if tokenizer.chat_template is None:
+            raise InputError(f"{tokenizer.path} comes with no chat template; choose another template, such as 'vicuna_v1'.")
+        renderer = Renderer(tokenizer.chat_template, tokenizer.names, where=str(tokenizer.path))
+        self._chat = _with_header(_with_contents(ChatFormat(renderer, tokenizer)))
+        self.stop = self._chat.stop
+
+    def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[HuggingFaceTokenizer]]:
+        return type(self), (self._chat.tokenizer,)  # compiled templates cannot be pickled
+
+    def question(self, question: str, answer: str) -> Branch:
+        return self.conversation([Turn("user", (Text(question),)), Turn("assistant", (Text(answer),))])
+
+    def prompt(self, question: str) -> Branch:
+        return self.conversation([Turn("user", (Text(question),))])
+
+    def conversation(self, turns: Sequence[Turn]) -> Branch:
+        """See `Template.conversation`.
+
+        Raises:
+            InputError: the template refuses the conversation, or does not write what a turn says, or writes it twice.
+            SampleError: the template rewrites some text, or decides by it what to write.
+        """
+        rendering = Rendering(self._chat, turns, prompt=not turns or turns[-1].role != "assistant")
+        rendering.check_contents()
+        return rendering.branch()
+
+
+def _with_contents(chat: ChatFormat) -> ChatFormat:
+    """How the template wants contents: as texts if it takes them, else as lists of parts."""
+    in_parts = dataclasses.replace(chat, in_parts=True)
+    try:
+        Rendering(chat, [_QUESTION, ANSWER], prompt=False)
+        return chat
+    except InputError as error:
+        try:
+            Rendering(in_parts, [_QUESTION, ANSWER], prompt=False)
+        except InputError:
+            raise error from None
+        return in_parts
+
+
+def _with_header(chat: ChatFormat) -> ChatFormat:
+    """What the template writes before an answer and after it."""
+    whole = Rendering(chat, [_QUESTION, ANSWER], prompt=False)
+    between = whole.text[whole.turns[0].end : whole.turns[1].start]
+    asked, silent = (Rendering(chat, [_QUESTION], prompt=prompt) for prompt in (True, False))
+    header = asked.text[asked.turns[0].end :]
+    # Asked for a prompt, it writes nothing more, although it does so before an answer: not a space alone, which answers begin with.
+    writes_header = asked.text != silent.text or not between.removeprefix(header).strip()
+    end = whole.end_of(1)
+    if end is None or end.special is None:
+        raise chat.unusable("ends what the assistant says with no special token, so that a model could not learn where to stop")
+    return dataclasses.replace(chat, header=header if writes_header else between.rstrip(), writes_header=writes_header, stop=end.special)

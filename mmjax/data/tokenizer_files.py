@@ -1,0 +1,105 @@
+"""Where a published tokenizer lies, and in which form: folders, tokenizer.json, tokenizer.model, GGUF files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmjax.data.gguf_tokenizer import read_gguf
+from mmjax.data.sentencepiece_tokenizer import read_sentencepiece
+from mmjax.data.tiktoken_tokenizer import is_tiktoken, read_tiktoken
+from mmjax.data.tokenizer_json import Content
+from mmjax.errors import InputError
+
+_GGUF = b"GGUF"
+_BEGINNING = 4096  # bytes that tell the formats apart
+_NAMES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A published tokenizer.
+
+    Attributes:
+        path: the file that holds the vocabulary.
+        content: as tokenizer.json has it.
+        settings: as tokenizer_config.json has them; empty without one.
+        chat_template: in the language of jinja, or None.
+    """
+
+    path: Path
+    content: Content
+    settings: dict[str, Any]
+    chat_template: str | None
+
+
+def read_tokenizer(path: Path | str) -> TokenizerFiles:
+    """Reads a tokenizer.
+
+    Args:
+        path: tokenizer.json, tokenizer.model (of Llama 3, or of SentencePiece), a GGUF file, or a folder with one of these, looked for
+            in this order. What lies beside it (tokenizer_config.json, chat_template.jinja, chat_template.json) is read too.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    file = _find_file(Path(path).absolute())
+    try:
+        with file.open("rb") as stream:
+            beginning = stream.read(_BEGINNING)
+    except OSError as error:
+        raise InputError(f"The tokenizer file {file} cannot be read: {error.strerror}.") from None
+    if beginning.startswith(_GGUF):
+        content, settings = read_gguf(file)
+        return TokenizerFiles(file, content, settings, settings["chat_template"])
+    settings = _read_json(file.with_name("tokenizer_config.json"), optional=True)
+    if is_tiktoken(beginning):
+        content = read_tiktoken(file, settings)
+    elif file.suffix == ".model":
+        content = read_sentencepiece(file, settings)
+    else:
+        content = _read_json(file)
+    return TokenizerFiles(file, content, settings, _find_chat_template(file.parent, settings))
+
+
+def _find_file(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"There is no tokenizer file {path}.")
+        return path
+    for name in _NAMES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        raise InputError(f"{path} has {len(found)} GGUF files; name the one whose tokenizer is meant.")
+    if not found:
+        raise InputError(f"There is no tokenizer file in {path}: neither {' nor '.join(_NAMES)} nor a GGUF file.")
+    return found[0]
+
+
+def _find_chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """A file of its own comes before a setting; of several named ones, "default" is taken."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The chat template {file} cannot be read: {error}.") from None
+    found = settings.get("chat_template") or _read_json(folder / "chat_template.json", optional=True).get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"The tokenizer file {path} does not hold a JSON object.")
+    return content

@@ -1,0 +1,51 @@
+"""A trained stage as folders for other tools: encoder and decoder as transformers reads them, the connector beside them."""
+
+import pathlib
+
+from rich.console import Console
+
+from mmjax.data.tokenizer_writing import write_tokenizer
+from mmjax.errors import InputError
+from mmjax.fetch import resolved
+from mmjax.initial_weights import open_initial
+from mmjax.recipe import Recipe, Stage
+from mmjax.run import find_checkpoint, prepare_tokenizer, read_params
+from mmjax.weights.pretrained import Origin
+from mmjax.weights.save import save_params
+from mmjax.weights.whole import DECODER
+from mmjax.workdir import Workdir
+
+
+def export(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None, console: Console | None = None) -> pathlib.Path:
+    """Writes the newest state of a run, or a checkpoint folder, to `export/<stage>-<step>` in the workdir; low-rank updates are merged.
+
+    Returns the folder, with `vision`, `connector` and `decoder` in it; a published tokenizer stands in the last.
+
+    Raises:
+        InputError: there is no such checkpoint, the folder exists, or no family of published models has the form of a part.
+    """
+    stage, folder = find_checkpoint(recipe, workdir, checkpoint)
+    target = workdir.path / "export" / f"{stage.name}-{folder.name}"
+    if target.exists():
+        raise InputError(f"{target} exists already; remove it to export again.")
+    _, fitted = prepare_tokenizer(recipe, workdir.path, build=False)
+    save_params(read_params(folder, fitted), fitted.stages[stage.name].model, target, origins=origins(fitted, stage.name))
+    if recipe.tokenizer.kind == "huggingface" and recipe.tokenizer.path:
+        write_tokenizer(resolved(recipe.tokenizer.path), target / DECODER)
+    (console or Console()).print(f"{folder} is now in {target}", highlight=False, soft_wrap=True, markup=False)
+    return target
+
+
+def origins(recipe: Recipe, last: str) -> tuple[Origin, ...]:
+    """Which published models the parts of a stage began as: what a stage before it loaded counts until another one loads it again."""
+    found: dict[str, Origin] = {}
+    for stage in _until(recipe, last):
+        if stage.weights:
+            with open_initial(stage.weights, stage.model) as weights:
+                found |= {origin.part: origin for origin in weights.origins}
+    return tuple(found.values())
+
+
+def _until(recipe: Recipe, last: str) -> list[Stage]:
+    names = list(recipe.stages)
+    return [recipe.stages[name] for name in names[: names.index(last) + 1]]

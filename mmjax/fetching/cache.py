@@ -1,0 +1,121 @@
+"""Finished folders in the cache: published whole, never half, and checked against a list of digests that is itself known by digest."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mmjax import host
+from mmjax.errors import InputError
+from mmjax.fetching.archives import sha256
+
+SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+README = "README.md"  # for people; not in the list, so that its wording can change
+
+
+def place(name: str) -> Path:
+    """Where the folder of this name is, or will be."""
+    return host.cache_dir() / name
+
+
+def is_there(folder: Path, expected: str) -> bool:
+    """Whether a finished folder is there, with every file in its place. The contents are not read; `damage` does that."""
+    listed = _listed(folder, expected)
+    return listed is not None and all((folder / name).is_file() for name in listed)
+
+
+def damage(folder: Path, expected: str) -> str | None:
+    """What is wrong with a folder that exists, or None if every byte is as it was made.
+
+    Args:
+        expected: the digest of its list of digests. Files that are not in the list do not matter.
+    """
+    listed = _listed(folder, expected)
+    if listed is None:
+        return f"its {SUMS} is missing or not the expected one"
+    for name, digest in listed.items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = sha256(file)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if found != digest:
+            return f"{name} has changed"
+    return None
+
+
+def seal(folder: Path) -> str:
+    """Lists the digests of a finished folder's files in it, sees that all has reached the disk, and returns the digest of the list."""
+    lines = []
+    for name in sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()):
+        with (folder / name).open("rb") as file:
+            if name != README:
+                lines.append(f"{sha256(file)}  {name}\n")
+            os.fsync(file.fileno())
+    text = "".join(lines).encode()
+    with (folder / SUMS).open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(text).hexdigest()
+
+
+@contextlib.contextmanager
+def claimed(name: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Keeps other processes from fetching the same while the context lasts.
+
+    Args:
+        waiting: called if another process is at it; then its end is awaited.
+
+    Raises InputError if the cache cannot be written.
+    """
+    cache = host.cache_dir()
+    with contextlib.ExitStack() as stack:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((cache / f".{name}.lock").open("w"))
+        except OSError as error:
+            raise InputError(f"The cache {cache} cannot be written: {error.strerror}.") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel, however the process ends
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def draft(name: str) -> Iterator[Path]:
+    """An empty folder beside the final one, gone at the end. Only within `claimed`: what a killed process left in it is removed."""
+    path = host.cache_dir() / f".{name}.part"
+    try:
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir()
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def publish(made: Path, name: str) -> Path:
+    """Gives a finished folder, in a draft, its final name. What had that name, damaged, goes with the draft."""
+    final = place(name)
+    if final.is_symlink() or final.exists():
+        final.rename(made.with_name("replaced"))
+    made.rename(final)
+    return final
+
+
+def _listed(folder: Path, expected: str) -> dict[str, str] | None:
+    """Digests by file name, or None if there is no list, or not the expected one."""
+    try:
+        text = (folder / SUMS).read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(text).hexdigest() != expected:
+        return None
+    lines = (line.split("  ", 1) for line in text.decode().splitlines())
+    return {name: digest for digest, name in lines}

@@ -1,0 +1,181 @@
+"""Converts models between the files of Hugging Face, GGUF and Orbax.
+
+    python -m mmjax.port SRC DST [--dtype=float32|bfloat16|float16] [--to=huggingface|orbax]
+
+SRC  a folder as transformers writes it, a GGUF file, a folder that this command or save_pretrained wrote, a checkpoint of a run
+     (<workdir>/checkpoints/<stage>/<step>), or fetched:NAME for what `python -m mmjax.fetch NAME` has brought
+DST  a folder that does not exist yet: of Orbax if SRC is of Hugging Face or GGUF, and the other way round, unless --to says otherwise
+
+Tokenizer, chat template and the settings of generation and pictures are put beside the weights. Exit codes: 0 done, 2 it cannot be done,
+130 interrupted, 143 terminated; DST then does not exist.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mmjax import host
+from mmjax.errors import InputError
+
+if TYPE_CHECKING:
+    from mmjax.porting.sources import Source
+    from mmjax.typing import Params
+    from mmjax.weights.opened import Line
+
+DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+DTYPES = ("float32", "bfloat16", "float16")
+TARGETS = {"huggingface": "a folder of Hugging Face", "orbax": "a folder of Orbax"}
+
+
+class _Terminated(BaseException):
+    """SIGTERM: raised where the process is, so that drafts go as with Ctrl-C."""
+
+
+def port(source: str, target: Path, *, dtype: str | None = None, to: str | None = None, console: Console | None = None) -> None:
+    """Converts a model. Arguments as on the command line.
+
+    Raises:
+        InputError: the source is damaged or of no form that mmjax reads, or the target exists or cannot be written. Nothing is left behind.
+    """
+    from mmjax.fetch import resolved
+    from mmjax.fetching.progress import FetchProgress
+    from mmjax.porting.sources import open_source
+    from mmjax.porting.table import listed, show
+    from mmjax.weights.drafts import check_free, published_at
+
+    console = console or Console()
+    begun = time.monotonic()
+    check_free(target)
+    with open_source(resolved(source)) as opened:
+        dtype, to = dtype or opened.dtype, to or opened.target
+        lines = _lines(opened, to, dtype)
+        _check_space(target, _size(lines))
+        with published_at(target) as draft, FetchProgress(target.name, console) as progress:
+            progress.note(f"{TARGETS[to]} in {dtype}, from {opened.what}, {source}")
+            progress.begin(f"reading {_megabytes(opened.nbytes)}", opened.nbytes)
+            params = opened.read(dtype, _added(progress.advance))
+            progress.begin(f"writing {_megabytes(_size(lines))}", _size(lines) if to == "huggingface" else None)
+            _write(opened, params, draft, to, dtype, _added(progress.advance))
+            beside = opened.companions(draft)
+        show(console, opened.lines, lines, opened.unused)
+    _print(console, f"Beside the weights: {listed(sorted(beside)) or 'nothing; there was no tokenizer and no picture processor'}")
+    _print(console, f"{target} is ready after {time.monotonic() - begun:.0f} s: mmjax.weights.load_pretrained({str(target)!r})")
+
+
+def _lines(source: "Source", to: str, dtype: str) -> "list[Line]":
+    """What will stand where in the target. Raises InputError if no family of published models has the form of the model."""
+    import jax.numpy as jnp
+
+    from mmjax.models import parameters
+    from mmjax.weights.opened import line, stored
+    from mmjax.weights.save import saved_lines
+
+    if to == "huggingface":
+        return saved_lines(source.config, source.origins, dtype)
+    shapes = stored(source.config, parameters.abstract(source.config)[1], jnp.dtype(dtype))
+    return [line(path, shape) for path, shape in shapes.items()]
+
+
+def _write(source: "Source", params: "Params", draft: Path, to: str, dtype: str, progress: Any) -> None:
+    from mmjax.weights.orbax_folder import save_orbax
+    from mmjax.weights.save import save_params
+
+    if to == "huggingface":
+        save_params(params, source.config, draft, origins=source.origins, dtype=dtype, progress=progress)
+    else:
+        save_orbax(params, source.config, draft, origins=source.origins)
+
+
+def _size(lines: "Sequence[Line]") -> int:
+    """Bytes that all tensors take."""
+    import math
+
+    import jax.numpy as jnp
+
+    tensors = {line.name: line for line in lines}.values()  # one may hold several parameters
+    return sum(line.count * math.prod(line.shape) * jnp.dtype(line.dtype).itemsize for line in tensors)
+
+
+def _check_space(target: Path, needed: int) -> None:
+    from mmjax.weights.drafts import free_space
+
+    if (free := free_space(target)) < needed:
+        raise InputError(f"{target} needs {_megabytes(needed)}, and there are {_megabytes(free)} left on its disk.")
+
+
+def _added(advance: Any) -> Any:
+    """Sums what a bar is to be told, which wants to know all that is done."""
+    done = 0
+
+    def add(size: int) -> None:
+        nonlocal done
+        done += size
+        advance(done)
+
+    return add
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m mmjax.port", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", help="what is converted")
+    parser.add_argument("target", metavar="DST", type=Path, help="the folder that is made")
+    parser.add_argument("--dtype", choices=DTYPES, help="of matrices; that of the source by default")
+    parser.add_argument("--to", choices=tuple(TARGETS), help="the form of the target")
+    return parser.parse_args(arguments)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """While it lasts, SIGTERM is an exception."""
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (without the program's name) and returns its exit code."""
+    options = _parse(arguments)
+    host.prepare()
+    try:
+        with _terminable():
+            port(options.source, options.target, dtype=options.dtype, to=options.to)
+    except InputError as error:
+        print(f"mmjax: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("mmjax: Interrupted; nothing half-made was left.", file=sys.stderr)
+        return INTERRUPTED
+    except _Terminated:
+        print("mmjax: Terminated; nothing half-made was left.", file=sys.stderr)
+        return TERMINATED
+    return DONE
+
+
+if __name__ == "__main__":
+    code = main()
+    if code in (INTERRUPTED, TERMINATED):
+        sys.stderr.flush()
+        os._exit(code)  # threads of Orbax would go on writing
+    sys.exit(code)

@@ -1,0 +1,151 @@
+"""What can be ported: published models, folders of Orbax, checkpoints of a run; and what stands beside their weights."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import jax.numpy as jnp
+
+from mmjax import export, run
+from mmjax.data.tokenizer_writing import write_tokenizer
+from mmjax.errors import InputError
+from mmjax.fetch import resolved
+from mmjax.models.config import ModelConfig, VLMConfig
+from mmjax.recipe import Recipe, Stage
+from mmjax.typing import Params
+from mmjax.weights.opened import Line, Origin, Pretrained, Progress, line, stored
+from mmjax.weights.orbax_folder import is_orbax
+from mmjax.weights.pretrained import open_pretrained
+from mmjax.weights.save import copy_companions
+from mmjax.weights.whole import DECODER, VISION
+from mmjax.workdir import Workdir
+
+ORBAX, HUGGING_FACE = "orbax", "huggingface"
+
+
+class Source(Protocol):
+    """A model to port.
+
+    Attributes:
+        what: in words.
+        target: the form that it is ported to unless another is asked for.
+        config, origins, lines, unused, nbytes: as `Pretrained` has them.
+        dtype: that matrices are kept in unless another is asked for.
+    """
+
+    what: str
+    target: str
+    config: ModelConfig
+    origins: tuple[Origin, ...]
+    lines: list[Line]
+    unused: list[str]
+    nbytes: int
+    dtype: str
+
+    def read(self, dtype: str, progress: Progress) -> Params:
+        """The parameters, on the first device. Raises InputError."""
+        ...
+
+    def companions(self, folder: Path) -> list[str]:
+        """Puts into the folder of the result what stands beside the weights. Returns the names of the files."""
+        ...
+
+
+@contextlib.contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """Opens what is to be ported. Raises InputError if it is none of the forms that mmjax reads, or damaged."""
+    if _is_checkpoint(path):
+        yield _Checkpoint(path)
+        return
+    with open_pretrained(path) as opened:
+        yield _Model(path, opened)
+
+
+class _Model(Source):
+    """A published model, or one in a folder of Orbax."""
+
+    def __init__(self, path: Path, opened: Pretrained):
+        self._path, self._opened = path, opened
+        ours = is_orbax(path)
+        self.what = "a folder of Orbax" if ours else "a folder of Hugging Face" if path.is_dir() else "a file"
+        self.target = HUGGING_FACE if ours else ORBAX
+        self.config, self.origins, self.lines, self.unused = opened.config, opened.origins, opened.lines, opened.unused
+        self.nbytes, self.dtype = opened.nbytes, opened.dtype
+
+    def read(self, dtype: str, progress: Progress) -> Params:
+        return self._opened.read(dtype=jnp.dtype(dtype), progress=progress)
+
+    def companions(self, folder: Path) -> list[str]:
+        beside = self._path if self._path.is_dir() else self._path.parent
+        weights = self._path if self._path.is_file() else next(iter(sorted(beside.glob("*.gguf"))), None)
+        if weights is not None and weights.suffix == ".gguf":
+            return _of_gguf(weights, folder)
+        copied = _copied(beside, folder)
+        for part in (VISION, DECODER):
+            if (beside / part).is_dir():
+                (folder / part).mkdir(exist_ok=True)
+                copied += [f"{part}/{name}" for name in copy_companions(beside / part, folder / part)]
+        return copied
+
+
+def _copied(beside: Path, folder: Path) -> list[str]:
+    """Files of a folder, put where the tools look for them: with the decoder and the encoder, where these have folders of their own."""
+    copied = copy_companions(beside, folder)
+    for part, kind in ((DECODER, ("tokenizer", "special", "added", "vocab", "merges", "chat", "generation")), (VISION, ("preprocessor",))):
+        for name in copied if (folder / part).is_dir() and not (beside / part).is_dir() else ():
+            if name.startswith(kind):
+                (folder / part / name).write_bytes((folder / name).read_bytes())
+    return copied
+
+
+def _of_gguf(path: Path, folder: Path) -> list[str]:
+    """The tokenizer of a GGUF file as the files that others read. Without one that mmjax knows, there is none."""
+    try:
+        write_tokenizer(path, folder)
+    except InputError:
+        return []
+    return ["tokenizer.json", "tokenizer_config.json"]
+
+
+class _Checkpoint(Source):
+    """A checkpoint of a run: <workdir>/checkpoints/<stage>/<step>."""
+
+    target = HUGGING_FACE
+
+    def __init__(self, path: Path):
+        """Raises InputError if it does not belong to a run that can be read."""
+        self._path = path.absolute()
+        workdir = Workdir(self._path.parents[2])
+        self._recipe: Recipe = run.prepare_tokenizer(workdir.recipe(), workdir.path, build=False)[1]
+        stage: Stage = run.find_checkpoint(self._recipe, workdir, str(path))[0]
+        self.what = f"step {path.name} of stage {stage.name}"
+        self.config: VLMConfig = self._recipe.stages[stage.name].model
+        self.origins = export.origins(self._recipe, stage.name)
+        self._params: Params = run.read_params(self._path, self._recipe)
+        self.lines = [line(name, value) for name, value in sorted(self._params.items())]
+        self.nbytes = sum(value.nbytes for value in self._params.values())
+        self.unused: list[str] = []
+        self.dtype = "float32"
+
+    def read(self, dtype: str, progress: Progress) -> Params:
+        kept = stored(self.config, self._params, jnp.dtype(dtype))
+        params: Params = {}
+        for path, shape in kept.items():
+            value = self._params.pop(path)
+            params[path] = value.astype(shape.dtype)
+            progress(value.nbytes)
+        return params
+
+    def companions(self, folder: Path) -> list[str]:
+        settings = self._recipe.tokenizer
+        if settings.kind != "huggingface" or not settings.path:
+            return []
+        inner = folder / DECODER if (folder / DECODER).is_dir() else folder
+        write_tokenizer(resolved(settings.path), inner)
+        return [f"{inner.relative_to(folder) / name}" for name in ("tokenizer.json", "tokenizer_config.json")]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    absolute = path.absolute()
+    return absolute.name.isdecimal() and absolute.parents[1].name == "checkpoints"

@@ -1,0 +1,111 @@
+"""DINOv2 (arXiv:2304.07193)."""
+
+from typing import Any
+
+from mmjax.errors import InputError
+from mmjax.models.config import ViTConfig
+from mmjax.weights.config_json import ConfigJson
+from mmjax.weights.families import encoders
+from mmjax.weights.families.family import Family, PartConfig
+from mmjax.weights.layouts import SAME, TRANSPOSED, Led, Patches
+from mmjax.weights.rules import Rule, linear, norm
+
+BLOCK = "encoder.layer.{layer}"
+OURS = "vision/layers"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def read(c: ConfigJson) -> ViTConfig:
+    c.must_be("qkv_bias", True)
+    c.must_be("num_channels", 3)
+    gated, width = c.flag("use_swiglu_ffn", False), c.number("hidden_size", 768)
+    return ViTConfig(
+        image_size=c.number("image_size", 224),
+        patch_size=c.number("patch_size", 14),
+        width=width,
+        layers=c.number("num_hidden_layers", 12),
+        heads=c.number("num_attention_heads", 12),
+        mlp_width=_mlp_width(width, c.real("mlp_ratio", 4.0), gated),
+        activation=c.choice("hidden_act", encoders.ACTIVATIONS, "gelu"),
+        norm_epsilon=c.real("layer_norm_eps", 1e-6),
+        class_token=True,
+        embedding_norm=False,
+        patch_bias=True,
+        gated_mlp=gated,
+        layer_scale=True,
+        final_norm=True,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    )
+
+
+def _mlp_width(width: int, ratio: float, gated: bool) -> int:
+    """A gated MLP has three matrices instead of two, and so two thirds of the width, in multiples of 8."""
+    hidden = int(width * ratio)
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
+
+
+def write(c: ViTConfig) -> dict[str, Any]:
+    # transformers reads whole numbers only; of several with the same rounded width, that of the published models
+    ratio = next((ratio for ratio in (4, *range(1, 65)) if _mlp_width(c.width, ratio, c.gated_mlp) == c.mlp_width), None)
+    if ratio is None:
+        raise InputError(f"DINOv2 has no MLP of width {c.mlp_width} for a model of width {c.width}.")
+    common = {key: value for key, value in encoders.write(c).items() if key != "intermediate_size"}
+    return common | {"mlp_ratio": ratio, "use_swiglu_ffn": c.gated_mlp, "qkv_bias": True, "use_mask_token": False}
+
+
+def rules(c: ViTConfig) -> list[Rule]:
+    rules = [
+        Rule("vision/class_token", "embeddings.cls_token", Led(2)),
+        Rule("vision/position", "embeddings.position_embeddings", Led(1)),
+        *linear("vision/patch", "embeddings.patch_embeddings.projection", bias=True, layout=Patches(c.patch_size)),
+        *norm(f"{OURS}/norm_attention", f"{BLOCK}.norm1", bias=True),
+        *norm(f"{OURS}/norm_mlp", f"{BLOCK}.norm2", bias=True),
+        Rule(f"{OURS}/scale_attention", f"{BLOCK}.layer_scale1.lambda1"),
+        Rule(f"{OURS}/scale_mlp", f"{BLOCK}.layer_scale2.lambda1"),
+        *linear(f"{OURS}/attention/output", f"{BLOCK}.attention.output.dense", bias=True),
+        *_mlp(c),
+    ]
+    for name in ("query", "key", "value"):
+        rules += linear(f"{OURS}/attention/{name}", f"{BLOCK}.attention.attention.{name}", bias=True)
+    return [*rules, *norm("vision/final_norm", "layernorm", bias=True)] if c.final_norm else rules
+
+
+def _mlp(c: ViTConfig) -> list[Rule]:
+    if not c.gated_mlp:
+        both = {"up": "fc1", "down": "fc2"}
+        return [rule for ours, name in both.items() for rule in linear(f"{OURS}/mlp/{ours}", f"{BLOCK}.mlp.{name}", bias=True)]
+    rules = list(linear(f"{OURS}/mlp/down", f"{BLOCK}.mlp.weights_out", bias=True))
+    for part, name in enumerate(("gate", "up")):  # one matrix holds the two
+        rules.append(Rule(f"{OURS}/mlp/{name}/kernel", f"{BLOCK}.mlp.weights_in.weight", TRANSPOSED, part, 2))
+        rules.append(Rule(f"{OURS}/mlp/{name}/bias", f"{BLOCK}.mlp.weights_in.bias", SAME, part, 2))
+    return rules
+
+
+def accepts(c: PartConfig) -> bool:
+    return (
+        isinstance(c, ViTConfig)
+        and c.norm == "layer"
+        and c.layer_scale
+        and c.patch_bias
+        and c.class_token
+        and not (c.embedding_norm or c.pooling_head)
+    )
+
+
+def pictures(c: ViTConfig) -> dict[str, Any]:
+    return encoders.pictures(c, "BitImageProcessor", crop=True)
+
+
+DINOV2 = Family(
+    "DINOv2",
+    ("dinov2",),
+    "Dinov2Model",
+    read,
+    write,
+    rules,
+    accepts,
+    spellings=((r"^dinov2\.", ""),),
+    unused=("embeddings.mask_token", "classifier.*"),  # a token of its pre-training, and a head for classes,
+    pictures=pictures,
+)

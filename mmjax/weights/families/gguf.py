@@ -1,0 +1,142 @@
+"""Decoders in GGUF files: llama.cpp's names for settings and tensors, as those of the families."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmjax.errors import InputError
+from mmjax.models.config import DecoderConfig, Llama3Scaling, RopeScaling
+from mmjax.models.rope import frequencies
+from mmjax.weights.config_json import ConfigJson
+from mmjax.weights.families.decoders import OURS
+from mmjax.weights.families.family import Family
+from mmjax.weights.families.llama import LLAMA
+from mmjax.weights.families.mixtral import MIXTRAL
+from mmjax.weights.families.qwen2 import QWEN2
+from mmjax.weights.families.qwen3 import QWEN3
+from mmjax.weights.layouts import TRANSPOSED, Interleaved, InterleavedVector
+from mmjax.weights.rules import Rule
+from mmjax.weights.tensors import TensorSource
+
+# Architectures, and whether their queries and keys rotate neighbours instead of halves.
+ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}
+
+NAMES = (
+    (r"^model\.embed_tokens\.", "token_embd."),
+    (r"^model\.norm\.", "output_norm."),
+    (r"^lm_head\.", "output."),
+    (r"^model\.layers\.", "blk."),
+    (r"\.input_layernorm\.", ".attn_norm."),
+    (r"\.post_attention_layernorm\.", ".ffn_norm."),
+    (r"\.self_attn\.([qkv])_proj\.", r".attn_\1."),
+    (r"\.self_attn\.o_proj\.", ".attn_output."),
+    (r"\.self_attn\.([qk])_norm\.", r".attn_\1_norm."),
+    (r"\.mlp\.(gate|up|down)_proj\.", r".ffn_\1."),
+    (r"\.block_sparse_moe\.gate\.", ".ffn_gate_inp."),
+)
+ROPE_FACTORS = "rope_freqs.weight"
+ROPE_TYPES = {"none": "default", "linear": "linear", "yarn": "yarn"}
+# Llama 3.1's and 3.2's own settings, which GGUF files only have as the factors that they make.
+LLAMA3_RAMP = (1.0, 4.0, 8192)
+
+
+def read(source: TensorSource) -> tuple[Family, DecoderConfig]:
+    """The family and the config of a GGUF file. Raises InputError if mmjax does not have its architecture."""
+    where = str(source.files[0])
+    architecture = source.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"{where}: its architecture is {architecture!r}; of GGUF files mmjax reads {', '.join(ARCHITECTURES)}.")
+    settings = _settings(source, architecture)
+    family = {"llama": MIXTRAL if settings.get("num_local_experts") else LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}[architecture]
+    config = family.read(ConfigJson(settings, where))
+    assert isinstance(config, DecoderConfig)
+    if family is LLAMA:
+        config = dataclasses.replace(config, qkv_bias="blk.0.attn_q.bias" in source.tensors)
+    if ROPE_FACTORS in source.tensors:
+        config = dataclasses.replace(config, rope_scaling=_llama3(source, config))
+    return family, config
+
+
+def tokens(source: TensorSource) -> dict[str, int]:
+    """The special tokens that config.json would name."""
+    found = {
+        role: source.metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
+    return {f"{role}_token_id": int(value) for role, value in found.items() if value is not None}
+
+
+def _settings(source: TensorSource, architecture: str) -> dict[str, Any]:
+    """The fields of the file under the names of config.json; what is absent stays absent, but what has no default must be there."""
+    fields = {key.removeprefix(f"{architecture}."): value for key, value in source.metadata.items()}
+    embedding = source.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise InputError(f"{source.files[0]}: there is no table of embeddings, token_embd.weight.")
+    needed = {"block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.layer_norm_rms_epsilon"}
+    if missing := sorted(needed - set(fields)):
+        raise InputError(f"{source.files[0]}: the field {architecture}.{missing[0]} is missing.")
+    heads = fields["attention.head_count"]
+    scaling = {
+        "rope_type": ROPE_TYPES.get(fields.get("rope.scaling.type", "none"), fields.get("rope.scaling.type")),
+        "factor": fields.get("rope.scaling.factor"),
+        "original_max_position_embeddings": fields.get("rope.scaling.original_context_length"),
+    }
+    return {
+        "vocab_size": embedding.shape[0],
+        "num_hidden_layers": fields["block_count"],
+        "hidden_size": fields["embedding_length"],
+        "intermediate_size": fields["feed_forward_length"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.get("attention.head_count_kv", heads),
+        "head_dim": fields.get("attention.key_length"),
+        "rms_norm_eps": fields["attention.layer_norm_rms_epsilon"],
+        "rope_theta": fields.get("rope.freq_base", 10_000.0),
+        "rope_scaling": {key: value for key, value in scaling.items() if value is not None},
+        "max_position_embeddings": fields.get("context_length"),
+        "tie_word_embeddings": "output.weight" not in source.tensors,
+        "num_local_experts": fields.get("expert_count") or None,
+        "num_experts_per_tok": fields.get("expert_used_count"),
+    }
+
+
+def _llama3(source: TensorSource, config: DecoderConfig) -> RopeScaling:
+    """Llama 3.1's rescaling, from the factors by which the file divides the frequencies."""
+    factors = source.read(ROPE_FACTORS).reshape(-1)
+    scaling = Llama3Scaling("llama3", float(np.max(factors, initial=1.0)), *LLAMA3_RAMP)
+    plain, scaled = (frequencies(config.head_dim, config.rope_theta, rope) for rope in (None, scaling))
+    if factors.shape != plain.shape or not np.allclose(plain / factors, scaled, rtol=1e-4):
+        raise InputError(
+            f"{source.files[0]}: {ROPE_FACTORS} is not the rescaling of Llama 3.1, the only one that mmjax knows in this form."
+        )
+    return scaling
+
+
+def rules(family: Family, config: DecoderConfig, source: TensorSource) -> list[Rule]:
+    """The family's table with llama.cpp's names and layouts."""
+    interleaved = ARCHITECTURES[source.metadata["general.architecture"]]
+    return [_rule(rule, config, interleaved) for rule in family.rules(config)]
+
+
+def _rule(rule: Rule, config: DecoderConfig, interleaved: bool) -> Rule:
+    heads = {f"{OURS}/attention/query": config.heads, f"{OURS}/attention/key": config.kv_heads}
+    module, _, leaf = rule.ours.rpartition("/")
+    if interleaved and module in heads:
+        layout = Interleaved(heads[module]) if leaf == "kernel" else InterleavedVector(heads[module])
+        rule = dataclasses.replace(rule, layout=layout)
+    if "{expert}" in rule.theirs:  # llama.cpp stacks the experts of a layer
+        return dataclasses.replace(rule, theirs=f"blk.{{layer}}.ffn_{leaf}_exps.weight", layout=TRANSPOSED)
+    return dataclasses.replace(rule, theirs=renamed(rule.theirs))
+
+
+def renamed(name: str) -> str:
+    """llama.cpp's name of a tensor, from that of transformers."""
+    for pattern, replacement in NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def unused(names: Mapping[str, Any]) -> set[str]:
+    """Tensors that are no parameters."""
+    return {ROPE_FACTORS} & set(names)

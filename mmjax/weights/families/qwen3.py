@@ -1,0 +1,33 @@
+"""Qwen3 (arXiv:2505.09388): Llama with a norm over every head of queries and keys."""
+
+import dataclasses
+from typing import Any
+
+from mmjax.models.config import DecoderConfig
+from mmjax.weights.config_json import ConfigJson
+from mmjax.weights.families import decoders
+from mmjax.weights.families.family import Family, PartConfig
+
+
+def read(c: ConfigJson) -> DecoderConfig:
+    config = decoders.read(c, vocabulary=151_936, width=4096, mlp_width=22_016, kv_heads=32, head_dim=128, context=32_768)
+    bias = c.flag("attention_bias", False)
+    return dataclasses.replace(
+        config, query_key_norm=True, qkv_bias=bias, output_bias=bias, sliding_window=decoders.window(c, config.layers)
+    )
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+    return decoders.write(config) | decoders.window_json(config) | {"attention_bias": config.qkv_bias}
+
+
+def accepts(config: PartConfig) -> bool:
+    return (
+        isinstance(config, DecoderConfig)
+        and config.query_key_norm
+        and config.qkv_bias == config.output_bias
+        and not (config.mlp_bias or config.experts)
+    )
+
+
+QWEN3 = Family("Qwen3", ("qwen3",), "Qwen3ForCausalLM", read, write, decoders.table, accepts, decoders.SPELLINGS, decoders.UNUSED)

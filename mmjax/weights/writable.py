@@ -1,0 +1,44 @@
+"""Models in the form that published ones have: without low-rank updates, and with the norm that their encoders end in."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from mmjax.models.config import LoRAConfig, ModelConfig, VLMConfig
+from mmjax.transitions.lora import is_lora, merged_kernel
+from mmjax.typing import Params
+
+
+def writable(config: ModelConfig) -> ModelConfig:
+    """The config of a model as it is written; it computes the same."""
+    if not isinstance(config, VLMConfig):
+        return config
+    vision = dataclasses.replace(config.vision, final_norm=True) if _lacks_norm(config) else config.vision
+    return dataclasses.replace(config, vision=vision, lora=LoRAConfig())
+
+
+def writable_params(params: Params, config: ModelConfig) -> Params:
+    """The parameters for `writable(config)`: low-rank updates are merged into their kernels; a norm that is missing is of ones and zeros.
+
+    Hidden states, which is what a connector reads, do not depend on that norm.
+    """
+    if not isinstance(config, VLMConfig):
+        return params
+    params = _merged(params, config)
+    if _lacks_norm(config):
+        width = config.vision.width
+        params |= {"vision/final_norm/scale": jnp.ones(width), "vision/final_norm/bias": jnp.zeros(width)}
+    return params
+
+
+def _lacks_norm(config: VLMConfig) -> bool:
+    return config.vision.norm == "layer" and not config.vision.final_norm
+
+
+def _merged(params: Params, config: VLMConfig) -> Params:
+    modules = [path.removesuffix("/lora_a") for path in params if path.endswith("/lora_a")]
+    rest = {path: value for path, value in params.items() if not is_lora(path)}
+    for module in modules:
+        kernel = f"{module}/kernel"
+        rest[kernel] = merged_kernel(params[kernel], params[f"{module}/lora_a"], params[f"{module}/lora_b"], config.lora.alpha)
+    return rest

@@ -1,0 +1,255 @@
+"""Chat templates that tokenizers bring along: what people write stays text, labels follow from the template, unusable ones say why."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
+
+from mmjax.data import chat_rendering
+from mmjax.data.chat_rendering import Renderer
+from mmjax.data.examples import Image, SampleError, Special, Text
+from mmjax.data.sources import open_source
+from mmjax.data.template import Turn, prompt_of
+from mmjax.data.templates import find_template
+from mmjax.data.text import tokenise
+from mmjax.data.tokenizer import WordTokenizer, open_tokenizer
+from mmjax.errors import InputError
+from mmjax.recipe import LlavaSource
+
+SPECIALS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s><|im_start|>"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRIMMED = CHATML.replace("{{ m.content }}", "{{ m.content | trim }}")
+INST = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '[INST] ' ~ m.content ~ ' [/INST]' if m.role == 'user' else ' ' ~ m.content ~ eos_token }}{% endfor %}"
+)
+HEADED = "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ '</s>' if m.role == 'assistant' else ' ' }}{% endfor %}"
+PICTURE = Image(np.zeros((2, 2, 3), np.uint8))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat(folder):
+    """(the tokenizer with a chat template, the template)"""
+
+    def make(source):
+        config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": source}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = open_tokenizer(folder)
+        return tokenizer, find_template("chat", tokenizer)
+
+    return make
+
+
+def shown(branch):
+    """A branch as one string, what carries loss in brackets."""
+    pieces = []
+    for segment in branch:
+        if isinstance(segment, Image):
+            pieces.append("(picture)")
+        else:
+            text = f"<{segment.name}>" if isinstance(segment, Special) else segment.text
+            pieces.append(f"[{text}]" if segment.loss else text)
+    return "".join(pieces)
+
+
+def said(*turns):
+    return [Turn(role, (Text(text),)) for role, text in turns]
+
+
+def test_a_question_and_a_caption(chat):
+    _, template = chat(CHATML)
+    assert template.stop == "<|im_end|>"
+    expected = "<<|im_start|>>user\nwhat?<<|im_end|>>\n<<|im_start|>>assistant\n[red][<<|im_end|>>]\n"
+    assert shown(template.question("what?", "red")) == expected
+    assert shown(template.caption("red")) == expected.replace("what?", "a short image description:")
+
+
+@pytest.mark.parametrize("source", [CHATML, TRIMMED, INST, HEADED])
+@given(question=st.text(min_size=1, max_size=12), answer=st.text(min_size=1, max_size=12), rounds=st.integers(1, 3))
+@settings(max_examples=40)
+def test_a_prompt_is_its_branch_up_to_the_answer(chat, source, question, answer, rounds):
+    _, template = chat(source)
+    assert prompt_of(template.question(question, answer)) == template.prompt(question)
+    turns = said(*[("user", question), ("assistant", answer)] * rounds)
+    whole, asked = template.conversation(turns), template.conversation(turns[:-1])
+    assert whole[: len(asked)] == asked
+
+
+@given(text=st.text(max_size=20), name=st.sampled_from(SPECIALS), place=st.sampled_from(["user", "assistant", "system"]))
+@settings(max_examples=40)
+def test_names_of_special_tokens_in_what_people_write_stay_text(chat, text, name, place):
+    tokenizer, template = chat(CHATML)
+    turns = {"system": "s", "user": "u", "assistant": "a"}
+    clean = tokenise(template.conversation(said(*turns.items())), tokenizer, 1).tokens
+    injected = tokenise(template.conversation(said(*(turns | {place: text + name + text}).items())), tokenizer, 1).tokens
+    ids = list(tokenizer.special_tokens.values())
+    assert np.isin(injected, ids).sum() == np.isin(clean, ids).sum()
+    assert text + name + text in tokenizer.decode(injected)
+
+
+def test_pictures_stand_where_the_turn_has_them(chat):
+    _, template = chat(CHATML)
+    turns = [Turn("user", (PICTURE, Text("\nwhat? "), PICTURE)), Turn("assistant", (Text("a "), PICTURE, Text(" b")))]
+    assert shown(template.conversation(turns)) == (
+        "<<|im_start|>>user\n(picture)\nwhat? (picture)<<|im_end|>>\n<<|im_start|>>assistant\n[a ](picture)[ b][<<|im_end|>>]\n"
+    )
+    assert shown(chat(TRIMMED)[1].conversation([Turn("user", (PICTURE, Text(" what? \n")))])).startswith(
+        "<<|im_start|>>user\n(picture) what?<"
+    )
+
+
+def test_the_space_before_an_answer_belongs_to_it(chat):
+    """No generation prompt has it, so the model writes it."""
+    _, template = chat(INST)
+    turns = said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert shown(template.conversation(turns)) == "<<s>>[INST] a [/INST][ b][<</s>>][INST] c [/INST][ d][<</s>>]"
+    assert shown(template.prompt("a")) == "<<s>>[INST] a [/INST]"
+
+
+def test_a_template_without_generation_prompt_gets_what_it_writes_before_answers(chat):
+    _, template = chat(HEADED)
+    assert shown(template.question("a", "b")) == "USER: a ASSISTANT:[ b][<</s>>]"
+    assert shown(template.prompt("a")) == "USER: a ASSISTANT:"
+
+
+def test_words_that_look_like_marks_are_words(chat):
+    _, template = chat(CHATML)
+    assert "turnmark0q turnmarkx1q" in shown(template.question("turnmark0q turnmarkx1q", "turnmark1q"))
+
+
+def test_signs_that_mark_generated_parts_are_text_too(chat):
+    _, template = chat("{% for m in messages %}{% generation %}{{ m.content }}</s>{% endgeneration %}{% endfor %}")
+    assert shown(template.question("\x00[a", "b\x00]")) == "[\x00[a][<</s>>][b\x00]][<</s>>]"
+
+
+def test_empty_texts(chat):
+    _, template = chat(CHATML)
+    assert shown(template.question("", "")) == "<<|im_start|>>user\n<<|im_end|>>\n<<|im_start|>>assistant\n[<<|im_end|>>]\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for %}", "no valid jinja"),
+        ("{{ messages[0].content[:3] }}", "leaves out or changes what the user says"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}</s>", "writes 2 times what the user says"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token"),
+        ("{{ raise_exception('not today') }}", "not today"),
+        ("{{ messages[0]['content'].__class__.__mro__ }}", "unsafe"),
+        ("{{ nothing.at.all }}", "undefined"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{{ '0123456789' }}{% endfor %}{% endfor %}", "more than"),
+        ("{{ 'a' * 10 ** 12 }}", "large"),
+        ("{{ [0] * 999999999 }}", "large"),
+    ],
+)
+def test_unusable_templates_say_why(chat, source, message):
+    with pytest.raises(InputError, match=message):
+        chat(source)
+
+
+def test_texts_that_grow_are_stopped(chat, monkeypatch):
+    monkeypatch.setattr(chat_rendering, "MAX_CHARACTERS", 1000)
+    with pytest.raises(InputError, match="too long"):
+        chat("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}")
+
+
+def test_refused_conversations(chat):
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + CHATML
+    _, template = chat(refusing)
+    with pytest.raises(InputError, match="system, user: no system turns"):
+        template.conversation(said(("system", "be brief"), ("user", "what?")))
+    _, silent = chat("{% for m in messages if m.role != 'system' %}{{ m.content }}</s>{% endfor %}")
+    with pytest.raises(InputError, match="what the system says"):
+        silent.conversation(said(("system", "be brief"), ("user", "what?")))
+    _, unending = chat("{% for m in messages %}{{ m.content }}{% if loop.index < 3 %}</s>{% endif %}{% endfor %}")
+    with pytest.raises(InputError, match="does not end everything"):
+        unending.conversation(said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+
+
+def test_turns_that_end_in_another_token_are_refused(chat):
+    source = "{% for m in messages %}{{ m.content }}{{ '</s>' if loop.index < 3 else '<|im_end|>' }}{% endfor %}"
+    with pytest.raises(InputError, match="does not end everything that the assistant says with </s>"):
+        chat(source)[1].conversation(said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+
+
+def test_the_longest_name_of_a_special_token_counts(chat):
+    _, template = chat(CHATML.replace("<|im_start|>", "<s><|im_start|>"))
+    assert shown(template.question("a", "b")).startswith("<<s><|im_start|>>user")
+
+
+def test_a_text_that_the_template_looks_into_is_an_unusable_sample(chat):
+    _, template = chat(CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}"))
+    assert "[red]" in shown(template.question("what?", "red"))
+    with pytest.raises(SampleError, match="rewritten by the chat template"):
+        template.question("what?", "<think>hm</think>red")
+
+
+def test_swallowed_white_space(folder, tmp_path):
+    """Some special tokens take along what stands beside them."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_end|>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "chat_template": CHATML}))
+    template = find_template("chat", open_tokenizer(tmp_path))
+    assert shown(template.question("a", "b")) == "<<|im_start|>>user\na<<|im_end|>><<|im_start|>>assistant\n[b][<<|im_end|>>]"
+
+
+def test_a_template_goes_to_other_processes(chat):
+    _, template = chat(CHATML)
+    assert pickle.loads(pickle.dumps(template)).question("a", "b") == template.question("a", "b")
+
+
+def test_sources_write_with_it(chat, tmp_path):
+    tokenizer, _ = chat(CHATML)
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}, {"from": "human", "value": "sure?"}]
+    record = {"image": "a.png", "conversations": [*turns, {"from": "gpt", "value": "yes"}]}
+    (tmp_path / "talk.json").write_text(json.dumps([record]))
+    source = open_source(LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path)), template="chat", tokenizer=tokenizer)
+    assert shown(source[0].branches[0]) == (
+        "<<|im_start|>>user\n(picture)\nwhat?<<|im_end|>>\n<<|im_start|>>assistant\n[red][<<|im_end|>>]\n"
+        "<<|im_start|>>user\nsure?<<|im_end|>>\n<<|im_start|>>assistant\n[yes][<<|im_end|>>]\n"
+    )
+    assert pickle.loads(pickle.dumps(source))[0].branches[0][0] == Special("<|im_start|>")
+
+
+def test_only_published_tokenizers_have_one(folder):
+    with pytest.raises(InputError, match="tokenizer of words has none"):
+        find_template("chat", WordTokenizer(["a"]))
+    with pytest.raises(InputError, match="published tokenizer"):
+        find_template("chat")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(InputError, match="comes with no chat template"):
+        find_template("chat", open_tokenizer(folder))
+
+
+def test_the_date_is_the_same_every_day():
+    renderer = Renderer("{{ strftime_now('%Y-%m-%d') }}", {}, where="here")
+    assert renderer.render([]) == "2024-07-26"
+
+
+def test_json_is_not_escaped_for_html():
+    renderer = Renderer("{{ messages | tojson(indent=1) }}", {}, where="here")
+    assert renderer.render([{"role": "é<&>"}]) == '[\n {\n  "role": "é<&>"\n }\n]'

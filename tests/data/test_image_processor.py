@@ -1,0 +1,98 @@
+"""What a preprocessor_config.json asks for, and what is refused because it would give other pixels."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from mmjax.data import images
+from mmjax.data.examples import SampleError
+from mmjax.data.image_processor import ImageProcessor, open_image_processor
+from mmjax.errors import InputError
+
+BICUBIC, BILINEAR = Pillow.Resampling.BICUBIC, Pillow.Resampling.BILINEAR
+HALF = (0.5, 0.5, 0.5)
+
+
+def read(folder, **content):
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    return open_image_processor(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("SiglipImageProcessor", ImageProcessor((224, 224), BICUBIC, None, HALF, HALF)),
+        ("ViTImageProcessorFast", ImageProcessor((224, 224), BILINEAR, None, HALF, HALF)),
+        ("ViTFeatureExtractor", ImageProcessor((224, 224), BILINEAR, None, HALF, HALF)),
+    ],
+)
+def test_what_a_class_does_by_itself(tmp_path, name, expected):
+    assert read(tmp_path, image_processor_type=name) == expected
+
+
+@pytest.mark.parametrize("name", ["CLIPImageProcessor", "BitImageProcessor", "CLIPFeatureExtractor"])
+def test_clip_and_bit(tmp_path, name):
+    processor = read(tmp_path, feature_extractor_type=name)
+    assert (processor.size, processor.resample, processor.crop) == (224, BICUBIC, (224, 224))
+    assert processor.mean[0] == 0.48145466 and processor.std[2] == 0.27577711
+
+
+def test_sizes_as_numbers(tmp_path):
+    assert read(tmp_path, image_processor_type="CLIPImageProcessor", size=336, crop_size=320).size == 336
+    assert read(tmp_path, image_processor_type="CLIPImageProcessor", size=336, crop_size=320).crop == (320, 320)
+    assert read(tmp_path, image_processor_type="ViTImageProcessor", size=96).size == (96, 96)
+
+
+def test_steps_that_are_left_out(tmp_path):
+    off = {"do_resize": False, "do_center_crop": False, "do_normalize": False}
+    processor = read(tmp_path, image_processor_type="CLIPImageProcessor", **off)
+    assert (processor.size, processor.crop, processor.mean, processor.std) == (None, None, (0.0,) * 3, (1.0,) * 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), np.uint8)
+    np.testing.assert_array_equal(processor.load(pixels), pixels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "without a name"),
+        ({"image_processor_type": "Qwen2VLImageProcessor"}, "Qwen2VLImageProcessor, which mmjax does not know"),
+        ({"do_rescale": False}, "not divided by 255"),
+        ({"rescale_factor": 1 / 127.5}, "not divided by 255"),
+        ({"rescale_factor": "much"}, "not divided by 255"),
+        ({"do_pad": True}, "do_pad"),
+        ({"do_resize": "yes"}, "neither true nor false"),
+        ({"size": {"shortest_edge": 224, "longest_edge": 448}}, "shortest edge"),
+        ({"size": {"height": 0, "width": 4}}, "size is"),
+        ({"size": {"shortest_edge": 10**9}}, "size is"),
+        ({"crop_size": {"height": 4}}, "crop_size is"),
+        ({"resample": 17}, "no filter"),
+        ({"resample": "bicubic"}, "no filter"),
+        ({"image_mean": [0.5, 0.5]}, "not three numbers"),
+        ({"image_mean": [0.5, 0.5, "a"]}, "not three numbers"),
+        ({"image_std": [0.5, 0.5, 0]}, "must be positive"),
+    ],
+)
+def test_what_mmjax_does_not_do_is_refused(tmp_path, content, message):
+    named = content if not content or "image_processor_type" in content else {"image_processor_type": "CLIPImageProcessor", **content}
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, **named)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(InputError, match=r"no .*preprocessor_config\.json"):
+        open_image_processor(tmp_path)
+    for content in ("{", "[]", "\xff"):
+        (tmp_path / "preprocessor_config.json").write_text(content, encoding="latin-1")
+        with pytest.raises(InputError):
+            open_image_processor(tmp_path)
+
+
+def test_a_thin_picture_that_would_become_huge_is_oversized(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 224 * 224 * 4)
+    processor = read(tmp_path, image_processor_type="CLIPImageProcessor")
+    with pytest.raises(SampleError, match="oversized image: 1 x 100 pixels would become 224 x 22400"):
+        processor.load(np.zeros((100, 1, 3), np.uint8))
+    with pytest.raises(SampleError, match="oversized image"):
+        images.load_image(np.zeros((1, 100, 3), np.uint8), 224, resize="crop")

@@ -1,0 +1,245 @@
+"""Published tokenizers by path: which file of a folder counts, and that damage of every kind is one clear message."""
+
+import base64
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
+
+from mmjax.data.gguf_tokenizer import from_fields
+from mmjax.data.tokenizer import open_tokenizer
+from mmjax.data.tokenizer_files import read_tokenizer
+from mmjax.data.tokenizer_json import BYTE_CHARACTERS, in_byte_characters
+from mmjax.errors import InputError
+
+NORMAL, CONTROL = 1, 3
+WORDS = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "</s>"}}
+
+
+def fields(**changes):
+    """Fields of a small byte-level tokenizer; None takes one away."""
+    tokens = ["<s>", "</s>", *BYTE_CHARACTERS, "ab"]
+    named = {
+        "model": "gpt2",
+        "pre": "smollm",
+        "tokens": tokens,
+        "token_type": [CONTROL] * 2 + [NORMAL] * 257,
+        "merges": ["a b"],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    } | changes
+    return {f"tokenizer.ggml.{name}": value for name, value in named.items() if value is not None}
+
+
+def gguf(values):
+    """A GGUF file of texts, whole numbers and lists of them, without tensors."""
+
+    def text(value):
+        return len(value.encode()).to_bytes(8, "little") + value.encode()
+
+    def typed(value):
+        if isinstance(value, str):
+            return 8, text(value)
+        if isinstance(value, int):
+            return 4, value.to_bytes(4, "little")
+        kinds = [typed(item) for item in value]
+        return 9, kinds[0][0].to_bytes(4, "little") + len(kinds).to_bytes(8, "little") + b"".join(data for _, data in kinds)
+
+    header = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + len(values).to_bytes(8, "little")
+    pairs = [(name, typed(value)) for name, value in values.items()]
+    return header + b"".join(text(name) + kind.to_bytes(4, "little") + data for name, (kind, data) in pairs)
+
+
+def sentence_piece(**changes):
+    """A SentencePiece model of a few pieces."""
+    model = sentencepiece_model_pb2.ModelProto()
+    for piece, score, kind in [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3), ("a", -2, 1), ("▁", -3, 1), ("▁a", -1, 1)]:
+        model.pieces.add(piece=piece, score=score, type=kind)
+    model.trainer_spec.model_type = changes.pop("model_type", 2)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.remove_extra_whitespaces = False
+    for name, value in changes.items():
+        setattr(model.normalizer_spec, name, value)
+    return model.SerializeToString()
+
+
+def tiktoken(*more):
+    """Ranks of all bytes, and of more tokens."""
+    tokens = [*(bytes([byte]) for byte in range(256)), *more]
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+
+
+def test_every_byte_has_a_printable_character_of_its_own():
+    assert len(set(BYTE_CHARACTERS)) == 256 and all(character.isprintable() and not character.isspace() for character in BYTE_CHARACTERS)
+    assert in_byte_characters(b"a \n\xc3") == "aĠĊÃ"
+
+
+def test_a_gguf_file_alone_or_in_its_folder(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(fields() | {"tokenizer.chat_template": "{{ messages }}"}))
+    for where in (path, tmp_path):
+        tokenizer = open_tokenizer(where)
+        assert tokenizer.encode("ab a") == [258, 2 + 0x20, 2 + ord("a")] and tokenizer.decode(tokenizer.encode("ab a")) == "ab a"
+        assert (tokenizer.bos, tokenizer.eos, tokenizer.image) == (0, 1, 259)
+        assert tokenizer.names == {"bos_token": "<s>", "eos_token": "</s>"} and tokenizer.chat_template == "{{ messages }}"
+    assert pickle.loads(pickle.dumps(tokenizer)).encode("ab") == [258]
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", ["1", "2", "3", "4", "½", "  ", "5"]),
+        ("qwen2", ["1", "2", "3", "4", "½", " ", " ", "5"]),
+        ("llama-bpe", ["123", "4½", " ", " ", "5"]),
+    ],
+)
+def test_how_digits_are_cut(tmp_path, pre, pieces):
+    """Although they could be merged."""
+    longer = ["12", "123", "1234", "4½", "  ", "½"]
+    vocabulary = ["<s>", "</s>", *BYTE_CHARACTERS, "34", *(in_byte_characters(token.encode()) for token in longer)]
+    half, space = (in_byte_characters(text.encode()) for text in ("½", " "))
+    merges = ["1 2", "12 3", "123 4", " ".join(half), f"4 {half}", f"{space} {space}", "3 4"]
+    values = fields(pre=pre, tokens=vocabulary, token_type=[CONTROL] * 2 + [NORMAL] * (len(vocabulary) - 2), merges=merges)
+    (tmp_path / "model.gguf").write_bytes(gguf(values))
+    tokenizer = open_tokenizer(tmp_path)
+    assert [tokenizer.decode([index]) for index in tokenizer.encode("1234½  5")] == pieces
+
+
+def test_the_highest_score_is_merged_first_and_control_tokens_are_not_merged():
+    tokens, scores = ["<unk>", "</s>", "a", "b", "c", "ab", "bc", "</", "s>"], [0, 0, -9, -9, -9, -5, -4, -1, -1]
+    kinds = [2, CONTROL, *[NORMAL] * 7]
+    content, _ = from_fields(
+        fields(model="llama", pre=None, tokens=tokens, token_type=kinds, scores=[float(score) for score in scores], merges=None),
+        Path("here"),
+    )
+    assert content["model"]["merges"] == [["b", "c"], ["a", "b"]]
+
+
+def test_tokenizer_json_comes_before_tokenizer_model_before_gguf(tmp_path):
+    (tmp_path / "b.gguf").write_bytes(gguf(fields()))
+    (tmp_path / "tokenizer.model").write_bytes(sentence_piece())
+    assert read_tokenizer(tmp_path).path.name == "tokenizer.model"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    assert read_tokenizer(tmp_path).path.name == "tokenizer.json"
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.model").unlink()
+    (tmp_path / "c.gguf").write_bytes(b"")
+    with pytest.raises(InputError, match="2 GGUF files"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": {"chat_template": "config"}}, "config"),
+        ({"tokenizer_config.json": {"chat_template": "config"}, "chat_template.jinja": "file"}, "file"),
+        ({"chat_template.json": {"chat_template": "processor"}}, "processor"),
+        ({"tokenizer_config.json": {"chat_template": "config"}, "chat_template.json": {"chat_template": "processor"}}, "config"),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]}}, "b"),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "tools", "template": "a"}]}}, None),
+    ],
+)
+def test_where_a_chat_template_stands(tmp_path, files, found):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    assert open_tokenizer(tmp_path).chat_template == found
+
+
+def test_sentencepiece_says_where_it_puts_spaces(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentence_piece())
+    assert open_tokenizer(path).prefix_space == "first" and open_tokenizer(path).encode("a a") == [3, 5]
+    (tmp_path / "tokenizer_config.json").write_text('{"legacy": true}')
+    assert open_tokenizer(path).prefix_space == "always"
+    path.write_bytes(sentence_piece(add_dummy_prefix=False))
+    assert open_tokenizer(path).prefix_space == "never"
+
+
+def test_control_pieces_of_sentencepiece_do_not_come_from_text(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(sentence_piece())
+    tokenizer = open_tokenizer(tmp_path)
+    assert 2 not in tokenizer.encode("a</s>") and tokenizer.special("</s>") == 2 == tokenizer.eos
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (sentence_piece(model_type=1), "Unigram"),
+        (sentence_piece(precompiled_charsmap=b"abc", name="nmt_nfkc"), "nmt_nfkc"),
+        (sentence_piece(remove_extra_whitespaces=True), "changes texts"),
+        (sentence_piece()[:-9], "cannot be read"),
+        (b"", "no SentencePiece model"),
+        (tiktoken(), "256 tokens, Llama 3 has 128000"),
+        (tiktoken(b"ab", b"ab"), "damaged"),
+        (tiktoken()[7:], "damaged"),
+        (tiktoken() + b"x", "cannot be read"),
+        (tiktoken() + b"YWI= many\n", "cannot be read"),
+    ],
+)
+def test_unusable_models_say_why(tmp_path, content, message):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_tokenizer(tmp_path)
+
+
+def test_special_tokens_of_another_tiktoken_model_are_named_beside_it(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(tiktoken(b"ab"))
+    settings = {"added_tokens_decoder": {"257": {"content": "<eos>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.eos == 257 and tokenizer.encode("ab<eos>")[0] == 256 and 257 not in tokenizer.encode("ab<eos>")
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"a": 3}}')
+    with pytest.raises(InputError, match="added_tokens_decoder"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pre": "tekken"}, "'tekken', which mmjax does not know; it knows 'smollm', 'llama-bpe', 'qwen2'"),
+        ({"pre": None}, "'default'"),
+        ({"model": "t5"}, "kind 't5'"),
+        ({"model": None}, "has no tokenizer"),
+        ({"model": 3}, "damaged"),
+        ({"merges": ["a b c"]}, "no pair"),
+        ({"merges": ["a xyz"]}, "not a tokenizer"),
+        ({"tokens": ["a", "a"]}, "distinct"),
+        ({"token_type": [1]}, "as many as their types"),
+        ({"eos_token_id": 99999}, "99999"),
+        ({"eos_token_id": None, "tokens": ["<x>", "<y>", *BYTE_CHARACTERS, "ab"]}, "no end-of-sequence token"),
+        ({"model": "llama", "merges": None}, "tokenizer.ggml.scores"),
+    ],
+)
+def test_unusable_gguf_tokenizers_say_why(tmp_path, changes, message):
+    (tmp_path / "model.gguf").write_bytes(gguf(fields(**changes)))
+    with pytest.raises(InputError, match=message):
+        open_tokenizer(tmp_path)
+
+
+anything = st.one_of(
+    st.none(), st.integers(-5, 300), st.text(max_size=4), st.lists(st.integers(), max_size=3), st.lists(st.text(max_size=3))
+)
+
+
+@given(st.dictionaries(st.sampled_from([name.rpartition(".")[2] for name in fields()]), anything), st.sampled_from(["gpt2", "llama"]))
+@settings(max_examples=150)
+def test_damaged_fields_give_a_tokenizer_or_an_input_error(tmp_path_factory, changes, model):
+    try:
+        content, _ = from_fields(fields(**{"model": model} | changes), tmp_path_factory.getbasetemp())
+        assert content["model"]["type"] == "BPE"
+    except InputError:
+        pass
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model nor a GGUF file"):
+        open_tokenizer(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(gguf(fields())[:100])
+    with pytest.raises(InputError, match="ends at byte 100"):
+        open_tokenizer(tmp_path)

@@ -1,0 +1,67 @@
+"""Which part of a file a part of a parameter is, and how several are read at once."""
+
+import math
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from mmjax.weights.layouts import SAME, TRANSPOSED, Interleaved, InterleavedVector, Layout, Led, Patches
+from mmjax.weights.regions import boxed, in_file, lengths, turned, within
+from mmjax.weights.rules import Piece
+
+LAYOUTS: dict[str, tuple[Layout, tuple[int, ...]]] = {
+    "same": (SAME, (6, 4)),
+    "same vector": (SAME, (6,)),
+    "transposed": (TRANSPOSED, (6, 4)),
+    "transposed stack": (TRANSPOSED, (3, 6, 4)),
+    "interleaved": (Interleaved(2), (6, 8)),
+    "interleaved vector": (InterleavedVector(2), (8,)),
+    "patches": (Patches(2), (12, 5)),
+    "led": (Led(2), (6,)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@hypothesis.given(data=st.data())
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_a_part_is_made_of_what_is_read_for_it(name: str, data: st.DataObject):
+    layout, shape = LAYOUTS[name]
+    ours = np.arange(math.prod(shape)).reshape(shape)
+    theirs = layout.to_theirs(ours)
+    assert theirs.shape == layout.theirs(shape)
+    piece = Piece("x", theirs.shape, "x", (), layout)
+    own = tuple(
+        data.draw(st.integers(0, size - 1).flatmap(lambda start, s=size: st.tuples(st.just(start), st.integers(start + 1, s))))
+        for size in shape
+    )
+    part = in_file(piece, own)
+    value = turned(piece, own, theirs[tuple(slice(*ends) for ends in part)])
+    np.testing.assert_array_equal(value, ours[tuple(slice(*ends) for ends in own)])
+
+
+def test_where_the_layout_allows_only_the_part_is_read():
+    piece = Piece("x", (8, 6), "x", (), TRANSPOSED)
+    assert in_file(piece, ((1, 3), (4, 8))) == ((4, 8), (1, 3))
+    assert in_file(Piece("x", (8, 6), "x", (), Interleaved(2)), ((1, 3), (4, 8))) == ((0, 8), (1, 3))
+
+
+def test_columns_of_the_same_rows_are_read_together_and_rows_apart():
+    columns = [((0, 4), (0, 3)), ((0, 4), (3, 6))]
+    assert boxed(columns) == [((0, 4), (0, 6))]
+    rows = [((0, 4), (0, 6)), ((8, 12), (0, 6))]
+    assert boxed(rows) == rows
+    assert boxed([*columns, ((8, 12), (0, 3)), ((8, 12), (3, 6))]) == rows
+    assert boxed([columns[0], columns[0]]) == [columns[0]]
+    gap = [((0, 4), (0, 1)), ((0, 4), (5, 6))]
+    assert boxed(gap) == gap
+    assert boxed([(), ()]) == [()]
+
+
+@hypothesis.given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8))
+def test_every_part_is_in_a_box_and_no_more_is_read_than_the_parts(places: list[tuple[int, int]]):
+    parts = [((2 * row, 2 * row + 2), (3 * column, 3 * column + 3)) for row, column in places]
+    boxes = boxed(parts)
+    assert all(any(within(part, box) is not None for box in boxes) for part in parts)
+    assert sum(math.prod(lengths(box)) for box in boxes) == 6 * len(set(parts))
