@@ -1,6 +1,7 @@
 """Loading and converting weights, beside safetensors and transformers, on this machine's CPU.
 
-    python benchmarks/weights.py --torch_python .oracle/bin/python [--rounds 7] [--fresh 3] [--gguf FILE] [--out benchmarks/results/NAME.md]
+    python benchmarks/weights.py --torch_python .oracle/bin/python [--rounds 7] [--fresh 3] [--gguf FILE] [--only load|convert]
+        [--case NAME] [--out benchmarks/results/NAME.md]
 
 Files are in the page cache. `safetensors.torch.load_file` and transformers' `from_pretrained` map the file and have read nothing when they
 return; so each of their figures includes what makes them read it: `touched` sums every tensor, and the numbers stay pages of the file;
@@ -167,7 +168,8 @@ def head(versions: dict, options: argparse.Namespace) -> list[str]:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines() if pathlib.Path("/proc/cpuinfo").exists() else []
     processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    command = f"python benchmarks/weights.py --rounds {options.rounds} --fresh {options.fresh}" + (" --gguf FILE" if options.gguf else "")
+    given = f"--rounds {options.rounds} --fresh {options.fresh}" + (" --gguf FILE" if options.gguf else "")
+    command = f"python benchmarks/weights.py {given}" + (f" --only {options.only}" if options.only else "")
     return [
         "# Loading and converting weights",
         "",
@@ -176,9 +178,53 @@ def head(versions: dict, options: argparse.Namespace) -> list[str]:
         "",
         f"    {command}",
         "",
-        *(__doc__ or "").split("\n\n    python", 1)[1].split("\n\n", 1)[1].strip().splitlines(),
+        *(__doc__ or "").split("\n\n", 2)[2].strip().splitlines(),
         "",
     ]
+
+
+def ported(source: str, target: pathlib.Path, to: str) -> str:
+    command = [sys.executable, "-m", "mmjax.port", source, str(target), f"--to={to}"]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return str(target)
+
+
+def loading(commands: dict[str, list[str]], options: argparse.Namespace, folder: pathlib.Path) -> list[str]:
+    cases = []
+    for dtype in ("float32", "bfloat16"):
+        write_model(folder / dtype, dtype)
+        cases.append({"name": f"Llama, {dtype}", "path": str(folder / dtype), "dtype": dtype, "theirs": THEIRS})
+    if options.gguf:
+        smol = ported(options.gguf, folder / "smol", "huggingface")
+        cases.append({"name": "SmolLM2-135M, float32", "path": smol, "dtype": "float32", "theirs": THEIRS})
+        gguf = {"name": "SmolLM2-135M, GGUF Q4_1", "path": options.gguf, "dtype": "float32", "theirs": ("from_pretrained, touched",)}
+        cases.append(gguf)
+    lines = [
+        "| weights | method | seconds: median (min-max) | GB/s | times mmjax's seconds | first: seconds | first: times mmjax's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        if options.case in case["name"]:
+            case["bytes"] = warm(pathlib.Path(case["path"]))
+            lines += load_table(case, compare(commands, case, options.rounds, options.fresh))
+            print("\n".join(lines[-len(case["theirs"]) - 1 :]), flush=True)
+    return lines
+
+
+def converting(commands: dict[str, list[str]], options: argparse.Namespace, folder: pathlib.Path) -> list[str]:
+    write_model(folder / "float32", "float32")
+    orbax = ported(str(folder / "float32"), folder / "orbax", "orbax")
+    cases = [
+        ("folder of Hugging Face to Orbax", "mmjax", str(folder / "float32")),
+        ("Orbax to folder of Hugging Face", "mmjax", orbax),
+        ("transformers: folder to folder", "torch", str(folder / "float32")),
+    ]
+    if options.gguf:
+        cases.append(("SmolLM2-135M, GGUF Q4_1 to Orbax", "mmjax", options.gguf))
+    lines = ["| conversion | seconds: median (min-max) | GB/s of the source |", "|---|---|---|"]
+    lines += conversions(commands, cases, folder, options.rounds)
+    print("\n".join(lines[2:]), flush=True)
+    return lines
 
 
 def measure(options: argparse.Namespace, folder: pathlib.Path) -> list[str]:
@@ -186,30 +232,13 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> list[str]:
         "mmjax": [sys.executable, __file__, "serve"],
         "torch": [options.torch_python, str(ROOT / "benchmarks" / "weights_worker.py")],
     }
-    cases = []
-    for dtype in ("float32", "bfloat16"):
-        write_model(folder / dtype, dtype)
-        cases.append({"name": f"Llama, {dtype}", "path": str(folder / dtype), "dtype": dtype, "theirs": THEIRS})
-    converted = [("folder of Hugging Face to Orbax", "mmjax", str(folder / "float32"))]
-    if options.gguf:
-        subprocess.run([sys.executable, "-m", "mmjax.port", options.gguf, str(folder / "smol"), "--to=huggingface"], check=True, cwd=ROOT)
-        cases.append({"name": "SmolLM2-135M, float32", "path": str(folder / "smol"), "dtype": "float32", "theirs": THEIRS})
-        gguf = {"name": "SmolLM2-135M, GGUF Q4_1", "path": options.gguf, "dtype": "float32", "theirs": ("from_pretrained, touched",)}
-        cases.append(gguf)
-        converted.append(("GGUF Q4_1 to Orbax", "mmjax", options.gguf))
-    subprocess.run([sys.executable, "-m", "mmjax.port", str(folder / "float32"), str(folder / "orbax")], check=True, cwd=ROOT)
-    converted.append(("Orbax to folder of Hugging Face", "mmjax", str(folder / "orbax")))
-    converted.append(("transformers: folder to folder", "torch", str(folder / "float32")))
-    lines = [
-        "| weights | method | seconds: median (min-max) | GB/s | times mmjax's seconds | first: seconds | first: times mmjax's |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for case in cases:
-        case["bytes"] = warm(pathlib.Path(case["path"]))
-        lines += load_table(case, compare(commands, case, options.rounds, options.fresh))
-        print("\n".join(lines[-len(case["theirs"]) - 1 :]), flush=True)
-    lines += ["", "| conversion | seconds: median (min-max) | GB/s of the source |", "|---|---|---|"]
-    lines += conversions(commands, converted, folder, max(3, options.rounds // 2))
+    lines: list[str] = []
+    for name, part in (("load", loading), ("convert", converting)):
+        if options.only in (None, name):
+            inner = folder / name
+            inner.mkdir()
+            lines += [*part(commands, options, inner), ""]
+            shutil.rmtree(inner)
     workers = [Worker(command) for command in commands.values()]
     versions = {name: version for worker in workers for name, version in worker.versions.items()}
     for worker in workers:
@@ -225,6 +254,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--fresh", type=int, default=3)
     parser.add_argument("--gguf", help="SmolLM2-135M-Instruct.Q4_1.gguf, as `python -m mmjax.fetch smollm2` brings it")
+    parser.add_argument("--only", choices=("load", "convert"))
+    parser.add_argument("--case", default="", help="load only what has this in its name")
     parser.add_argument("--out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

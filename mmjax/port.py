@@ -12,9 +12,11 @@ Tokenizer, chat template and the settings of generation and pictures are put bes
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -142,16 +144,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """While it lasts, SIGTERM is an exception."""
+    """While it lasts, SIGTERM is an exception, and threads that are interrupted by it say nothing."""
+    logger, hook = logging.getLogger("absl"), threading.excepthook
 
     def stop(*_: object) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    handler, level = signal.signal(signal.SIGTERM, stop), logger.level
+    logger.setLevel(logging.CRITICAL)
+    threading.excepthook = lambda _: None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
+        logger.setLevel(level)
+        threading.excepthook = hook
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,20 +35,20 @@ def test_a_full_disk_is_the_users_to_know(tmp_path):
 
 
 def test_threads_that_go_on_writing_do_not_bring_it_back(tmp_path):
-    stop, draft = threading.Event(), None
+    stop = threading.Event()
 
-    def write():
+    def write(folder):
         while not stop.is_set():
             try:
-                draft.mkdir(parents=True, exist_ok=True)
-                (draft / "file").write_text("x")
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "file").write_text("x")
             except NotADirectoryError:
                 return  # as a reader or writer of files does at the first error that it cannot mend
             except OSError:
                 continue
 
     with pytest.raises(KeyboardInterrupt), published_at(tmp_path / "a") as draft:
-        thread = threading.Thread(target=write)
+        thread = threading.Thread(target=write, args=(draft,))
         thread.start()
         while not (draft / "file").exists():
             pass
