@@ -82,6 +82,7 @@ def test_what_was_trained_goes_back_to_folders_that_begin_the_next_run(make_reci
     run.train(recipe, workdir)
     folder = export(recipe, workdir)
     assert folder == workdir.path / "export" / "squares-2"
+    assert json.loads((folder / "vision" / "preprocessor_config.json").read_text())["size"] == {"height": 8, "width": 8}
     again = make_recipe(model=str(folder))
     check(again.stages["squares"])
     with open_initial(again.stages["squares"].weights, again.stages["squares"].model) as opened:

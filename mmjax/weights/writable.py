@@ -4,16 +4,18 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from mmjax.models.config import LoRAConfig, ModelConfig, VLMConfig
+from mmjax.models.config import LanguageModelConfig, LoRAConfig, ModelConfig, VisionEncoderConfig, VLMConfig
 from mmjax.transitions.lora import is_lora, merged_kernel
 from mmjax.typing import Params
 
 
 def writable(config: ModelConfig) -> ModelConfig:
     """The config of a model as it is written; it computes the same."""
-    if not isinstance(config, VLMConfig):
+    if isinstance(config, LanguageModelConfig):
         return config
     vision = dataclasses.replace(config.vision, final_norm=True) if _lacks_norm(config) else config.vision
+    if isinstance(config, VisionEncoderConfig):
+        return dataclasses.replace(config, vision=vision)
     return dataclasses.replace(config, vision=vision, lora=LoRAConfig())
 
 
@@ -22,16 +24,17 @@ def writable_params(params: Params, config: ModelConfig) -> Params:
 
     Hidden states, which is what a connector reads, do not depend on that norm.
     """
-    if not isinstance(config, VLMConfig):
+    if isinstance(config, LanguageModelConfig):
         return params
-    params = _merged(params, config)
+    if isinstance(config, VLMConfig):
+        params = _merged(params, config)
     if _lacks_norm(config):
         width = config.vision.width
-        params |= {"vision/final_norm/scale": jnp.ones(width), "vision/final_norm/bias": jnp.zeros(width)}
+        params = params | {"vision/final_norm/scale": jnp.ones(width), "vision/final_norm/bias": jnp.zeros(width)}
     return params
 
 
-def _lacks_norm(config: VLMConfig) -> bool:
+def _lacks_norm(config: VLMConfig | VisionEncoderConfig) -> bool:
     return config.vision.norm == "layer" and not config.vision.final_norm
 
 

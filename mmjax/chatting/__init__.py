@@ -1,0 +1,1 @@
+"""Conversations with a model: opened, read into a cache, answered token by token."""

@@ -1,0 +1,130 @@
+"""Models to talk to, by path: weights, tokenizer, template, and what becomes of pictures."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax import run
+from mmjax.chatting.companions import end_tokens, find_tokenizer, named_tokenizer, picture_loader
+from mmjax.chatting.continuation import Continuation
+from mmjax.data.images import load_image
+from mmjax.data.template import Template
+from mmjax.data.templates import CHAT, find_template
+from mmjax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from mmjax.errors import InputError
+from mmjax.fetch import resolved
+from mmjax.models.config import LanguageModelConfig, VisionEncoderConfig, VLMConfig
+from mmjax.recipe import LlavaSource
+from mmjax.typing import Params
+from mmjax.weights.opened import stored
+from mmjax.weights.pretrained import open_pretrained
+from mmjax.weights.writable import writable, writable_params
+from mmjax.workdir import Workdir
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatModel:
+    """A model to talk to.
+
+    Attributes:
+        params: of `config`.
+        ends: tokens that end an answer.
+        load_picture: the pixels [h, w, 3] uint8 of a picture file as the encoder wants them; raises SampleError.
+        pictures_first: whether pictures stand before the whole text; else they stand in the turn of the user, and a line feed after them.
+        notes: what the user should know.
+    """
+
+    config: LanguageModelConfig | VLMConfig
+    params: Params
+    tokenizer: Tokenizer
+    template: Template
+    ends: frozenset[int]
+    load_picture: Callable[[Path], np.ndarray]
+    pictures_first: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def open_chat(
+    checkpoint: str, *, tokenizer: str | None = None, template: str | None = None, dtype: Dtype = "float32", sees: bool = False
+) -> ChatModel:
+    """Opens a model.
+
+    Args:
+        checkpoint: a folder of transformers, a GGUF file, a folder that mmjax wrote, a checkpoint of a run, or the folder of a run, whose
+            newest is meant. "fetched:NAME" is what `python -m mmjax.fetch NAME` has brought.
+        tokenizer: where it is, if not beside the weights.
+        template: its name, if not the one that comes with the tokenizer or that the run was trained with.
+        dtype: "float32" or "bfloat16", as in `load_pretrained`.
+        sees: whether it has to have an encoder, for pictures.
+
+    Raises:
+        InputError: the model cannot be read, is an encoder alone or a decoder without one that is needed, or has no tokenizer.
+    """
+    path = resolved(checkpoint)
+    given = None if tokenizer is None else named_tokenizer(resolved(tokenizer))
+    if _is_run(path):
+        return _open_run(path, given, template, dtype)
+    return _open_published(path, given, template, dtype, sees)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path is the folder of a run, or a checkpoint in one: <workdir>/checkpoints/<stage>/<step>."""
+    above = path.absolute().parents
+    return (path / "checkpoints").is_dir() or (path.name.isdecimal() and len(above) > 2 and above[1].name == "checkpoints")
+
+
+def _open_run(path: Path, tokenizer: Tokenizer | None, template: str | None, dtype: Dtype) -> ChatModel:
+    whole = (path / "checkpoints").is_dir()
+    workdir = Workdir(path if whole else path.absolute().parents[2])
+    own, recipe = run.prepare_tokenizer(workdir.recipe(), workdir.path, build=False)
+    stage, folder = run.find_checkpoint(recipe, workdir, None if whole else str(path))
+    tokenizer = tokenizer or own
+    form = find_template(template or stage.data.template, tokenizer)
+    config = writable(stage.model)
+    assert isinstance(config, VLMConfig)
+    params = writable_params(run.read_params(folder, recipe), stage.model)
+    for name, shape in stored(config, params, jnp.dtype(dtype)).items():
+        params[name] = params[name].astype(shape.dtype)
+    return ChatModel(
+        dataclasses.replace(config, compute_dtype=dtype),
+        params,
+        tokenizer,
+        form,
+        _ends(form, tokenizer, ()),
+        lambda source: load_image(source, config.vision.image_size, resize=stage.data.resize),
+        not any(isinstance(source, LlavaSource) for source in stage.data.sources.values()),
+    )
+
+
+def _open_published(path: Path, tokenizer: Tokenizer | None, template: str | None, dtype: Dtype, sees: bool) -> ChatModel:
+    with open_pretrained(path) as opened:
+        if isinstance(opened.config, VisionEncoderConfig):
+            raise InputError(f"{path} is a vision encoder alone, which does not speak. A decoder or a whole model is needed.")
+        if sees and not isinstance(opened.config, VLMConfig):
+            raise InputError(f"{path} is a decoder without an encoder: it cannot look at pictures.")
+        config = dataclasses.replace(opened.config, compute_dtype=dtype)
+        tokenizer = tokenizer or find_tokenizer(path)
+        form, notes = _find_template(template, tokenizer)
+        load, more = picture_loader(path, config)
+        ends = _ends(form, tokenizer, end_tokens(path))
+        params = opened.read(dtype=jnp.dtype(dtype))
+    return ChatModel(config, params, tokenizer, form, ends, load, notes=notes + more)
+
+
+def _find_template(name: str | None, tokenizer: Tokenizer) -> tuple[Template, tuple[str, ...]]:
+    if name is not None:
+        return find_template(name, tokenizer), ()
+    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat_template is not None:
+        return find_template(CHAT, tokenizer), ()
+    return Continuation(tokenizer), ("There is no chat template: texts are continued as they stand. --template=NAME names one.",)
+
+
+def _ends(template: Template, tokenizer: Tokenizer, more: Sequence[int]) -> frozenset[int]:
+    stop = tokenizer.eos if template.stop == "eos" else tokenizer.special(template.stop)
+    return frozenset({tokenizer.eos, stop, *more})
