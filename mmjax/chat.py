@@ -11,11 +11,12 @@ Exit codes: 0 done, 2 it cannot be done, 130 interrupted, 143 terminated.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,10 +42,10 @@ def chat(options: argparse.Namespace) -> None:
     from rich.console import Console  # here and below: what imports jax comes after all that can be wrong without it
 
     with Console(stderr=True).status(f"loading {options.checkpoint}"):
-        from mmjax.chatting import terminal
-        from mmjax.chatting.conversation import Conversation, Settings
-        from mmjax.chatting.opening import open_chat
-
+        with _held_back():
+            from mmjax.chatting import terminal
+            from mmjax.chatting.conversation import Conversation, Settings
+            from mmjax.chatting.opening import open_chat
         sees = bool(options.image)
         model = open_chat(options.checkpoint, tokenizer=options.tokenizer, template=options.template, dtype=options.dtype, sees=sees)
         settings = Settings(options.temperature, options.top_p, options.seed, options.max_new_tokens, options.system)
@@ -57,6 +58,20 @@ def chat(options: argparse.Namespace) -> None:
         terminal.interact(conversation)
     else:
         terminal.one_answer(conversation, asked)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals come at the end of it: in the middle of an import, some packages make other errors of them."""
+    arrived: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 def _question(options: argparse.Namespace) -> str | None:

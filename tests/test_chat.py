@@ -18,6 +18,8 @@ from tests.chatting import tiny_models
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 300  # seconds; a compilation on a busy machine takes a while
+# Makes the terminal on stdin that of its session, so that Ctrl-C typed there is a signal; then becomes what it is told.
+_ATTACH = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 ENDLESS = "--max_new_tokens=1000000"
 
 
@@ -128,12 +130,13 @@ def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes
 
 
 class Terminal:
-    """A process at a terminal, and what it has shown there."""
+    """A process at a terminal of its own, and what it has shown there."""
 
     def __init__(self, arguments: list[str]):
-        self.pid, self._terminal = pty.fork()
-        if not self.pid:
-            os.execve(arguments[0], arguments, environment())
+        self._terminal, inner = pty.openpty()
+        attach = [sys.executable, "-c", _ATTACH, *arguments]
+        self.process = subprocess.Popen(attach, stdin=inner, stdout=inner, stderr=inner, env=environment(), start_new_session=True)
+        os.close(inner)
         self.shown = ""
 
     def type(self, text: str) -> None:
@@ -154,15 +157,15 @@ class Terminal:
         with contextlib.suppress(OSError):  # which says that there is nobody left who could write
             while os.read(self._terminal, 65536):
                 pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.process.wait(timeout=PATIENCE)
 
 
 @pytest.fixture
 def terminal(folder: pathlib.Path) -> Iterator[Terminal]:
     terminal = Terminal(command(folder, ENDLESS))
     yield terminal
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(terminal.pid, signal.SIGKILL)
+    terminal.process.kill()
+    terminal.process.wait()
 
 
 def test_a_conversation_at_a_terminal(terminal: Terminal, tmp_path: pathlib.Path):
@@ -186,7 +189,9 @@ def test_a_conversation_at_a_terminal(terminal: Terminal, tmp_path: pathlib.Path
     terminal.type("/sing\n")
     terminal.wait_for("There is no command /sing")
     terminal.wait_for("> ")
-    terminal.type("two\x03")
+    terminal.type("two")
+    terminal.wait_for("two")
+    terminal.type("\x03")
     terminal.wait_for("Ctrl-D leaves")
     terminal.wait_for("> ")
     terminal.type("/reset\n")
