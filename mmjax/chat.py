@@ -11,24 +11,20 @@ Exit codes: 0 done, 2 it cannot be done, 130 interrupted, 143 terminated.
 """
 
 import argparse
-import contextlib
 import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from mmjax import host
 from mmjax.errors import InputError
+from mmjax.interrupts import Terminated, held_back, interruptible
 
 DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 DTYPES = ("float32", "bfloat16")
-
-
-class _Terminated(BaseException):
-    """SIGTERM: raised where the process is, so that the terminal is left as it was found."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +38,7 @@ def chat(options: argparse.Namespace) -> None:
     from rich.console import Console  # here and below: what imports jax comes after all that can be wrong without it
 
     with Console(stderr=True).status(f"loading {options.checkpoint}"):
-        with _held_back():
+        with held_back():
             from mmjax.chatting import terminal
             from mmjax.chatting.conversation import Conversation, Settings
             from mmjax.chatting.opening import open_chat
@@ -58,20 +54,6 @@ def chat(options: argparse.Namespace) -> None:
         terminal.interact(conversation)
     else:
         terminal.one_answer(conversation, asked)
-
-
-@contextlib.contextmanager
-def _held_back() -> Iterator[None]:
-    """Signals come at the end of it: in the middle of an import, some packages make other errors of them."""
-    arrived: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if arrived:
-            signal.raise_signal(arrived[0])
 
 
 def _question(options: argparse.Namespace) -> str | None:
@@ -122,20 +104,17 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"There is no picture {path}.")
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name) and returns its exit code."""
     host.prepare()
     try:
-        chat(_parse(arguments))
+        with interruptible():
+            chat(_parse(arguments))
     except InputError as error:
         return _end(str(error), WRONG_INPUT)
     except KeyboardInterrupt:
         return _end("Interrupted.", INTERRUPTED)
-    except _Terminated:
+    except Terminated:
         return _end("Terminated.", TERMINATED)
     return DONE
 
@@ -146,7 +125,6 @@ def _end(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads the answer may stop reading
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack characters

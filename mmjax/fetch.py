@@ -12,7 +12,6 @@ or ~/.cache/mmjax. Exit codes: 0 done, 2 it cannot be done or something is damag
 import argparse
 import errno
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from mmjax.errors import InputError
 from mmjax.fetching import archives, cache
 from mmjax.fetching.catalogue import OFFERS, Offer
 from mmjax.fetching.progress import FetchProgress
+from mmjax.interrupts import Terminated, interruptible
 from mmjax.schema import choose
 
 DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
@@ -185,26 +185,32 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name) and returns its exit code."""
     options = _parse(arguments)
-    console = Console()
     try:
-        for name in options.names:
-            choose(name, OFFERS, "download")
-        if options.check:
-            check(options.names, console)
-        elif options.names:
-            for name in options.names:
-                fetch(name, options.source, console)
-        else:
-            _list(console)
+        with interruptible():
+            _do(options, Console())
     except InputError as error:
         print(f"mmjax: {error}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         print("mmjax: Interrupted; nothing half-made was left.", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        print("mmjax: Terminated; nothing half-made was left.", file=sys.stderr)
+        return TERMINATED
     return DONE
 
 
+def _do(options: argparse.Namespace, console: Console) -> None:
+    for name in options.names:
+        choose(name, OFFERS, "download")
+    if options.check:
+        check(options.names, console)
+    elif options.names:
+        for name in options.names:
+            fetch(name, options.source, console)
+    else:
+        _list(console)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # an exception, so that drafts and clients end as with Ctrl-C
     sys.exit(main())

@@ -23,6 +23,7 @@ from absl import flags
 
 from mmjax import host
 from mmjax.errors import InputError, NonFiniteError, Preempted
+from mmjax.interrupts import heard
 from mmjax.schema import choose, suggestion
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             values = _define_flags()
             print("\n".join([__doc__ or "", *(f"    --{name:<18}{values[name].help}" for name in _names())]))
             return DONE
-        _dispatch(parse(argv))
+        with heard():
+            _dispatch(parse(argv))
         return DONE
     except InputError as error:
         return _end(str(error), WRONG_INPUT)

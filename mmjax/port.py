@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from rich.console import Console
 
 from mmjax import host
 from mmjax.errors import InputError
+from mmjax.interrupts import Terminated, held_back, interruptible
 
 if TYPE_CHECKING:
     from mmjax.porting.sources import Source
@@ -37,21 +37,18 @@ DTYPES = ("float32", "bfloat16", "float16")
 TARGETS = {"huggingface": "a folder of Hugging Face", "orbax": "a folder of Orbax"}
 
 
-class _Terminated(BaseException):
-    """SIGTERM: raised where the process is, so that drafts go as with Ctrl-C."""
-
-
 def port(source: str, target: Path, *, dtype: str | None = None, to: str | None = None, console: Console | None = None) -> None:
     """Converts a model. Arguments as on the command line.
 
     Raises:
         InputError: the source is damaged or of no form that mmjax reads, or the target exists or cannot be written. Nothing is left behind.
     """
-    from mmjax.fetch import resolved
-    from mmjax.fetching.progress import FetchProgress
-    from mmjax.porting.sources import open_source
-    from mmjax.porting.table import listed, show
-    from mmjax.weights.drafts import check_free, published_at
+    with held_back():
+        from mmjax.fetch import resolved
+        from mmjax.fetching.progress import FetchProgress
+        from mmjax.porting.sources import open_source
+        from mmjax.porting.table import listed, show
+        from mmjax.weights.drafts import check_free, published_at
 
     console = console or Console()
     begun = time.monotonic()
@@ -143,20 +140,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """While it lasts, SIGTERM is an exception, and threads that are interrupted by it say nothing."""
+def _quiet_threads() -> Iterator[None]:
+    """While it lasts, threads that an interrupt ends say nothing."""
     logger, hook = logging.getLogger("absl"), threading.excepthook
 
-    def stop(*_: object) -> None:
-        raise _Terminated
-
-    handler, level = signal.signal(signal.SIGTERM, stop), logger.level
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
     threading.excepthook = lambda _: None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
         logger.setLevel(level)
         threading.excepthook = hook
 
@@ -166,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     host.prepare()
     try:
-        with _terminable():
+        with interruptible(), _quiet_threads():
             port(options.source, options.target, dtype=options.dtype, to=options.to)
     except InputError as error:
         print(f"mmjax: {error}", file=sys.stderr)
@@ -174,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mmjax: Interrupted; nothing half-made was left.", file=sys.stderr)
         return INTERRUPTED
-    except _Terminated:
+    except Terminated:
         print("mmjax: Terminated; nothing half-made was left.", file=sys.stderr)
         return TERMINATED
     return DONE
