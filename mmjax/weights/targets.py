@@ -11,12 +11,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from mmjax.typing import AnyArray, Array
+from mmjax.weights.memory_order import copy
 from mmjax.weights.regions import held, lengths
 from mmjax.weights.tensors import Ranges
 
 _ALIGNMENT = 64  # bytes; XLA copies what is not aligned to it
-_STRIP = 128  # rows that are turned at a time: their turned part stays in the processor's cache
-_PADDING = 64  # bytes behind each of these rows; rows a power of two apart would fall on the same lines of the cache
 
 
 class Target(Protocol):
@@ -161,24 +160,3 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def copy(target: np.ndarray, value: np.ndarray) -> None:
-    """target[...] = value, cast where the dtypes differ; quick also where the last two axes lie the other way round."""
-    if target.dtype == value.dtype:  # numpy copies numbers of its own faster than those of ml_dtypes
-        target, value = (array.view(f"u{array.itemsize}") for array in (target, value))
-    if value.ndim < 2 or value.strides[-1] == value.itemsize:
-        target[...] = value
-        return
-    for index in np.ndindex(value.shape[:-2]):
-        _turn(target[index], value[index].T)
-
-
-def _turn(target: np.ndarray, rows: np.ndarray) -> None:
-    """target[...] = rows.T"""
-    width = rows.shape[1]
-    strip = np.empty((min(_STRIP, len(rows)), width + _PADDING // target.itemsize), target.dtype)[:, :width]
-    for start in range(0, len(rows), _STRIP):
-        part = rows[start : start + _STRIP]
-        strip[: len(part)] = part
-        target[:, start : start + len(part)] = strip[: len(part)].T

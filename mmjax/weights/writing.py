@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mmjax.errors import InputError
+from mmjax.weights.memory_order import in_order
 from mmjax.weights.safetensors import INDEX, SINGLE
 from mmjax.weights.safetensors_header import DTYPES, METADATA
 from mmjax.weights.tensors import TensorInfo
@@ -134,7 +135,7 @@ def _write_array(file: BinaryIO, name: str, info: TensorInfo, value: Any) -> Non
     step = max(1, _CHUNK * len(rows) // max(1, array.nbytes))
     for begin in range(0, len(rows), step):
         # A transposed array is brought into order by parts.
-        file.write(np.ascontiguousarray(rows[begin : begin + step]).reshape(-1).view(np.uint8).data)
+        file.write(in_order(rows[begin : begin + step]).reshape(-1).view(np.uint8).data)
 
 
 def _to_disk(file: Any) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 
 from mmjax.weights import targets
-from mmjax.weights.targets import DeviceTarget, HostTarget, copy, make_target
+from mmjax.weights.memory_order import copy
+from mmjax.weights.targets import DeviceTarget, HostTarget, make_target
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn)
 DEVICE = SingleDeviceSharding(jax.devices()[0])
