@@ -65,6 +65,8 @@ def port(source: str, target: Path, *, dtype: str | None = None, to: str | None 
             _write(opened, params, draft, to, dtype, _added(progress.advance))
             beside = opened.companions(draft)
         show(console, opened.lines, lines, opened.unused)
+    for note in opened.notes:
+        _print(console, f"Note: {note}")
     _print(console, f"Beside the weights: {listed(sorted(beside)) or 'nothing; there was no tokenizer and no picture processor'}")
     _print(console, f"{target} is ready after {time.monotonic() - begun:.0f} s: mmjax.weights.load_pretrained({str(target)!r})")
 

@@ -30,7 +30,7 @@ class Source(Protocol):
     Attributes:
         what: in words.
         target: the form that it is ported to unless another is asked for.
-        config, origins, lines, unused, nbytes: as `Pretrained` has them.
+        config, origins, lines, unused, notes, nbytes: as `Pretrained` has them.
         dtype: that matrices are kept in unless another is asked for.
     """
 
@@ -40,6 +40,7 @@ class Source(Protocol):
     origins: tuple[Origin, ...]
     lines: list[Line]
     unused: list[str]
+    notes: tuple[str, ...]
     nbytes: int
     dtype: str
 
@@ -71,7 +72,7 @@ class _Model(Source):
         self.what = "a folder of Orbax" if ours else "a folder of Hugging Face" if path.is_dir() else "a file"
         self.target = HUGGING_FACE if ours else ORBAX
         self.config, self.origins, self.lines, self.unused = opened.config, opened.origins, opened.lines, opened.unused
-        self.nbytes, self.dtype = opened.nbytes, opened.dtype
+        self.notes, self.nbytes, self.dtype = opened.notes, opened.nbytes, opened.dtype
 
     def read(self, dtype: str, progress: Progress) -> Params:
         return self._opened.read(dtype=jnp.dtype(dtype), progress=progress)
@@ -112,6 +113,7 @@ class _Checkpoint(Source):
     """A checkpoint of a run: <workdir>/checkpoints/<stage>/<step>."""
 
     target = HUGGING_FACE
+    notes = ()
 
     def __init__(self, path: Path):
         """Raises InputError if it does not belong to a run that can be read."""

@@ -58,6 +58,7 @@ class Pretrained(Protocol):
         config: with float32 as compute dtype.
         shapes: of all parameters, float32.
         origins: what writing it back needs.
+        notes: sentences about what in the files is not as their config says.
         dtype: of the matrices, if all have the same that mmjax can hold; or else float32.
         nbytes: of all tensors that parameters are made from, as they are read.
         lines: what stands where in the files.
@@ -67,6 +68,7 @@ class Pretrained(Protocol):
     config: ModelConfig
     shapes: dict[str, jax.ShapeDtypeStruct]
     origins: tuple[Origin, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str: ...

@@ -24,6 +24,7 @@ from mmjax.weights.placing import Placer
 from mmjax.weights.rules import Piece, Rule, count, pieces
 from mmjax.weights.sound import check_sound
 from mmjax.weights.tensors import TensorSource, quoted
+from mmjax.weights.tied import settle
 
 SHOWN = 8
 """Tensors of one kind that a message lists."""
@@ -120,8 +121,8 @@ class Published(Pretrained):
         parts: the sources.
     """
 
-    def __init__(self, config: ModelConfig, parts: Sequence[Part], origins: Sequence[Origin]):
-        self.config, self.parts, self.origins = config, tuple(parts), tuple(origins)
+    def __init__(self, config: ModelConfig, parts: Sequence[Part], origins: Sequence[Origin], notes: Sequence[str] = ()):
+        self.config, self.parts, self.origins, self.notes = config, tuple(parts), tuple(origins), tuple(notes)
         self.shapes = {path: shape for part in parts for path, shape in part.shapes.items()}
 
     def read(
@@ -181,9 +182,23 @@ def _of_folder(path: Path, source: TensorSource) -> Published:
     settings = read_config(folder)
     family = find_family(settings)
     config = family.read(settings)
-    names = {family.spelt(name): name for name in source.tensors}
-    unused = {name for name in names if family.is_unused(name)} | _copies_of_tied(config, names)
-    return _assemble(source, family, with_pixels(config, folder), names, unused, settings.content)
+    config, names, copies, notes = settle(source, family, config, spelt_names(source, family))
+    unused = {name for name in names if family.is_unused(name)} | copies
+    return _assemble(source, family, with_pixels(config, folder), names, unused, settings.content, notes=notes)
+
+
+def spelt_names(source: TensorSource, family: Family) -> dict[str, str]:
+    """The names of all tensors, by those that the family's table has. Raises InputError if two stand for one."""
+    names: dict[str, str] = {}
+    for name in source.tensors:
+        spelt = family.spelt(name)
+        if spelt in names:
+            raise InputError(
+                f"{source.files[0]}: the tensors {quoted(names[spelt])} and {quoted(name)} are two spellings of {quoted(spelt)}; "
+                "only one of them can be meant."
+            )
+        names[spelt] = name
+    return names
 
 
 def with_pixels(config: PartConfig, folder: Path) -> PartConfig:
@@ -209,13 +224,6 @@ def find_family(settings: ConfigJson) -> Family:
     return BY_MODEL_TYPE[kind]
 
 
-def _copies_of_tied(config: PartConfig, names: Iterable[str]) -> set[str]:
-    """The head, where it is the table of embeddings: some files have it twice."""
-    decoder = config.decoder if isinstance(config, VLMConfig) else config
-    tied = isinstance(decoder, DecoderConfig) and decoder.tied_head
-    return {name for name in names if name.endswith("lm_head.weight")} if tied else set()
-
-
 def _of_gguf(source: GGUFSource) -> Published:
     family, config = gguf.read(source)
     names = {name: name for name in source.tensors}
@@ -231,6 +239,7 @@ def _assemble(
     unused: Iterable[str],
     settings: Mapping[str, Any],
     rules: list[Rule] | None = None,
+    notes: Sequence[str] = (),
 ) -> Published:
     """The model of one source, checked."""
     model = standalone(config)
@@ -238,7 +247,7 @@ def _assemble(
     shapes = shapes_of(model, where)
     part = Part(source, names, family.rules(config) if rules is None else rules, shapes, frozenset(unused))
     part.check()
-    return Published(model, [part], origins_of(config, family, settings))
+    return Published(model, [part], origins_of(config, family, settings), notes)
 
 
 def shapes_of(model: ModelConfig, where: Path) -> dict[str, jax.ShapeDtypeStruct]:

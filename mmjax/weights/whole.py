@@ -38,7 +38,8 @@ def open_whole(path: Path) -> Published:
             model.close()
         raise
     parts = [*opened[0].parts, connector, *opened[1].parts]
-    return Published(config, parts, [origin for model in opened for origin in model.origins])
+    origins, notes = ([found for model in opened for found in getattr(model, name)] for name in ("origins", "notes"))
+    return Published(config, parts, origins, notes)
 
 
 def read_connector(folder: Path) -> ConnectorConfig:
