@@ -1,5 +1,6 @@
 """LLaVA-1.5 (arXiv:2310.03744) as transformers' LlavaForConditionalGeneration: a whole model, whose parts are of the other families."""
 
+import dataclasses
 from typing import Any
 
 from mmjax.errors import InputError
@@ -24,7 +25,7 @@ def read(c: ConfigJson) -> VLMConfig:
     decoder = text.choice("model_type", TEXT, "llama").read(text)
     encoder = vision.choice("model_type", VISION, "clip_vision_model").read(vision)
     assert isinstance(decoder, DecoderConfig) and isinstance(encoder, ViTConfig)
-    c.must_be("vision_feature_select_strategy", "default")
+    _check_strategy(c, encoder)
     c.must_be("multimodal_projector_bias", True)
     connector = MLPConfig(
         "mlp",
@@ -32,7 +33,21 @@ def read(c: ConfigJson) -> VLMConfig:
         hidden_width=decoder.width,
         activation=c.choice("projector_hidden_act", encoders.ACTIVATIONS, "gelu"),
     )
+    if c.flag("tie_word_embeddings", False):  # of the whole, or of the text model alone: either will do
+        decoder = dataclasses.replace(decoder, tied_head=True)
     return VLMConfig(encoder, connector, decoder, compute_dtype="float32")
+
+
+def _check_strategy(c: ConfigJson, encoder: ViTConfig) -> None:
+    """ "default" leaves the first feature out, whatever it is, and "full" keeps it; ours are those of all patches and of nothing else."""
+    strategy = c.choice("vision_feature_select_strategy", {"default": "default", "full": "full"}, "default")
+    if encoder.class_token and strategy == "full":
+        raise InputError(f'{c.where}: vision_feature_select_strategy is "full", which keeps the class token; mmjax reads patches only.')
+    if not encoder.class_token and strategy == "default":
+        raise InputError(
+            f'{c.where}: vision_feature_select_strategy is "default", which leaves out the first feature, but this encoder has no class '
+            'token: it would be a patch. mmjax reads all patches; with such an encoder, "full" says so.'
+        )
 
 
 def _layer(c: ConfigJson, layers: int) -> int:
