@@ -187,6 +187,7 @@ def published(stamps: bool) -> ConfigDict:
         trainable=("connector/*",),
         steps=600,
         batch_size=16,
+        micro_batches=4,  # the activations of 16 rows at once are more than a laptop has
     )
     config.stages.finetune = dict(
         model=Scales(224, windows=(16, 8, 2), queries=(4, 16, 64), parents=(0, 0, 1)).model() | dict(lora=dict(rank=16)),
@@ -199,6 +200,7 @@ def published(stamps: bool) -> ConfigDict:
         trainable=("connector/*", "*/lora_a", "*/lora_b"),
         steps=400,
         batch_size=16,
+        micro_batches=4,
     )  # fmt: skip
     config.tokenizer = dict(kind="huggingface", path="fetched:smollm2")
     config.evaluation = dict(tasks=("easy_vqa",), batch_size=16, max_new_tokens=8, untrained=False, limit=100)

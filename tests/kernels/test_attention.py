@@ -1,5 +1,7 @@
 """Attention: every implementation against the definition, and the mask against a mask written with loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.kernels.attention import IMPLEMENTATIONS, IntervalMask, attention
+from mmjax.kernels.attention import IntervalMask, attention, xla_chunked
 
 
 def looped_mask(segments, prefixes):
@@ -65,23 +67,51 @@ MASKS = {
 }
 
 
+EVERYWHERE = ("xla", "xla_chunked")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles that the few rows and keys of a test fill several of."""
+    monkeypatch.setattr(xla_chunked, "ROWS", 3)
+    monkeypatch.setattr(xla_chunked, "KEYS", 4)
+
+
+def relative_error(got, wanted):
+    return [float(jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-9)) for a, b in zip(*map(jax.tree.leaves, (got, wanted)), strict=True)]
+
+
+def value_and_gradients(inputs, weight, mask, **options):
+    return jax.value_and_grad(lambda *x: jnp.sum(weight * attention(*x, mask, **options)), (0, 1, 2))(*inputs)
+
+
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_values_and_gradients_are_those_of_the_definition(mask, heads, kv_heads, softcap):
+@pytest.mark.parametrize("implementation", EVERYWHERE)
+@pytest.mark.usefixtures("small_tiles")
+def test_values_and_gradients_are_those_of_the_definition(mask, heads, kv_heads, softcap, implementation):
     inputs = make_inputs(heads, kv_heads)
     weight = jax.random.normal(jax.random.key(9), inputs[0].shape)
-
-    def loss(implementation):
-        return lambda *x: jnp.sum(weight * attention(*x, MASKS[mask], softcap=softcap, implementation=implementation))
-
-    for got, wanted in zip(
-        jax.value_and_grad(loss("xla"), (0, 1, 2))(*inputs), jax.value_and_grad(loss("reference"), (0, 1, 2))(*inputs), strict=True
-    ):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), got, wanted)
+    got, wanted = (
+        value_and_gradients(inputs, weight, MASKS[mask], softcap=softcap, implementation=name) for name in (implementation, "reference")
+    )
+    assert max(relative_error(got, wanted)) < 1e-5
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", EVERYWHERE)
+@pytest.mark.usefixtures("small_tiles")
+def test_large_scores_lose_nothing(implementation):
+    inputs = make_inputs(4, 2)
+    weight = jax.random.normal(jax.random.key(9), inputs[0].shape)
+    got, wanted = (
+        value_and_gradients(inputs, weight, MASKS["intervals"], scale=30.0, implementation=name) for name in (implementation, "reference")
+    )
+    assert max(relative_error(got, wanted)) < 1e-4
+
+
+@pytest.mark.parametrize("implementation", EVERYWHERE)
+@pytest.mark.usefixtures("small_tiles")
 def test_a_row_that_sees_nothing_is_zero_and_has_no_gradient(implementation):
     q, k, v = make_inputs(2, 2)
     mask = IntervalMask(jnp.full((2, 7), 3), jnp.where(jnp.arange(7) == 4, 3, 5)[None].repeat(2, 0))
@@ -89,6 +119,57 @@ def test_a_row_that_sees_nothing_is_zero_and_has_no_gradient(implementation):
     assert out == 0 and not np.any(gradient)
     whole = attention(q, k, v, mask, implementation=implementation)
     assert np.all(np.isfinite(whole)) and np.any(whole[:, 3])
+
+
+CUTS = st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4).map(sorted), min_size=7, max_size=7)
+
+
+@functools.cache
+def compiled(implementation):
+    """Value and gradients of attention over 7 rows and 9 keys in tiles of 3 and 4, for any mask of two intervals."""
+
+    def of(inputs, weight, mask):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(xla_chunked, "ROWS", 3)
+            patch.setattr(xla_chunked, "KEYS", 4)
+            return value_and_gradients(inputs, weight, mask, implementation=implementation)
+
+    return jax.jit(of)
+
+
+@given(CUTS)
+@settings(max_examples=60, deadline=None)
+def test_any_intervals_give_what_the_definition_gives(cuts):
+    mask = IntervalMask(*(jnp.asarray(cuts, jnp.int32)[None, :, column].repeat(2, 0) for column in (2, 3, 0, 1)))
+    inputs = make_inputs(2, 1)
+    weight = jax.random.normal(jax.random.key(9), inputs[0].shape)
+    got, wanted = (compiled(name)(inputs, weight, mask) for name in ("xla_chunked", "reference"))
+    for a, b in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_that_nobody_sees_are_not_touched():
+    """What lies in such tiles may be anything, even NaN."""
+    q, k, v = make_inputs(2, 2, length=6, keys=12)
+    mask = IntervalMask(jnp.full((2, 6), 4), jnp.full((2, 6), 7))  # the second of three tiles of keys
+    poisoned = (x.at[:, :4].set(jnp.nan).at[:, 8:].set(jnp.nan) for x in (k, v))
+    out, gradients = jax.value_and_grad(lambda *x: attention(*x, mask, implementation="xla_chunked").sum(), (0, 1, 2))(q, *poisoned)
+    assert np.isfinite(out) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+def test_memory_grows_with_rows_and_not_with_scores():
+    def temporaries(length):
+        shape = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16)
+
+        def loss(q, k, v):
+            return attention(q, k, v, IntervalMask.causal(1, length)).astype(jnp.float32).sum()
+
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temporaries(8192), temporaries(32768)
+    assert long < 4.5 * short and long < 32768 * 32768 / 8  # bytes; a dense mask of a bit for each score is larger
 
 
 def test_hidden_keys_do_not_matter():
@@ -109,5 +190,12 @@ def test_bfloat16_stays_bfloat16_and_close():
 def test_wrong_calls_are_refused_in_words():
     with pytest.raises(ValueError, match="3 query heads cannot share 2"):
         attention(*make_inputs(3, 2))
-    with pytest.raises(ValueError, match=r"no attention implementation 'cudnn'.*reference, xla"):
-        attention(*make_inputs(2, 2), implementation="cudnn")
+    with pytest.raises(ValueError, match=r"no attention implementation 'flash'.*reference, splash, xla"):
+        attention(*make_inputs(2, 2), implementation="flash")
+    with pytest.raises(ValueError, match=r"intervals of \(2, 7\) rows, the queries have \(2, 5\)"):
+        attention(*make_inputs(2, 2, length=5), MASKS["intervals"])
+    q, k, v = make_inputs(2, 2)
+    with pytest.raises(ValueError, match="'cudnn' cannot serve this call: it would need the mask as an array"):
+        attention(q, k, v, MASKS["intervals"], implementation="cudnn")
+    with pytest.raises(ValueError, match="'splash' cannot serve this call: it knows full and causal masks"):
+        attention(q, k, v, MASKS["intervals"], implementation="splash")

@@ -1,10 +1,38 @@
 """The one door to attention: checks the call, picks an implementation, or obeys the one that is named."""
 
-from mmjax.kernels.attention import reference, xla
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from mmjax.kernels.attention import cudnn, reference, splash, xla, xla_chunked
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.typing import Array, Float
 
-IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+
+class Implementation(NamedTuple):
+    """One way to compute attention.
+
+    Attributes:
+        compute: (q, k, v, mask, scale, softcap) -> [B, T, N, H].
+        unsupported: (q, k, mask, softcap) -> why it cannot serve a call; None if it can.
+    """
+
+    compute: Callable[..., Array]
+    unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: None
+
+
+IMPLEMENTATIONS = {
+    "reference": Implementation(reference.attention),
+    "xla": Implementation(xla.attention),
+    "xla_chunked": Implementation(xla_chunked.attention),
+    "splash": Implementation(splash.attention, splash.unsupported),
+    "cudnn": Implementation(cudnn.attention, cudnn.unsupported),
+}
+
+_FEW_SCORES = xla_chunked.ROWS * xla_chunked.KEYS
 
 
 def attention(
@@ -29,11 +57,45 @@ def attention(
         [B, T, N, H] in the dtype of q. A row that sees nothing is zero.
 
     Raises:
-        ValueError: the implementation is unknown, or N is not a multiple of K.
+        ValueError: shapes do not fit each other, or the implementation is unknown or cannot serve the call; none is taken in its place.
     """
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key/value heads: the second must divide the first")
-    name = implementation or "xla"
+    _check(q, k, v, mask)
+    name = _pick(q, k, mask, softcap) if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}")
-    return IMPLEMENTATIONS[name](q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    compute, unsupported = IMPLEMENTATIONS[name]
+    if (reason := unsupported(q, k, mask, softcap)) is not None:
+        raise ValueError(f"attention implementation {name!r} cannot serve this call: {reason}")
+    return compute(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+
+
+def _check(q: Array, k: Array, v: Array, mask: IntervalMask | None) -> None:
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key/value heads: the second must divide the first")
+    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit: they are [B, T, N, H], [B, S, K, H] twice")
+    if mask is not None and mask.start.shape != q.shape[:2]:
+        raise ValueError(f"the mask has the intervals of {mask.start.shape} rows, the queries have {q.shape[:2]}")
+
+
+def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) -> str:
+    """The fastest implementation that serves a call where it will probably run: on the default backend."""
+    for name in _preferred(jax.default_backend()):
+        reason = IMPLEMENTATIONS[name].unsupported(q, k, mask, softcap)
+        if reason is None:
+            return _logged(name, jax.default_backend())
+        _logged(f"not {name}: {reason}", jax.default_backend())
+    # As fast where one tile holds all scores, and the weights need not be computed twice.
+    few = q.shape[1] * k.shape[1] <= _FEW_SCORES
+    return _logged("xla" if few else "xla_chunked", jax.default_backend())
+
+
+def _preferred(backend: str) -> tuple[str, ...]:
+    return ("splash",) if backend == "tpu" else ()
+
+
+@functools.cache
+def _logged(what: str, backend: str) -> str:
+    """Says once what was picked."""
+    logging.getLogger(__name__).info("attention on %s: %s", backend, what)
+    return what

@@ -35,11 +35,4 @@ def attention(
     out = out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
     if mask is None:
         return out
-    return jnp.where(_sees_something(mask)[..., None, None], out, 0)
-
-
-def _sees_something(mask: IntervalMask) -> Array:
-    seen = mask.end > mask.start
-    if mask.prefix_start is None or mask.prefix_end is None:
-        return seen
-    return seen | (mask.prefix_end > mask.prefix_start)
+    return jnp.where(mask.sees_something()[..., None, None], out, 0)
