@@ -85,7 +85,8 @@ def _open_run(path: Path, tokenizer: Tokenizer | None, template: str | None, dty
     own, recipe = run.prepare_tokenizer(workdir.recipe(), workdir.path, build=False)
     stage, folder = run.find_checkpoint(recipe, workdir, None if whole else str(path))
     tokenizer = tokenizer or own
-    form = find_template(template or stage.data.template, tokenizer)
+    name = template or stage.data.template
+    form = find_template(name, tokenizer, labels=name == stage.data.template)  # as it was trained: cut where the loss began
     config = writable(stage.model)
     assert isinstance(config, VLMConfig)
     params = writable_params(run.read_params(folder, recipe), stage.model)
@@ -119,9 +120,9 @@ def _open_published(path: Path, tokenizer: Tokenizer | None, template: str | Non
 
 def _find_template(name: str | None, tokenizer: Tokenizer) -> tuple[Template, tuple[str, ...]]:
     if name is not None:
-        return find_template(name, tokenizer), ()
+        return find_template(name, tokenizer, labels=False), ()
     if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat_template is not None:
-        return find_template(CHAT, tokenizer), ()
+        return find_template(CHAT, tokenizer, labels=False), ()
     return Continuation(tokenizer), ("There is no chat template: texts are continued as they stand. --template=NAME names one.",)
 
 

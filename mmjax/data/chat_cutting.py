@@ -6,6 +6,7 @@ the loss is follows from where the marks stand.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,24 +30,52 @@ class ChatFormat:
     """What is known of a chat template.
 
     Attributes:
+        labels: whether it is to be known what carries loss; else nothing does, and texts are tokenised across turns, as transformers does.
         in_parts: whether it wants contents as lists of parts, as templates for pictures do, and not as texts.
+        picture: the special token that it writes for a picture that is given as a part. "": it knows no such parts, and pictures stand
+            within what a turn says.
         header: what stands between a question and the place where the assistant begins to write.
         writes_header: whether the template writes it when it is asked for a prompt; else it does so only before an answer.
-        stop: the special token that ends what the assistant says.
+        stop: the special token that ends what the assistant says; "" if there is none.
     """
 
     renderer: Renderer
     tokenizer: HuggingFaceTokenizer
+    labels: bool = True
     in_parts: bool = False
+    picture: str = ""
     header: str = ""
     writes_header: bool = True
     stop: str = ""
 
-    def render(self, turns: Sequence[Turn], contents: Sequence[str], *, prompt: bool) -> str:
+    def render(self, turns: Sequence[Turn], contents: Sequence[Sequence[str | Image]], *, prompt: bool) -> str:
         """The text of a conversation whose turns say `contents`. Raises InputError where the template refuses it."""
-        parts = [[{"type": "text", "text": text}] if self.in_parts else text for text in contents]
-        messages = [{"role": turn.role, "content": part} for turn, part in zip(turns, parts, strict=True)]
+        messages = [{"role": turn.role, "content": self._content(said)} for turn, said in zip(turns, contents, strict=True)]
         return self.renderer.render(messages, prompt=prompt)
+
+    def _content(self, said: Sequence[str | Image]) -> str | list[dict[str, str]]:
+        if not self.in_parts and len(said) == 1 and isinstance(said[0], str):
+            return said[0]
+        return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in said]
+
+    def parts(self, turn: Turn) -> "list[_Content | Image]":
+        """What the template is given of a turn: one text with pictures in it, or texts and pictures as parts.
+
+        In the latter case the template writes what separates them: a line feed next to a picture is left out.
+        """
+        content = turn.content
+        if not self.picture or not any(isinstance(part, Image) for part in content):
+            return [_Content.of(content)]
+        found: list[_Content | Image] = []
+        for before, part, after in zip((None, *content), content, (*content[1:], None), strict=False):
+            if isinstance(part, Image):
+                found.append(part)
+                continue
+            text = part.text.removeprefix("\n") if isinstance(before, Image) else part.text
+            text = text.removesuffix("\n") if isinstance(after, Image) else text
+            if text:
+                found.append(_Content.of((Text(text),)))
+        return found
 
     @functools.cached_property
     def special_names(self) -> str:
@@ -61,15 +90,15 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a turn says, and the white space around it, which templates may take off."""
+    """What a turn says, or one part of it, and the white space around it, which templates may take off."""
 
     before: str
     core: tuple[Text | Image, ...]
     after: str
 
     @classmethod
-    def of(cls, turn: Turn) -> "_Content":
-        core = list(turn.content)
+    def of(cls, content: Sequence[Text | Image]) -> "_Content":
+        core = list(content)
         before = after = ""
         if core and isinstance(core[0], Text):
             text = core[0].text.lstrip()
@@ -83,12 +112,19 @@ class _Content:
 
 
 class _Mark(NamedTuple):
-    """A special token, or the place of a turn's content, in a rendering."""
+    """A special token, or the place of something that is said, in a rendering."""
 
     start: int
     end: int
     special: str | None
-    turn: int
+    part: int = -1
+
+
+class _Place(NamedTuple):
+    """From the beginning to the end of what a turn says."""
+
+    start: int
+    end: int
 
 
 class Rendering:
@@ -111,36 +147,55 @@ class Rendering:
         self._ends_open = prompt and not chat.writes_header  # then an answer to come makes the template write what stands before it
         self._prompt = prompt and chat.writes_header
         self._said = [*turns, ANSWER] if self._ends_open else list(turns)
-        self._contents = [_Content.of(turn) for turn in self._said]
+        self._parts = [chat.parts(turn) for turn in self._said]
+        self._flat = [part for parts in self._parts for part in parts]
         self._key = self._unused_key()
-        marked = [f"{content.before}{self._key}{number}q{content.after}" for number, content in enumerate(self._contents)]
-        self._rendered = chat.render(self._said, marked, prompt=self._prompt)
+        self._rendered = self._render([f"{self._key}{number}q" for number in range(len(self._flat))])
         self.text, self._generated = _without_generation_marks(self._rendered)
         self._marks = list(self._find_marks())
-        self.turns = self._places()
+        self.turns = list(self._places())
+
+    def _render(self, cores: Sequence[str]) -> str:
+        """What the template makes of the conversation if `cores` are said, one for each part; those of pictures do not matter."""
+        core = iter(cores)
+        said = [[_around(part, next(core)) for part in parts] for parts in self._parts]
+        return self._chat.render(self._said, said, prompt=self._prompt)
 
     def _unused_key(self) -> str:
         """A word that nobody says."""
-        said = [part.text for content in self._contents for part in content.core if isinstance(part, Text)]
+        said = [part.text for content in self._flat for part in _said(content) if isinstance(part, Text)]
         key = "turnmark"
         while any(key in text for text in [*said, self._chat.tokenizer.chat_template or ""]):
             key += "x"
         return key
 
     def _find_marks(self) -> Iterator[_Mark]:
-        pattern = re.compile(f"{self._key}(?P<turn>\\d+)q|{self._chat.special_names}")
+        pattern = re.compile(f"{self._key}(?P<number>\\d{{1,9}})q|{self._chat.special_names}")
+        pictures = [number for number, part in enumerate(self._flat) if isinstance(part, Image)]
+        written = 0
         for match in pattern.finditer(self.text):
-            turn, name = match["turn"], match[0] if match[0] in self._chat.tokenizer.special_tokens else match[0].strip()
-            yield _Mark(match.start(), match.end(), None if turn else name, int(turn) if turn else -1)
+            number, name = match["number"], match[0] if match[0] in self._chat.tokenizer.special_tokens else match[0].strip()
+            if number:
+                yield _Mark(match.start(), match.end(), None, int(number))
+            elif pictures and name == self._chat.picture:
+                yield _Mark(match.start(), match.end(), None, pictures[min(written, len(pictures) - 1)])
+                written += 1
+            else:
+                yield _Mark(match.start(), match.end(), name)
 
-    def _places(self) -> list[_Mark]:
-        """Where each turn's content stands."""
-        places = [[mark for mark in self._marks if mark.special is None and mark.turn == number] for number in range(len(self._said))]
-        for turn, found in zip(self._said, places, strict=True):
-            if len(found) != 1:
-                what = "leaves out or changes" if not found else f"writes {len(found)} times"
-                raise self._chat.unusable(f"{what} what the {turn.role} says, so that labels cannot be told from it")
-        return [found[0] for found in places]
+    def _places(self) -> Iterator[_Place]:
+        """Where the content of each turn stands."""
+        numbers = itertools.count()
+        for turn, parts in zip(self._said, self._parts, strict=True):
+            found: list[_Mark] = []
+            for part, number in zip(parts, numbers, strict=False):
+                here = [mark for mark in self._marks if mark.part == number]
+                if len(here) != 1:
+                    what = f"writes {len(here)} times" if here else "leaves out or changes"
+                    shown = "shows" if isinstance(part, Image) else "says"
+                    raise self._chat.unusable(f"{what} what the {turn.role} {shown}, so that labels cannot be told from it")
+                found += here
+            yield _Place(min(mark.start for mark in found), max(mark.end for mark in found))
 
     def end_of(self, turn: int) -> _Mark | None:
         """The special token that ends a turn: the next one, if it comes before what anybody else says."""
@@ -150,11 +205,10 @@ class Rendering:
 
     def check_contents(self) -> None:
         """Renders what is really said. Raises SampleError if the template looks into texts, or changes them, and writes something else."""
-        words = [[f"{self._key}p" if isinstance(part, Image) else part.text for part in content.core] for content in self._contents]
+        words = [[f"{self._key}p" if isinstance(part, Image) else part.text for part in _said(content)] for content in self._flat]
         said = ["".join(parts) for parts in words]
-        whole = [content.before + text + content.after for content, text in zip(self._contents, said, strict=True)]
-        rendered = self._chat.render(self._said, whole, prompt=self._prompt)
-        expected = re.sub(f"{self._key}(\\d+)q", lambda match: said[int(match[1])], self._rendered)
+        rendered = self._render(said)
+        expected = re.sub(f"{self._key}(\\d{{1,9}})q", lambda match: said[int(match[1])], self._rendered)
         if rendered != expected:
             raise SampleError("rewritten by the chat template", next((text for text in said if text), "")[:80])
 
@@ -163,8 +217,12 @@ class Rendering:
         end = len(self.text)
         if self._ends_open:
             end = self._answer_starts(len(self._said) - 1)
-        spans = self._spans(end)
-        return joined(list(_with_prefix_spaces(self._cut(spans, end), self._chat.tokenizer)))
+        spans = self._spans(end) if self._chat.labels else []
+        segments = list(_with_prefix_spaces(self._cut(spans, end), self._chat.tokenizer))
+        begin = Special(self._chat.tokenizer.begins)
+        if self._chat.picture and begin.name and segments[:1] != [begin]:
+            segments.insert(0, begin)  # as processors of transformers do, and tokenizers do not
+        return joined(segments)
 
     def _spans(self, end: int) -> list[Span]:
         """Where the loss is."""
@@ -202,9 +260,9 @@ class Rendering:
 
         place = 0
         borders = sorted({border for span in spans for border in span})
-        for mark in [*self._marks, _Mark(end, end, "", -1)]:
+        for mark in [*self._marks, _Mark(end, end, "")]:
             if mark.start >= end:
-                mark = _Mark(end, end, "", -1)
+                mark = _Mark(end, end, "")
             inner = [border for border in borders if place < border < mark.start]
             for start, stop in zip([place, *inner], [*inner, mark.start], strict=True):
                 if start < stop:
@@ -214,12 +272,20 @@ class Rendering:
             if mark.special is not None:
                 yield Special(mark.special, has_loss(mark.start))
             else:
-                yield from _spoken(self._contents[mark.turn], has_loss(mark.start))
+                yield from _spoken(self._flat[mark.part], has_loss(mark.start))
             place = mark.end
 
 
-def _spoken(content: _Content, loss: bool) -> Iterator[Segment]:
-    for part in content.core:
+def _said(content: _Content | Image) -> tuple[Text | Image, ...]:
+    return (content,) if isinstance(content, Image) else content.core
+
+
+def _around(content: _Content | Image, core: str) -> str | Image:
+    return content if isinstance(content, Image) else content.before + core + content.after
+
+
+def _spoken(content: _Content | Image, loss: bool) -> Iterator[Segment]:
+    for part in _said(content):
         if isinstance(part, Image):
             yield part
         elif part.text:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mmjax.data.chat_cutting import ANSWER, ChatFormat, Rendering
 from mmjax.data.chat_rendering import Renderer
-from mmjax.data.examples import Text
+from mmjax.data.examples import Image, Text
 from mmjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from mmjax.data.template import Branch, Template, Turn
 from mmjax.errors import InputError
@@ -21,16 +21,23 @@ class ChatTemplate(Template):
     without its answer; transformers, which tokenises across, has others where an answer begins with a line feed.
     """
 
-    def __init__(self, tokenizer: HuggingFaceTokenizer):
-        """Raises InputError if the tokenizer has no chat template, or one that cannot be used."""
+    def __init__(self, tokenizer: HuggingFaceTokenizer, labels: bool = True):
+        """
+        Args:
+            labels: whether something is to be learned. Else nothing carries loss, nothing is cut, and an answer may end without a special
+                token: what the model was taught to end with is then for others to say.
+
+        Raises:
+            InputError: the tokenizer has no chat template, or one that cannot be used.
+        """
         if tokenizer.chat_template is None:
             raise InputError(f"{tokenizer.path} comes with no chat template; choose another template, such as 'vicuna_v1'.")
         renderer = Renderer(tokenizer.chat_template, tokenizer.names, where=str(tokenizer.path))
-        self._chat = _with_header(_with_contents(ChatFormat(renderer, tokenizer)))
-        self.stop = self._chat.stop
+        self._chat = _with_header(_with_pictures(_with_contents(ChatFormat(renderer, tokenizer, labels))))
+        self.stop = self._chat.stop or "eos"
 
-    def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[HuggingFaceTokenizer]]:
-        return type(self), (self._chat.tokenizer,)  # compiled templates cannot be pickled
+    def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[HuggingFaceTokenizer, bool]]:
+        return type(self), (self._chat.tokenizer, self._chat.labels)  # compiled templates cannot be pickled
 
     def question(self, question: str, answer: str) -> Branch:
         return self.conversation([Turn("user", (Text(question),)), Turn("assistant", (Text(answer),))])
@@ -64,6 +71,18 @@ def _with_contents(chat: ChatFormat) -> ChatFormat:
         return in_parts
 
 
+def _with_pictures(chat: ChatFormat) -> ChatFormat:
+    """Whether the template writes the tokenizer's token of a picture where it is given one as a part."""
+    tokenizer = chat.tokenizer
+    name = next((name for name, index in tokenizer.special_tokens.items() if index == tokenizer.image), "")
+    with_pictures = dataclasses.replace(chat, picture=name)
+    try:
+        Rendering(with_pictures, [Turn("user", (Image(b""), *_QUESTION.content)), ANSWER], prompt=False)
+    except InputError:
+        return chat
+    return with_pictures
+
+
 def _with_header(chat: ChatFormat) -> ChatFormat:
     """What the template writes before an answer and after it."""
     whole = Rendering(chat, [_QUESTION, ANSWER], prompt=False)
@@ -73,6 +92,10 @@ def _with_header(chat: ChatFormat) -> ChatFormat:
     # Asked for a prompt, it writes nothing more, although it does so before an answer: not a space alone, which answers begin with.
     writes_header = asked.text != silent.text or not between.removeprefix(header).strip()
     end = whole.end_of(1)
-    if end is None or end.special is None:
-        raise chat.unusable("ends what the assistant says with no special token, so that a model could not learn where to stop")
-    return dataclasses.replace(chat, header=header if writes_header else between.rstrip(), writes_header=writes_header, stop=end.special)
+    if end is None and chat.labels:
+        raise chat.unusable(
+            "ends what the assistant says with no special token, so that a model could not learn where to stop; train it with another "
+            "one: --config.stages.NAME.data.template=vicuna_v1, or plain, short_prompt or llama3"
+        )
+    stop = (end.special if end is not None else None) or ""
+    return dataclasses.replace(chat, header=header if writes_header else between.rstrip(), writes_header=writes_header, stop=stop)

@@ -40,6 +40,7 @@ class HuggingFaceTokenizer:
         swallows: for special tokens that take white space along, on which sides: {"<|end|>": (False, True)}.
         chat_template: the model's own, in the language of jinja, or None.
         prefix_space: what `encode` does not do, but a chat template's text is made for.
+        begins: the special token that it would put before a whole text, which `encode` does not do either; "" if none.
     """
 
     def __init__(self, path: Path | str):
@@ -64,6 +65,7 @@ class HuggingFaceTokenizer:
         self._specials = self._special_ids(files.content)
         self.special_tokens = {name: index for name, index in self._ids.items() if index in self._specials}
         self.names = self._role_names()
+        self.begins = next((name for name in self._tokenizer.encode("").tokens[:1] if self._ids.get(name) == self.bos != self.eos), "")
         self.swallows = {
             token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip")))
             for token in files.content.get("added_tokens") or ()

@@ -1,8 +1,8 @@
 """How the pictures of a published encoder are prepared: what its preprocessor_config.json says."""
 
 import dataclasses
-import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 
 from mmjax.data.images import centre_crop, load_fitted, resize_shorter
 from mmjax.errors import InputError
+from mmjax.regular import read_object
 from mmjax.typing import UInt8
 
 NAME = "preprocessor_config.json"
@@ -71,15 +72,9 @@ def open_image_processor(path: Path | str) -> ImageProcessor:
     """
     file = Path(path)
     file = file / NAME if file.is_dir() else file
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no {file}, which says how pictures are prepared.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read: {error}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} does not hold a JSON object.")
-    return _Reader(file, content).read()
+    if not os.path.lexists(file):
+        raise InputError(f"There is no {file}, which says how pictures are prepared.")
+    return _Reader(file, read_object(file, what="list of settings for pictures")).read()
 
 
 class _Reader:

@@ -124,12 +124,13 @@ TEMPLATES: dict[str, Template] = {"plain": Plain(), "short_prompt": ShortPrompt(
 """Those that need no tokenizer."""
 
 
-def find_template(name: str, tokenizer: Tokenizer | None = None) -> Template:
+def find_template(name: str, tokenizer: Tokenizer | None = None, *, labels: bool = True) -> Template:
     """The template of that name.
 
     Args:
         name: one of `TEMPLATES`, or `CHAT`, which is the tokenizer's own.
         tokenizer: of the model that reads the text.
+        labels: whether something is to be learned from the text; see `ChatTemplate`.
 
     Raises:
         InputError: an unknown name, or a tokenizer without a template of its own, or with one that cannot be used.
@@ -137,7 +138,7 @@ def find_template(name: str, tokenizer: Tokenizer | None = None) -> Template:
     if name == CHAT:
         if not isinstance(tokenizer, HuggingFaceTokenizer):
             raise InputError(f"The template {CHAT!r} is the one that a published tokenizer brings along; a tokenizer of words has none.")
-        return ChatTemplate(tokenizer)
+        return ChatTemplate(tokenizer, labels)
     if name not in TEMPLATES:
         raise InputError(f"There is no template {name!r}; there are {', '.join(TEMPLATES)}, {CHAT}.")
     return TEMPLATES[name]

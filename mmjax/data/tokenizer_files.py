@@ -10,10 +10,12 @@ from mmjax.data.sentencepiece_tokenizer import read_sentencepiece
 from mmjax.data.tiktoken_tokenizer import is_tiktoken, read_tiktoken
 from mmjax.data.tokenizer_json import Content
 from mmjax.errors import InputError
+from mmjax.regular import read_regular
 
 _GGUF = b"GGUF"
 _BEGINNING = 4096  # bytes that tell the formats apart
 _NAMES = ("tokenizer.json", "tokenizer.model")
+_VOCABULARY, _SETTINGS = 128 * 1024 * 1024, 8 * 1024 * 1024  # bytes; published ones have up to 35 MB and 1.2 MB
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def read_tokenizer(path: Path | str) -> TokenizerFiles:
     elif file.suffix == ".model":
         content = read_sentencepiece(file, settings)
     else:
-        content = _read_json(file)
+        content = _read_json(file, limit=_VOCABULARY)
     return TokenizerFiles(file, content, settings, _find_chat_template(file.parent, settings))
 
 
@@ -83,8 +85,8 @@ def _find_chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
         try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_regular(file, _SETTINGS, "chat template").decode("utf-8")
+        except UnicodeDecodeError as error:
             raise InputError(f"The chat template {file} cannot be read: {error}.") from None
     found = settings.get("chat_template") or _read_json(folder / "chat_template.json", optional=True).get("chat_template")
     if isinstance(found, list):
@@ -93,12 +95,14 @@ def _find_chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+def _read_json(path: Path, optional: bool = False, limit: int = _SETTINGS) -> dict[str, Any]:
     if optional and not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_regular(path, limit, "part of a tokenizer").decode("utf-8"))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
     if not isinstance(content, dict):
         raise InputError(f"The tokenizer file {path} does not hold a JSON object.")

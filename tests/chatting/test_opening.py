@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from mmjax.chatting.continuation import Continuation
 from mmjax.chatting.conversation import Conversation, Settings
 from mmjax.chatting.opening import ChatModel, open_chat
-from mmjax.data.examples import Special, Text
+from mmjax.data.examples import Image, Special, Text
 from mmjax.data.template import Turn
 from mmjax.data.templates import TEMPLATES
 from mmjax.data.tokenizer import WordTokenizer
@@ -67,6 +67,25 @@ def test_a_template_by_name(decoder: pathlib.Path):
     assert model.ends == {model.tokenizer.eos}
     with pytest.raises(InputError, match="There is no template 'chatml'"):
         open_chat(str(decoder), template="chatml")
+
+
+LLAVA = (
+    "{% for m in messages %}{{ m.role | upper }}: {% for p in m.content if p.type == 'image' %}<image>\n{% endfor %}"
+    "{% for p in m.content if p.type == 'text' %}{{ p.text }} {% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def test_answers_that_end_in_no_special_token_of_the_template(whole: pathlib.Path, tmp_path: pathlib.Path):
+    tiny_models.save_tokenizer(whole / "decoder", LLAVA)
+    (whole / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
+    model = open_chat(str(whole), sees=True)
+    assert model.ends == {model.tokenizer.eos, 5}
+    turns = [Turn("user", (Image(picture(tmp_path)), Text("\nwhat?"))), Turn("assistant", (Text("a"),)), Turn("user", (Text("b"),))]
+    start, image, rest = model.template.conversation(turns)
+    assert (start, rest) == (Text("USER: "), Text("\nwhat? ASSISTANT: a USER: b ASSISTANT:"))
+    assert image is turns[0].content[0]
+    assert answer(model, picture(tmp_path), "what?")
 
 
 def test_without_a_template_texts_are_continued(tmp_path: pathlib.Path):

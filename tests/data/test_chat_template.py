@@ -21,7 +21,7 @@ from mmjax.data.tokenizer import WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
 from mmjax.recipe import LlavaSource
 
-SPECIALS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s><|im_start|>"]
+SPECIALS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s><|im_start|>", "<image>"]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -52,11 +52,11 @@ def folder(tmp_path_factory):
 def chat(folder):
     """(the tokenizer with a chat template, the template)"""
 
-    def make(source):
+    def make(source, labels=True):
         config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": source}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         tokenizer = open_tokenizer(folder)
-        return tokenizer, find_template("chat", tokenizer)
+        return tokenizer, find_template("chat", tokenizer, labels=labels)
 
     return make
 
@@ -87,7 +87,7 @@ def test_a_question_and_a_caption(chat):
 
 @pytest.mark.parametrize("source", [CHATML, TRIMMED, INST, HEADED])
 @given(question=st.text(min_size=1, max_size=12), answer=st.text(min_size=1, max_size=12), rounds=st.integers(1, 3))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_a_prompt_is_its_branch_up_to_the_answer(chat, source, question, answer, rounds):
     _, template = chat(source)
     assert prompt_of(template.question(question, answer)) == template.prompt(question)
@@ -97,7 +97,7 @@ def test_a_prompt_is_its_branch_up_to_the_answer(chat, source, question, answer,
 
 
 @given(text=st.text(max_size=20), name=st.sampled_from(SPECIALS), place=st.sampled_from(["user", "assistant", "system"]))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_names_of_special_tokens_in_what_people_write_stay_text(chat, text, name, place):
     tokenizer, template = chat(CHATML)
     turns = {"system": "s", "user": "u", "assistant": "a"}
@@ -117,6 +117,53 @@ def test_pictures_stand_where_the_turn_has_them(chat):
     assert shown(chat(TRIMMED)[1].conversation([Turn("user", (PICTURE, Text(" what? \n")))])).startswith(
         "<<|im_start|>>user\n(picture) what?<"
     )
+
+
+PARTS = (
+    "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{{ '<image>\n' if p.type == 'image' else p.text }}{% endfor %}</s>"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ((PICTURE, Text("\nwhat?")), "(picture)\nwhat?"),
+        ((PICTURE, Text("\n\nwhat? "), PICTURE), "(picture)\n\nwhat? (picture)\n"),
+        ((PICTURE, PICTURE), "(picture)\n(picture)\n"),
+        ((Text("what?\n"), PICTURE), "what?(picture)\n"),
+        ((PICTURE, Text("<image></s>")), "(picture)\n<image></s>"),
+    ],
+)
+def test_a_template_that_knows_pictures_writes_what_stands_around_them(chat, content, expected):
+    _, template = chat(PARTS)
+    turns = [Turn("user", content), *said(("assistant", "a"))]
+    assert shown(template.conversation(turns)) == f"user: {expected}<</s>>assistant:[ a][<</s>>]"
+
+
+def test_the_same_picture_twice(chat):
+    _, template = chat(PARTS)
+    branch = template.conversation([Turn("user", (PICTURE, Text("a"))), *said(("assistant", "b")), Turn("user", (PICTURE, Text("c")))])
+    assert [segment for segment in branch if isinstance(segment, Image)] == [PICTURE, PICTURE]
+
+
+def test_a_template_that_writes_pictures_twice_is_given_none(chat):
+    """They stand within what is said."""
+    _, template = chat(PARTS.replace("<image>", "<image><image>"))
+    assert shown(template.conversation([Turn("user", (PICTURE, Text("\na")))])) == "user: (picture)\na<</s>>assistant:"
+
+
+def test_without_labels_an_answer_may_end_in_no_special_token(chat):
+    tokenizer, template = chat("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", labels=False)
+    assert template.stop == "eos"
+    assert (
+        shown(template.conversation(said(("user", "a"), ("assistant", "b"), ("user", "c")))) == "user: a\nassistant: b\nuser: c\nassistant:"
+    )
+    assert pickle.loads(pickle.dumps(template)).prompt("a") == template.prompt("a")
+    assert tokenizer.begins == ""
+    _, template = chat(CHATML, labels=False)
+    assert template.stop == "<|im_end|>"
+    assert not any(segment.loss for segment in template.question("a", "b"))
 
 
 def test_the_space_before_an_answer_belongs_to_it(chat):
@@ -154,7 +201,7 @@ def test_empty_texts(chat):
         ("{% for %}", "no valid jinja"),
         ("{{ messages[0].content[:3] }}", "leaves out or changes what the user says"),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}</s>", "writes 2 times what the user says"),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token.*data.template=vicuna_v1"),
         ("{{ raise_exception('not today') }}", "not today"),
         ("{{ messages[0]['content'].__class__.__mro__ }}", "unsafe"),
         ("{{ nothing.at.all }}", "undefined"),

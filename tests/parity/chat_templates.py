@@ -157,6 +157,40 @@ STYLES = {
     "parts": (PARTS, METASPACE, {"bos_token": "<s>", "eos_token": "</s>"}, True),
 }
 
+# In the manner of LLaVA-1.5: contents as parts, pictures first, nothing for the system, and no special token but that of pictures.
+LLAVA = """\
+{%- for message in messages %}
+    {{- message.role | upper + ': ' }}
+    {%- for part in message.content | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}
+    {%- for part in message.content | selectattr('type', 'equalto', 'text') %}{{ part.text + ' ' }}{% endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}
+"""
+
+# Contents as texts or as parts, pictures where they stand between texts.
+INLINE = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.content is string %}
+        {{- message.content }}
+    {%- else %}
+        {%- for part in message.content %}
+            {{- '<|im_start|><|image_pad|>' if part.type == 'image' else part.text }}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+# (template, tokenizer, tokens of roles, token of pictures)
+SEEING = {
+    "llava": (LLAVA, METASPACE, {"bos_token": "<s>", "eos_token": "</s>"}, "<image>"),
+    "llava_legacy": (LLAVA, LEGACY, {"bos_token": "<s>", "eos_token": "</s>"}, "<image>"),
+    "inline": (INLINE, BYTES, {"eos_token": "<|im_end|>"}, "<|image_pad|>"),
+}
+VISUAL_TOKENS = 4
+
 SYSTEM = ("system", "Answer in one word.")
 CONVERSATIONS = (
     (("user", "What is there?"),),
@@ -164,4 +198,13 @@ CONVERSATIONS = (
     (("user", "  spaces around \n"), ("assistant", "1024 x 768, naïve café  ")),
     (("user", "Grüße\n\nund mehr"), ("assistant", "这是一张照片。"), ("user", "sure?"), ("assistant", "yes\nand no\n\nreally")),
     (("user", "a"), ("assistant", "b"), ("user", "c")),
+)
+
+# None stands for a picture.
+PICTURE_CONVERSATIONS = (
+    (("user", (None, "What is there?")),),
+    (("user", (None, "What is there?")), ("assistant", ("A red circle.",)), ("user", ("sure?",))),
+    (("user", ("What is there?",)), ("assistant", ("b",)), ("user", (None, None, "Grüße\n\nund mehr")), ("assistant", ("yes and no",))),
+    (("user", (None, " the first ", None, "and the second")),),
+    (("user", ("no picture",)),),
 )

@@ -7,9 +7,10 @@ import tempfile
 import chat_templates
 import numpy as np
 import small_tokenizers as small
+from PIL import Image
 from recording import save
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, LlamaTokenizer
+from tokenizers import Tokenizer, processors
+from transformers import AutoTokenizer, CLIPImageProcessor, LlamaTokenizer, LlavaProcessor
 from transformers.utils import chat_template_utils
 
 SEED = 0
@@ -57,6 +58,24 @@ def results(tokenizer: AutoTokenizer, with_system: bool, in_parts: bool, generat
     return found
 
 
+def seeing(tokenizer: AutoTokenizer, template: str, name: str) -> list[dict[str, object]]:
+    """Ids of every conversation with pictures, by the processor of a model of pictures and texts."""
+    pictures = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
+    options = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = LlavaProcessor(pictures, tokenizer, chat_template=template, image_token=name, **options)
+    found = []
+    for turns in chat_templates.PICTURE_CONVERSATIONS:
+        picture = {"type": "image", "image": Image.new("RGB", (8, 8))}
+        messages = [
+            {"role": role, "content": [picture if part is None else {"type": "text", "text": part} for part in said]}
+            for role, said in turns
+        ]
+        prompt = turns[-1][0] == "user"
+        encoded = processor.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=True, return_dict=True)
+        found.append({"turns": turns, "ids": [int(index) for index in np.ravel(encoded["input_ids"])]})
+    return found
+
+
 arrays = {}
 for kind, tokenizer in tokenizers().items():
     arrays[f"tokenizer:{kind}"] = packed(json.loads(tokenizer.to_str()))
@@ -70,4 +89,18 @@ for kind, tokenizer in tokenizers().items():
                 reader = AutoTokenizer.from_pretrained(folder)
             found = results(reader, with_system, name == "parts", "{% generation %}" in template)
             arrays[f"style:{name}"] = packed({"tokenizer": kind, "config": config, "results": found})
+for name, (template, kind, roles, token) in chat_templates.SEEING.items():
+    tokenizer = tokenizers()[kind]
+    tokenizer.add_special_tokens([token])
+    if "bos_token" in roles:  # as tokenizers of Llama have it
+        bos = roles["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, tokenizer.token_to_id(bos))])
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(f"{folder}/tokenizer.json")
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **roles}
+        with open(f"{folder}/tokenizer_config.json", "w", encoding="utf-8") as file:
+            json.dump(config, file)
+        reader = AutoTokenizer.from_pretrained(folder)
+    arrays[f"tokenizer:{name}"] = packed(json.loads(tokenizer.to_str()))
+    arrays[f"style:{name}"] = packed({"tokenizer": name, "config": config, "results": seeing(reader, template, token)})
 save(__file__, SEED, arrays)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmjax.data.examples import Text
+from mmjax.data.examples import Image, Text
 from mmjax.data.template import Turn
 from mmjax.data.templates import find_template
 from mmjax.data.text import tokenise
@@ -34,15 +34,20 @@ def style(reference, tmp_path):
     """Of a style by name: the tokenizer, the template, and (turns, what transformers makes of them) of each conversation."""
     arrays = reference("chat_templates")
 
-    def read(name):
+    def read(name, labels=True):
         content = json.loads(arrays[f"style:{name}"].tobytes())
         (tmp_path / "tokenizer.json").write_bytes(arrays[f"tokenizer:{content['tokenizer']}"].tobytes())
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(content["config"]))
         tokenizer = open_tokenizer(tmp_path)
-        found = [([Turn(role, (Text(text),)) for role, text in result["turns"]], result) for result in content["results"]]
-        return tokenizer, find_template("chat", tokenizer), found
+        found = [([Turn(role, said(parts)) for role, parts in result["turns"]], result) for result in content["results"]]
+        return tokenizer, find_template("chat", tokenizer, labels=labels), found
 
     return read
+
+
+def said(parts):
+    """What a turn says: a text, or parts of which None is a picture."""
+    return tuple(Image(b"") if part is None else Text(part) for part in ([parts] if isinstance(parts, str) else parts))
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -55,6 +60,20 @@ def test_the_same_ids(style, name):
             assert ids[: len(result["ids"]) - 1] == result["ids"][:-1] and tokenizer.decode(ids).endswith(" ASSISTANT:")
         else:
             assert ids == result["ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("llava", False), ("llava_legacy", False), ("inline", False), ("inline", True), ("generation", False)]
+)
+def test_the_same_ids_with_pictures_and_without_labels(style, name, labels):
+    """Of LLaVA's processor, which has four visual tokens for each picture."""
+    tokenizer, template, conversations = style(name, labels)
+    assert len(conversations) in (5, 10)
+    for turns, result in conversations:
+        piece = tokenise(template.conversation(turns), tokenizer, 4)
+        assert piece.tokens.tolist() == result["ids"]
+        assert len(piece.images) == sum(isinstance(part, Image) for turn in turns for part in turn.content)
+        assert piece.loss.any() == (labels and any(turn.role == "assistant" for turn in turns))
 
 
 @pytest.mark.parametrize("name", STYLES)
