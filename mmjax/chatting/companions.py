@@ -52,12 +52,19 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def end_tokens(path: Path) -> tuple[int, ...]:
-    """The tokens that the model's own settings of generation name as ends, if there are any."""
+    """The tokens that the model's own settings of generation name as ends, if there are any.
+
+    Raises InputError if generation_config.json is damaged.
+    """
     folder = next((folder for folder in _folders(path) if (folder / GENERATION).is_file()), None)
     if folder is None:
         return ()
-    named = read_config(folder, GENERATION).content.get("eos_token_id")
-    return tuple(index for index in (named if isinstance(named, list) else [named]) if isinstance(index, int))
+    settings = read_config(folder, GENERATION)
+    named = settings.content.get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(index) is int for index in ids):
+        raise settings.wrong("eos_token_id", named, "a token's id or a list of them")
+    return tuple(ids)
 
 
 def picture_loader(path: Path, config: LanguageModelConfig | VLMConfig) -> tuple[Callable[[Path], np.ndarray], tuple[str, ...]]:

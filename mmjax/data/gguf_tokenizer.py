@@ -52,7 +52,9 @@ def from_fields(fields: Mapping[str, Any], path: Path) -> tuple[Content, dict[st
         raise InputError(f"{path} has a tokenizer of the kind {model!r}; mmjax reads 'gpt2' (byte-level BPE) and 'llama' (SentencePiece).")
     settings: dict[str, Any] = {role: reader.token(f"{name}_token_id") for role, name in _ROLES.items()}
     template = fields.get("tokenizer.chat_template")
-    return content, settings | {"chat_template": template if isinstance(template, str) else None}
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"The tokenizer in {path} is damaged: tokenizer.chat_template is {str(template)[:40]!r}.")
+    return content, settings | {"chat_template": template}
 
 
 class _Fields:
@@ -70,7 +72,7 @@ class _Fields:
         value = self._fields.get(f"tokenizer.ggml.{name}", default)
         if value is None:
             raise InputError(f"{self.path} has no tokenizer: the field tokenizer.ggml.{name} is missing.")
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise self._wrong(f"tokenizer.ggml.{name} is {str(value)[:40]!r}")
         return value
 

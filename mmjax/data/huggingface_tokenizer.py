@@ -49,8 +49,12 @@ class HuggingFaceTokenizer:
         self.path = files.path
         self.chat_template = files.chat_template
         self._settings = files.settings
-        self.prefix_space = _prefix_space(files.content)
-        self._tokenizer = _build(_without_dummy_prefix(files.content), self.path)
+        try:
+            self.prefix_space = _prefix_space(files.content)
+            content = _without_dummy_prefix(files.content)
+        except (AttributeError, KeyError, StopIteration, TypeError):
+            raise InputError(f"{self.path} is not a tokenizer: its normalizer, pre_tokenizer or decoder is damaged.") from None
+        self._tokenizer = _build(content, self.path)
         self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(self._ids.values()) + 1
         eos = self._find("eos")
@@ -74,7 +78,10 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; see `Tokenizer.encode`."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # the package raises no narrower type
+            raise InputError(f"{self.path} cannot encode {text[:40]!r}: {error}.") from None
         for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if index in self._specials and end - start > 1:  # its name stood in the text: cut within it, so that no token covers it
                 return self.encode(text[: start + 1]) + self.encode(text[start + 1 :])
@@ -96,7 +103,10 @@ class HuggingFaceTokenizer:
     def _named(self, role: str) -> str | None:
         """The token that tokenizer_config.json gives a role."""
         named = self._settings.get(f"{role}_token")
-        return named.get("content") if isinstance(named, dict) else named
+        name = named.get("content") if isinstance(named, dict) else named
+        if name is not None and not isinstance(name, str):
+            raise InputError(f"{self.path}: tokenizer_config.json has {str(name)[:40]!r} as {role}_token, which is no text.")
+        return name
 
     def _find(self, role: str) -> int | None:
         name = self._named(role)

@@ -32,6 +32,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": _HALF | {"size": {"height": 224, "width": 224}, "resample": Pillow.Resampling.BILINEAR},
 }
 _SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
+_LARGEST_NUMBER = 1e6
 _KNOWN_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -110,7 +111,7 @@ class _Reader:
             if name.startswith("do_") and name not in _KNOWN_STEPS and value:
                 raise self._refused(f"{name} is {value}, a step that mmjax does not know")
         factor = self._content.get("rescale_factor", 1 / 255)
-        if not self._step("do_rescale") or not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        if not self._step("do_rescale") or not _is_number(factor) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
             raise self._refused("pixels are not divided by 255, which mmjax always does")
 
     def _step(self, name: str, default: bool = True) -> bool:
@@ -142,8 +143,8 @@ class _Reader:
 
     def _channels(self, name: str) -> Channels:
         value = self._content[name]
-        value = [value] * 3 if isinstance(value, int | float) else value
-        if not isinstance(value, list) or len(value) != 3 or not all(isinstance(one, int | float) and math.isfinite(one) for one in value):
+        value = [value] * 3 if _is_number(value) else value
+        if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
             raise self._refused(f"{name} is {value!r}, not three numbers")
         if name == "image_std" and min(value) <= 0:
             raise self._refused(f"{name} is {value!r}, which must be positive")
@@ -155,3 +156,7 @@ class _Reader:
 
 def _is_side(value: Any) -> bool:
     return type(value) is int and 0 < value <= 1 << 14
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER

@@ -90,8 +90,7 @@ def _find_chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
             raise InputError(f"The chat template {file} cannot be read: {error}.") from None
     found = settings.get("chat_template") or _read_json(folder / "chat_template.json", optional=True).get("chat_template")
     if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
+        found = next((entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"), None)
     return found if isinstance(found, str) else None
 
 

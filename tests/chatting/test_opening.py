@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from mmjax.chatting.companions import end_tokens
 from mmjax.chatting.continuation import Continuation
 from mmjax.chatting.conversation import Conversation, Settings
 from mmjax.chatting.opening import ChatModel, open_chat
@@ -59,6 +60,15 @@ def test_other_ends_of_answers(decoder: pathlib.Path, tmp_path: pathlib.Path):
     assert open_chat(str(folder)).ends == open_chat(str(decoder)).ends | {3, 4}
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
     assert open_chat(str(folder)).ends == open_chat(str(decoder)).ends | {5}
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, 1.5, "x", True, [1, "x"], [[1]]], ids=str)
+def test_ends_of_a_strange_type(tmp_path: pathlib.Path, value: object):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(InputError, match=r"generation_config.json: eos_token_id is .*; it must be a token's id or a list of them"):
+        end_tokens(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
+    assert end_tokens(tmp_path) == ()
 
 
 def test_a_template_by_name(decoder: pathlib.Path):

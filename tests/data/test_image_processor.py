@@ -61,6 +61,7 @@ def test_steps_that_are_left_out(tmp_path):
         ({"do_rescale": False}, "not divided by 255"),
         ({"rescale_factor": 1 / 127.5}, "not divided by 255"),
         ({"rescale_factor": "much"}, "not divided by 255"),
+        ({"rescale_factor": 10**400}, "not divided by 255"),
         ({"do_pad": True}, "do_pad"),
         ({"do_resize": "yes"}, "neither true nor false"),
         ({"size": {"shortest_edge": 224, "longest_edge": 448}}, "shortest edge"),
@@ -71,6 +72,9 @@ def test_steps_that_are_left_out(tmp_path):
         ({"resample": "bicubic"}, "no filter"),
         ({"image_mean": [0.5, 0.5]}, "not three numbers"),
         ({"image_mean": [0.5, 0.5, "a"]}, "not three numbers"),
+        ({"image_mean": [10**400, 0.5, 0.5]}, "not three numbers"),
+        ({"image_mean": True}, "not three numbers"),
+        ({"image_std": [float("nan"), 0.5, 0.5]}, "not three numbers"),
         ({"image_std": [0.5, 0.5, 0]}, "must be positive"),
     ],
 )

@@ -222,6 +222,62 @@ def test_unusable_gguf_tokenizers_say_why(tmp_path, changes, message):
         open_tokenizer(tmp_path)
 
 
+STRANGE = [True, 0, 1.5, "x", [], [1], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("value", ["abc", [1], True, 1.5, {"a": 1}])
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "padding_token_id", "unknown_token_id"])
+def test_roles_of_a_strange_type(name, value):
+    with pytest.raises(InputError, match=f"damaged: tokenizer.ggml.{name} is "):
+        from_fields(fields(**{name: value}), Path("here"))
+
+
+def test_a_chat_template_of_a_strange_type():
+    with pytest.raises(InputError, match=r"damaged: tokenizer.chat_template is '\[1\]'"):
+        from_fields(fields() | {"tokenizer.chat_template": [1]}, Path("here"))
+
+
+def opened_or_refused(folder):
+    """What cannot be used is refused in one line."""
+    try:
+        open_tokenizer(folder).encode("a b")
+    except InputError as error:
+        assert "\n" not in str(error)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("value", [*STRANGE, {"type": "Sequence"}, {"type": "Sequence", "normalizers": 3}, {"type": "Metaspace"}], ids=str)
+@pytest.mark.parametrize("name", ["normalizer", "pre_tokenizer", "decoder", "added_tokens", "model"])
+def test_parts_of_a_strange_type(tmp_path, name, value):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    assert opened_or_refused(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS | {name: value}))
+    opened_or_refused(tmp_path)
+
+
+@pytest.mark.parametrize("value", [True, 0, 1.5, "x", [], [1], {"content": 3}, {"content": ["</s>"]}], ids=str)
+@pytest.mark.parametrize("role", ["bos", "eos", "pad", "unk"])
+def test_settings_of_a_strange_type(tmp_path, role, value):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({f"{role}_token": value}))
+    assert opened_or_refused(tmp_path) == (role == "unk" and value == "x")
+
+
+def test_names_of_templates_of_a_strange_type(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": [1], "template": "a"}]}))
+    assert open_tokenizer(tmp_path).chat_template is None
+
+
+def test_an_unknown_token_that_is_none_is_said_when_it_is_needed(tmp_path):
+    model = {"type": "BPE", "vocab": {"</s>": 0, "a": 1}, "merges": [], "unk_token": "<unk>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    assert open_tokenizer(tmp_path).encode("a") == [1]
+    with pytest.raises(InputError, match="cannot encode 'b'"):
+        open_tokenizer(tmp_path).encode("b")
+
+
 anything = st.one_of(
     st.none(), st.integers(-5, 300), st.text(max_size=4), st.lists(st.integers(), max_size=3), st.lists(st.text(max_size=3))
 )
