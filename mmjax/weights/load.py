@@ -7,16 +7,21 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
+from jax.typing import DTypeLike
 
 from mmjax.mesh_axes import parameter_shardings
 from mmjax.models import parameters
 from mmjax.models.standalone import LanguageModel, VisionEncoder
 from mmjax.models.vlm import VLM
+from mmjax.weights.opened import dtype_name
 from mmjax.weights.pretrained import Progress, open_pretrained
+
+DTYPES = ("float32", "bfloat16")
+"""What models compute in."""
 
 
 def load_pretrained(
-    path: Path | str, *, mesh: Mesh | None = None, dtype: str = "float32", progress: Progress = lambda _: None
+    path: Path | str, *, mesh: Mesh | None = None, dtype: DTypeLike = "float32", progress: Progress = lambda _: None
 ) -> LanguageModel | VisionEncoder | VLM:
     """A published model: `decoder(tokens [B, T])` gives logits [B, T, V] in float32, `encoder(pixels [B, h, w, 3], layers=(...))` hidden
     states, and a VLM takes a Batch.
@@ -30,8 +35,9 @@ def load_pretrained(
 
     Raises:
         InputError: a ValueError whose message says what is wrong with the files, and what to do.
+        ValueError: there is no such dtype.
     """
-    assert dtype in ("float32", "bfloat16"), dtype
+    dtype = dtype_name(dtype, DTYPES)
     with open_pretrained(Path(path)) as opened:
         config = _with_compute_dtype(opened.config, dtype)
         structure, shapes = parameters.abstract(config)

@@ -23,7 +23,8 @@ def _turn(target: np.ndarray, rows: np.ndarray) -> None:
     strip = np.empty((min(_STRIP, len(rows)), width + _PADDING // target.itemsize), target.dtype)[:, :width]
     for start in range(0, len(rows), _STRIP):
         part = rows[start : start + _STRIP]
-        strip[: len(part)] = part
+        with np.errstate(over="ignore"):  # what is infinite then is refused by those who read or write it
+            strip[: len(part)] = part
         target[:, start : start + len(part)] = strip[: len(part)].T
 
 

@@ -1,7 +1,7 @@
 """A model on disk that is open for reading, whatever form it has there."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import jax
@@ -118,6 +118,17 @@ def common_dtype(dtypes: Iterable[Any]) -> str:
     """The name of the dtype that all have, if that is bfloat16 or float16; or else "float32", which holds every number of all of them."""
     names = {jnp.dtype(dtype).name for dtype in dtypes}
     return names.pop() if len(names) == 1 and names <= {"bfloat16", "float16"} else "float32"
+
+
+def dtype_name(dtype: Any, possible: Sequence[str]) -> str:
+    """The name of a dtype, of jax or numpy or a name itself. Raises ValueError if it is none of the possible ones."""
+    try:
+        name = dtype if dtype is None or isinstance(dtype, str) else jnp.dtype(dtype).name
+    except TypeError:
+        name = dtype
+    if name not in possible:
+        raise ValueError(f"dtype is {name!r}; it must be one of {', '.join(possible)}.")
+    return str(name)
 
 
 def matrix_paths(config: ModelConfig, paths: Iterable[str]) -> set[str]:

@@ -51,8 +51,11 @@ def save_orbax(params: Params, config: ModelConfig, directory: Path, *, origins:
     """Writes a model to a folder that `open_orbax` reads. The folder appears whole or not at all.
 
     Raises:
-        InputError: the folder has files already, or it cannot be written.
+        InputError: the folder has files already, it cannot be written, or a parameter has numbers that are not finite.
     """
+    for path, value in params.items():
+        if not bool(_is_finite(value)):
+            raise InputError(f"{path} has numbers that are not finite (NaN or infinite) in {value.dtype}, and is not written.")
     kind = next(kind for kind, of in KINDS.items() if isinstance(config, of))
     settings = {"version": VERSION, "kind": kind, "config": to_plain(config), "origins": to_plain(list(origins))}
     with published_at(directory) as draft:

@@ -13,12 +13,12 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
-import ml_dtypes
 import numpy as np
 from jax.sharding import Sharding
 
 from mmjax.errors import InputError
 from mmjax.typing import Array, Params
+from mmjax.weights.finite import is_finite
 from mmjax.weights.opened import Progress
 from mmjax.weights.regions import boxed, in_file, lengths, turned, within
 from mmjax.weights.rules import Piece
@@ -29,9 +29,6 @@ WORKERS = 4
 """Threads that read; each holds one chunk."""
 IN_FLIGHT = 64 * 1024 * 1024
 """Bytes that may wait on the host for the devices to take them."""
-
-# Bits of the exponent: all of them are set in what is not finite. numpy's isfinite is slow for numbers that processors do not have.
-_EXPONENTS = {np.dtype(ml_dtypes.bfloat16): 0x7F80, np.dtype(np.float16): 0x7C00}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +160,7 @@ class Placer:
         """Part of a tensor. Raises InputError if a number in it is not finite."""
         value = self._source.read(self._names[name], tuple(slice(*ends) for ends in part))
         value = value.astype(np.float32) if value.dtype == np.float64 else value
-        mask = _EXPONENTS.get(value.dtype)
-        finite = np.isfinite(value).all() if mask is None else not (value.view(np.uint16) & mask == mask).any()
-        if not finite:
+        if not is_finite(value):
             raise InputError(
                 f"{self._source.files[0]}: tensor {quoted(self._names[name])} has numbers that are not finite (NaN or infinite)."
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from mmjax.errors import InputError
 from mmjax.models import parameters
@@ -19,23 +20,30 @@ from mmjax.weights import whole
 from mmjax.weights.config_json import CONFIG, PICTURES, dumps
 from mmjax.weights.drafts import published_at
 from mmjax.weights.families import FAMILIES, Family
-from mmjax.weights.opened import Line, Origin, Progress
+from mmjax.weights.finite import cast_finite
+from mmjax.weights.opened import Line, Origin, Progress, dtype_name
 from mmjax.weights.rules import Piece, Rule, count, pieces
-from mmjax.weights.tensors import TensorInfo
+from mmjax.weights.tensors import TensorInfo, quoted
 from mmjax.weights.writable import writable, writable_params
 from mmjax.weights.writing import Tensor, write_safetensors
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What tensors can be written as."""
 
-def save_pretrained(module: LanguageModel | VisionEncoder | VLM, directory: Path | str, *, dtype: str | None = None) -> None:
+
+def save_pretrained(module: LanguageModel | VisionEncoder | VLM, directory: Path | str, *, dtype: DTypeLike | None = None) -> None:
     """Writes a model to a folder: a decoder or an encoder as transformers reads it, a VLM as three folders `vision`, `connector` and
     `decoder`. Low-rank updates are merged. The same model gives the same bytes.
 
     Args:
         module: a LanguageModel, VisionEncoder or VLM.
-        dtype: of all tensors, "float32", "bfloat16" or "float16"; None: that of the module's matrices.
+        dtype: of all tensors, "float32", "bfloat16" or "float16"; None: that of the module's matrices, which is the one that it was loaded
+            in, not that of the folder it came from.
 
     Raises:
-        InputError: no family of published models has the form of the model, or the folder has files already. Nothing is left behind.
+        InputError: no family of published models has the form of the model, the folder has files already, or a tensor has numbers that are
+            not finite, or would not be in that dtype. Nothing is left behind.
+        ValueError: there is no such dtype.
     """
     params = parameters.split(module)[1]
     save_params(params, module.config, Path(directory), origins=getattr(module, "origins", ()), dtype=dtype)
@@ -47,12 +55,12 @@ def save_params(
     directory: Path,
     *,
     origins: Sequence[Origin] = (),
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     progress: Progress = lambda _: None,
 ) -> None:
     """As `save_pretrained`, of parameters by path. `progress` is told the bytes that are being written."""
     params, config = writable_params(params, config), writable(config)
-    kind = np.dtype(jnp.dtype(dtype)) if dtype else _dtype_of(params)
+    kind = _dtype_of(params) if dtype is None else np.dtype(jnp.dtype(dtype_name(dtype, DTYPES)))
     with published_at(directory) as draft:
         for folder, part, rules, settings in _parts(config, origins, kind):
             _write(draft / folder, part, rules, settings, params, kind, progress)
@@ -155,7 +163,7 @@ def _tensor(name: str, found: list[Piece], params: Mapping[str, Any], dtype: np.
 
     def make() -> np.ndarray:
         parts = [piece.layout.to_theirs(_on_host(params[piece.target], piece.index)) for piece in found]
-        value = np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(dtype, copy=False)
+        value = cast_finite(np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts)), dtype, f"Tensor {quoted(name)}")
         progress(value.nbytes)
         return value
 
