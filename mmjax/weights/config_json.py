@@ -1,15 +1,16 @@
 """The config.json of a published model: read strictly, so that nothing that changes the function is overlooked."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmjax.errors import InputError
+from mmjax.regular import read_object
 
 CONFIG = "config.json"
 PICTURES = "preprocessor_config.json"
-_LARGEST = 16 * 1024 * 1024  # bytes; published ones have a few thousand
 _LARGEST_NUMBER = 1e30  # not one that overflows float32 when something is done with it
 _MISSING = object()
 
@@ -96,17 +97,9 @@ class ConfigJson:
 def read_config(folder: Path, name: str = CONFIG) -> ConfigJson:
     """The config.json of a folder. Raises InputError if it is missing, damaged or no JSON object."""
     path = folder / name
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise InputError(f"{path} has {path.stat().st_size} bytes; that is no config of a model.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no {name}, which says what model the weights belong to.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold a JSON object.")
-    return ConfigJson(content, str(path))
+    if not os.path.lexists(path):
+        raise InputError(f"{folder} has no {name}, which says what model the weights belong to.")
+    return ConfigJson(read_object(path), str(path))
 
 
 def dumps(content: dict[str, Any]) -> str:
@@ -119,5 +112,12 @@ def _is_real(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
+    text = json.dumps(_shortened(value), default=str)
     return text if len(text) <= 80 else text[:80] + "..."
+
+
+def _shortened(value: Any) -> Any:
+    """What of a value can be shown: those of GGUF files may be lists and texts of any length."""
+    if isinstance(value, list):
+        return [_shortened(item) for item in value[:81]]
+    return value[:81] if isinstance(value, str) else value

@@ -7,13 +7,13 @@ the process.
 import itertools
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmjax.errors import InputError
+from mmjax.regular import open_regular
 from mmjax.weights.tensors import Ranges
 
 # Pieces that lie no further apart are read together with what is between them: that costs less than a system call for each.
@@ -32,14 +32,7 @@ class DiskFile:
     def __init__(self, path: Path):
         """Raises InputError if there is no such file, or if it cannot be opened."""
         self.path = path
-        try:
-            # A pipe would block for ever, and a device has no end.
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise InputError(f"{path} is not a file.")
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.size = os.fstat(self._descriptor).st_size
-        except OSError as error:
-            raise InputError(f"{path} cannot be opened: {error.strerror}.") from None
+        self._descriptor, self.size = open_regular(path)
 
     def read_into(self, buffer: np.ndarray, offset: int) -> None:
         """Fills a one-dimensional uint8 array with the bytes from `offset` on. Raises InputError if there are fewer."""

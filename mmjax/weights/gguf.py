@@ -53,8 +53,11 @@ class GGUFSource(TensorSource):
         self.files = (path,)
         try:
             fields, tensors = parse_header(self._file)
-            if fields.get("split.count", 0) not in (0, 1):
-                raise InputError(f"{path} is one of {fields['split.count']} files. Join them with `llama-gguf-split --merge` first.")
+            split = fields.get("split.count", 0)
+            if type(split) is not int:
+                raise damaged(path, "split.count is not a number")
+            if split > 1:
+                raise InputError(f"{path} is one of {split} files. Join them with `llama-gguf-split --merge` first.")
             known = {kind.value: kind for kind in self._package.GGMLQuantizationType}
             self._entries = {name: self._entry(name, raw, known.get(raw.kind)) for name, raw in tensors.items()}
             self._check_places()

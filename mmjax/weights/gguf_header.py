@@ -23,6 +23,7 @@ _VERSIONS = (2, 3)
 # that the largest models have about a thousand.
 _BYTES = 64 * 1024 * 1024
 _ITEMS = 1280 * 1024
+_TEXTS = 640 * 1024  # of which each takes a microsecond; 256,000 tokens and as many merges are the most that is published
 _ENTRIES = 16 * 1024
 
 _SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
@@ -47,7 +48,7 @@ class _Reader:
         self.path = file.path
         self.place = 0
         self.end = min(file.size, _BYTES)
-        self.items = 0
+        self.items = self.texts = 0
         self._limited = file.size > _BYTES
         self._stream = io.BufferedReader(_Stream(file), 1024 * 1024)
 
@@ -88,7 +89,11 @@ class _Reader:
             return self._scalars(inner, self.count(f"values of {key}"))
         if inner != _STRING:
             raise damaged(self.path, f"{key} is an array of the type {inner}")
-        return self._texts(self.count(f"texts of {key}"), key)
+        count = self.count(f"texts of {key}")
+        self.texts += count
+        if self.texts > _TEXTS:
+            raise damaged(self.path, f"it claims {self.texts} texts")
+        return self._texts(count, key)
 
     def _texts(self, count: int, key: str) -> list[str]:
         """As `text`, so many times; vocabularies are long, and every call counts."""
@@ -151,7 +156,8 @@ def parse_header(file: DiskFile) -> tuple[dict[str, Any], dict[str, Raw]]:
         tensors[name] = _tensor(reader, quoted(name))
     alignment = fields.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise damaged(file.path, f"{_ALIGNMENT} is {alignment!r}, which is no power of two")
+        shown = quoted(alignment) if isinstance(alignment, str) else "a list" if isinstance(alignment, list) else alignment
+        raise damaged(file.path, f"{_ALIGNMENT} is {shown}, which is no power of two")
     start = -(-reader.place // alignment) * alignment
     return fields, {name: raw._replace(offset=start + raw.offset) for name, raw in tensors.items()}
 

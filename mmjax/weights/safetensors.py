@@ -16,8 +16,9 @@ from mmjax.weights.tensors import Index, TensorSource, quoted, spell_out
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# Room for 80,000 tensors, at about 100 bytes for each.
-_INDEX_LIMIT = 8 * 1024 * 1024
+# Room for 20,000 tensors, at about 100 bytes for each; the largest model of the families that mmjax knows has 2,000.
+_INDEX_LIMIT = 2 * 1024 * 1024
+_OBJECTS = 1000  # it has three
 
 
 class SafetensorsSource(TensorSource):
@@ -90,7 +91,12 @@ def _parse_index(index: Path) -> dict[str, str]:
     with contextlib.closing(DiskFile(index)) as file:
         if file.size > _INDEX_LIMIT:
             raise damaged(index, f"it has {file.size} bytes; more than {_INDEX_LIMIT} is no index")
-        places = parse_json(file.read(0, file.size), index).get("weight_map")
+        data = file.read(0, file.size)
+    if data.count(b"{") > _OBJECTS:
+        raise damaged(index, f"it has more than {_OBJECTS} braces")
+    places = parse_json(data, index).get("weight_map")
+    if places == {}:
+        raise damaged(index, "its weight_map names no tensor")
     if not isinstance(places, dict) or not all(isinstance(value, str) for value in places.values()):
         raise damaged(index, "its weight_map is not a file name for each tensor")
     for problem in _problems(index, places):

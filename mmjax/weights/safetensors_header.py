@@ -43,9 +43,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 METADATA = "__metadata__"
 
-# Room for 15,000 tensors, at about 130 bytes for each. Of the largest published mixtures of experts a file has half of that; of the
-# families that mmjax knows, a whole model has an eighth. A hostile text of this length keeps the parser busy for half a second.
-_HEADER_LIMIT = 2 * 1024 * 1024
+# Room for 8,000 tensors, at about 130 bytes for each. Of the families that mmjax knows, a whole model has a quarter of that. A hostile text
+# of this length keeps the parser busy for half a second.
+_HEADER_LIMIT = 1024 * 1024
 _LENGTH = 8
 _KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_AXES = 32

@@ -78,5 +78,6 @@ def spell_out(index: Index | None, shape: Sequence[int]) -> Ranges:
 
 def quoted(name: str) -> str:
     """A name from a file that may be damaged or hostile, safe to print."""
-    text = ascii(name) if not name.isprintable() else repr(name)
+    shown = name[: _QUOTED + 1]
+    text = ascii(shown) if not shown.isprintable() else repr(shown)
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}... ({len(name)} characters)"
