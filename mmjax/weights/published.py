@@ -180,6 +180,7 @@ def open_published(path: Path) -> Published:
 def _of_folder(path: Path, source: TensorSource) -> Published:
     folder = path if path.is_dir() else path.parent
     settings = read_config(folder)
+    _check_plain(settings)
     family = find_family(settings)
     config = family.read(settings)
     config, names, copies, notes = settle(source, family, config, spelt_names(source, family))
@@ -214,6 +215,17 @@ def with_pixels(config: PartConfig, folder: Path) -> PartConfig:
         settings.numbers(f"image_{name}", 3, default) for name, default in (("mean", config.image_mean), ("std", config.image_std))
     )
     return dataclasses.replace(config, image_mean=(mean[0], mean[1], mean[2]), image_std=(deviation[0], deviation[1], deviation[2]))
+
+
+def _check_plain(settings: ConfigJson) -> None:
+    """Refuses models whose tensors are not the numbers themselves but codes of some other package."""
+    for part in (settings, *(settings.part(key) for key in ("text_config", "vision_config"))):
+        for key in ("quantization_config", "compression_config"):
+            if part.content.get(key) is not None:
+                raise InputError(
+                    f"{part.where}: {key} says that the weights are quantised, by a package of which mmjax knows nothing. It reads plain "
+                    "float32, bfloat16 and float16, and quantised weights of GGUF files only."
+                )
 
 
 def find_family(settings: ConfigJson) -> Family:

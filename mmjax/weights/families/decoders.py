@@ -1,12 +1,14 @@
 """What the decoders of all families share: Llama's table of tensors, and rotary positions in config.json."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from mmjax.weights.config_json import ConfigJson
 from mmjax.weights.rules import Rule, linear, norm
+from mmjax.weights.tensors import quoted
 
 BLOCK = "model.layers.{layer}"
 OURS = "decoder/layers"
@@ -72,7 +74,7 @@ def read(
         kv_heads=c.number("num_key_value_heads", kv_heads if kv_heads and "num_key_value_heads" not in c.content else heads),
         head_dim=c.number("head_dim", head_dim if head_dim and "head_dim" not in c.content else width // heads),
         mlp_width=c.number("intermediate_size", mlp_width),
-        rope_theta=c.part("rope_parameters").real("rope_theta", c.real("rope_theta", theta)),
+        rope_theta=_rope_settings(c).real("rope_theta", c.real("rope_theta", theta)),
         rope_scaling=_scaling(c, context),
         norm_epsilon=c.real("rms_norm_eps", epsilon),
         context_length=context,
@@ -92,7 +94,7 @@ def write(c: DecoderConfig) -> dict[str, Any]:
         "intermediate_size": c.mlp_width,
         "hidden_act": "silu",
         "rms_norm_eps": c.norm_epsilon,
-        "max_position_embeddings": c.context_length or _length_of(c.rope_scaling),
+        "max_position_embeddings": _length_of(c),
         "rope_theta": c.rope_theta,
         "rope_scaling": _scaling_json(c.rope_scaling),
         "tie_word_embeddings": c.tied_head,
@@ -103,13 +105,23 @@ def window(c: ConfigJson, layers: int) -> int | None:
     """The sliding window of Qwen2 and Qwen3, which may be meant for some layers only: that is refused."""
     if not c.flag("use_sliding_window", False):
         return None
-    first = c.number("max_window_layers", 28)
-    types = c.content.get("layer_types") or ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
-    if set(types) == {"full_attention"}:
+    types = _layer_types(c, layers)
+    if types == {"full_attention"}:
         return None
-    if set(types) != {"sliding_attention"}:
+    if types != {"sliding_attention"}:
         raise InputError(f"{c.where}: some layers have a sliding window and some have not (layer_types); mmjax has one kind only.")
     return c.number("sliding_window", 4096)
+
+
+def _layer_types(c: ConfigJson, layers: int) -> set[str]:
+    """What kinds of layers there are."""
+    first, types = c.number("max_window_layers", 28), c.content.get("layer_types")
+    if types is None:
+        return {kind for kind, some in (("full_attention", first > 0), ("sliding_attention", first < layers)) if some}
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or len(types) != layers or not all(kind in known for kind in types):
+        raise c.wrong("layer_types", types, f"a list of {layers} texts, each {' or '.join(known)}")
+    return set(types)
 
 
 def window_json(c: DecoderConfig) -> dict[str, Any]:
@@ -119,16 +131,27 @@ def window_json(c: DecoderConfig) -> dict[str, Any]:
     return {"use_sliding_window": True, "sliding_window": c.sliding_window, "max_window_layers": 0}
 
 
-def _length_of(scaling: RopeScaling | None) -> int:
-    original = getattr(scaling, "original_length", 0)
-    return original or 4096  # transformers reads nothing from it but the length of tables that mmjax does not know either
+def _length_of(c: DecoderConfig) -> int:
+    if isinstance(c.rope_scaling, DynamicScaling):  # which transformers knows by no other name
+        return c.rope_scaling.original_length
+    # from others, transformers reads nothing but the length of tables that mmjax does not know either
+    return c.context_length or getattr(c.rope_scaling, "original_length", 0) or 4096
+
+
+def _rope_settings(c: ConfigJson) -> ConfigJson:
+    """The older form, where it is there, counts alone: so transformers understands it."""
+    older = c.part("rope_scaling")
+    settings = older if older.content else c.part("rope_parameters")
+    for key, value in settings.content.items():
+        if isinstance(value, Mapping):
+            raise InputError(f"{settings.where}: {quoted(key)} has settings of its own; mmjax has the same rotary positions in all layers.")
+    return settings
 
 
 def _scaling(c: ConfigJson, context: int) -> RopeScaling | None:
-    key = "rope_parameters" if "rope_parameters" in c else "rope_scaling"
-    s = c.part(key)
+    s = _rope_settings(c)
     kind = s.text("rope_type", s.text("type", "default"))
-    original = s.number("original_max_position_embeddings", context)
+    original = c.number("original_max_position_embeddings", s.number("original_max_position_embeddings", context))
     if s.real("partial_rotary_factor", c.real("partial_rotary_factor", 1.0)) != 1.0:
         raise InputError(f"{c.where}: partial_rotary_factor is not 1; mmjax rotates whole heads only.")
     match kind:
@@ -142,7 +165,7 @@ def _scaling(c: ConfigJson, context: int) -> RopeScaling | None:
             return Llama3Scaling("llama3", s.real("factor"), s.real("low_freq_factor"), s.real("high_freq_factor"), original)
         case "yarn":
             return _yarn(s, original, context)
-    raise InputError(f"{s.where}: rope_type is {kind!r}; mmjax knows default, linear, dynamic, llama3 and yarn.")
+    raise InputError(f"{s.where}: rope_type is {quoted(kind)}; mmjax knows default, linear, dynamic, llama3 and yarn.")
 
 
 def _yarn(s: ConfigJson, original: int, context: int) -> YarnScaling:
