@@ -21,6 +21,7 @@ from mmjax.weights.save import copy_companions
 from mmjax.weights.whole import DECODER, VISION
 from mmjax.workdir import Workdir
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 ORBAX, HUGGING_FACE = "orbax", "huggingface"
 
 
@@ -49,7 +50,8 @@ class Source(Protocol):
         ...
 
     def companions(self, folder: Path) -> list[str]:
-        """Puts into the folder of the result what stands beside the weights. Returns the names of the files."""
+        """Puts into the folder of the result what stands beside the weights. Returns the names of the files, and, if there is a tokenizer
+        that mmjax cannot write, the reason."""
         ...
 
 
@@ -78,11 +80,12 @@ class _Model(Source):
         return self._opened.read(dtype=jnp.dtype(dtype), progress=progress)
 
     def companions(self, folder: Path) -> list[str]:
+        if self._path.is_file() and self._path.suffix == ".gguf":
+            return _of_gguf(self._path, folder)
         beside = self._path if self._path.is_dir() else self._path.parent
-        weights = self._path if self._path.is_file() else next(iter(sorted(beside.glob("*.gguf"))), None)
-        if weights is not None and weights.suffix == ".gguf":
-            return _of_gguf(weights, folder)
-        copied = _copied(beside, folder)
+        own = any((place / name).is_file() for place in (beside, beside / DECODER) for name in _TOKENIZERS)
+        copied = _of_gguf(beside, folder) if not own and any(beside.glob("*.gguf")) else []
+        copied += _copied(beside, folder)  # after it: the folder's own files win
         for part in (VISION, DECODER):
             if (beside / part).is_dir():
                 (folder / part).mkdir(exist_ok=True)
@@ -101,11 +104,11 @@ def _copied(beside: Path, folder: Path) -> list[str]:
 
 
 def _of_gguf(path: Path, folder: Path) -> list[str]:
-    """The tokenizer of a GGUF file as the files that others read. Without one that mmjax knows, there is none."""
+    """The tokenizer of a GGUF file, or of that in a folder, as the files that others read. Of one that mmjax does not know, the reason."""
     try:
         write_tokenizer(path, folder)
-    except InputError:
-        return []
+    except InputError as error:
+        return [f"no tokenizer ({str(error).removesuffix('.')})"]
     return ["tokenizer.json", "tokenizer_config.json"]
 
 
