@@ -246,6 +246,22 @@ def test_two_processes_fetch_the_same(toy, folder, index, monkeypatch):
     assert notes[0] == "another process is fetching it; waiting for its end" and notes[1].startswith("ready after ")
 
 
+def test_only_one_at_a_time_although_locks_are_removed(folder):
+    inside, most = threading.Semaphore(0), []
+
+    def claim(_):
+        for _ in range(50):
+            with cache.claimed("toy", waiting=lambda: None):
+                most.append(inside.acquire(blocking=False))
+                inside.release()
+                assert inside.acquire(blocking=False)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(claim, range(8)))
+    assert most == [False] * 400
+    assert packages.leftovers(folder) == []
+
+
 def test_what_a_killed_process_left_is_removed(toy, folder, index):
     (folder / ".toy.part" / "download").mkdir(parents=True)
     (folder / ".toy.part" / "download" / "half.whl").write_bytes(b"half")

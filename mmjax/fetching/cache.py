@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from mmjax import host
 from mmjax.errors import InputError
@@ -73,18 +74,33 @@ def claimed(name: str, waiting: Callable[[], None]) -> Iterator[None]:
     Raises InputError if the cache cannot be written.
     """
     cache = host.cache_dir()
-    with contextlib.ExitStack() as stack:
+    path = cache / f".{name}.lock"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+        while not _locked(lock, path, waiting):
+            lock.close()
+            lock = path.open("w")
+    except OSError as error:
+        raise InputError(f"The cache {cache} cannot be written: {error.strerror}.") from None
+    with lock:  # freed by the kernel, however the process ends
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((cache / f".{name}.lock").open("w"))
-        except OSError as error:
-            raise InputError(f"The cache {cache} cannot be written: {error.strerror}.") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel, however the process ends
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(lock: TextIO, path: Path, waiting: Callable[[], None]) -> bool:
+    """Whether the file that was locked still has its name: the one before may have taken it away, and the next made another."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -75,9 +75,9 @@ def offer_of(path: Path, scratch: Path) -> Offer:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Names in a cache, without its locks."""
+    """Names in a cache."""
     with contextlib.suppress(FileNotFoundError):
-        return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+        return sorted(path.name for path in folder.iterdir())
     return []
 
 

