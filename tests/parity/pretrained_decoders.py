@@ -72,6 +72,10 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "qwen2_window": ("Qwen2", SMALL | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}),
     "qwen3": ("Qwen3", SMALL | rope(theta=1_000_000.0) | {"head_dim": 8}),
     "qwen3_tied_biases": ("Qwen3", SMALL | {"head_dim": 6, "tie_word_embeddings": True, "attention_bias": True}),
+    "mistral_yarn": ("Mistral", WIDE | rope("yarn", factor=4.0, original_max_position_embeddings=64) | {"sliding_window": 11}),
+    "qwen2_groups_of_8": ("Qwen2", SMALL | {"num_attention_heads": 8, "num_key_value_heads": 1, "hidden_size": 32}),
+    "qwen3_yarn": ("Qwen3", WIDE | rope("yarn", 1_000_000.0, factor=4.0, original_max_position_embeddings=32)),
+    "mixtral_groups_of_1": ("Mixtral", SMALL | {"num_key_value_heads": 4, "num_local_experts": 3, "num_experts_per_tok": 1}),
     "mixtral": ("Mixtral", SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral_window": ("Mixtral", SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7}),
 }
