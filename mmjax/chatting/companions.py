@@ -56,7 +56,7 @@ def end_tokens(path: Path) -> tuple[int, ...]:
 
     Raises InputError if generation_config.json is damaged.
     """
-    folder = next((folder for folder in _folders(path) if (folder / GENERATION).is_file()), None)
+    folder = next((folder for folder in _folders(path) if (folder / GENERATION).exists()), None)
     if folder is None:
         return ()
     settings = read_config(folder, GENERATION)
@@ -75,7 +75,7 @@ def picture_loader(path: Path, config: LanguageModelConfig | VLMConfig) -> tuple
     if not isinstance(config, VLMConfig):
         return _refuse, ()
     size = config.vision.image_size
-    folder = next((folder for folder in (path, path / VISION) if (folder / PROCESSOR).is_file()), None)
+    folder = next((folder for folder in (path, path / VISION) if (folder / PROCESSOR).exists()), None)
     if folder is None:
         note = f"There is no {PROCESSOR}: pictures are stretched to {size} x {size} pixels, whatever their shape."
         return lambda source: load_image(source, size), (note,)

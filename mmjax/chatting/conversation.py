@@ -93,6 +93,8 @@ class Conversation:
             raise InputError("This model is a decoder without an encoder: it cannot look at pictures.")
         if self.model.pictures_first and any(turn.role == "user" for turn in self.turns):
             raise InputError("This model was trained with pictures before the first question; begin anew to show it another one.")
+        if path.exists() and not path.is_file():  # a pipe would block for ever
+            raise InputError(f"{path} is not a file.")
         try:
             pixels = self.model.load_picture(path)
         except SampleError as error:

@@ -6,6 +6,7 @@ from typing import Any
 from mmjax.data import tokenizer_json
 from mmjax.data.tokenizer_json import Added, Content
 from mmjax.errors import InputError
+from mmjax.regular import read_regular
 
 # Of the format's enumerations.
 _BPE = 2
@@ -51,8 +52,8 @@ def _parse(path: Path) -> Any:
 
     model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
-        model.ParseFromString(path.read_bytes())
-    except (OSError, DecodeError) as error:
+        model.ParseFromString(read_regular(path, tokenizer_json.LARGEST, "tokenizer"))
+    except DecodeError as error:
         raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
     if not model.pieces:
         raise InputError(f"{path} is no SentencePiece model.")

@@ -9,6 +9,7 @@ from typing import Any
 from mmjax.data import tokenizer_json
 from mmjax.data.tokenizer_json import Added, Content
 from mmjax.errors import InputError
+from mmjax.regular import read_regular
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
@@ -54,9 +55,9 @@ def read_tiktoken(path: Path, settings: dict[str, Any]) -> Content:
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     try:
-        lines = [line.split() for line in path.read_bytes().splitlines()]
+        lines = [line.split() for line in read_regular(path, tokenizer_json.LARGEST, "tokenizer").splitlines()]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except (OSError, ValueError, binascii.Error) as error:
+    except (ValueError, binascii.Error) as error:
         raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
     if sorted(ranks.values()) != list(range(len(lines))) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise InputError(f"The tokenizer file {path} is damaged: its ranks are not 0, 1, 2 ..., or a byte has none.")

@@ -8,14 +8,14 @@ from typing import Any
 from mmjax.data.gguf_tokenizer import read_gguf
 from mmjax.data.sentencepiece_tokenizer import read_sentencepiece
 from mmjax.data.tiktoken_tokenizer import is_tiktoken, read_tiktoken
-from mmjax.data.tokenizer_json import Content
+from mmjax.data.tokenizer_json import LARGEST, Content
 from mmjax.errors import InputError
 from mmjax.regular import read_regular
 
 _GGUF = b"GGUF"
 _BEGINNING = 4096  # bytes that tell the formats apart
 _NAMES = ("tokenizer.json", "tokenizer.model")
-_VOCABULARY, _SETTINGS = 128 * 1024 * 1024, 8 * 1024 * 1024  # bytes; published ones have up to 35 MB and 1.2 MB
+_SETTINGS = 8 * 1024 * 1024  # bytes; published ones have up to 1.2 MB
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read_tokenizer(path: Path | str) -> TokenizerFiles:
     elif file.suffix == ".model":
         content = read_sentencepiece(file, settings)
     else:
-        content = _read_json(file, limit=_VOCABULARY)
+        content = _read_json(file, limit=LARGEST)
     return TokenizerFiles(file, content, settings, _find_chat_template(file.parent, settings))
 
 

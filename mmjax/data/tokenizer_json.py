@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 Content = dict[str, Any]
 """JSON data in the format of tokenizer.json."""
 
+LARGEST = 128 * 1024 * 1024
+"""Bytes of a tokenizer, whatever its form; that of Gemma, with 262,144 tokens, has 33 million."""
+
 SPACE = "▁"
 """SentencePiece's sign for a space."""
 

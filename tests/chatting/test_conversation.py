@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -254,6 +255,9 @@ def test_a_picture_that_is_none(whole_model: pathlib.Path, tmp_path: pathlib.Pat
     conversation = begin(whole_model)
     with pytest.raises(InputError, match="missing image"):
         conversation.add_picture(tmp_path / "none.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="is not a file"):
+        conversation.add_picture(tmp_path / "pipe.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="corrupt image"):
         conversation.add_picture(tmp_path / "bad.png")

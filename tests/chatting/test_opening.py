@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -69,6 +70,16 @@ def test_ends_of_a_strange_type(tmp_path: pathlib.Path, value: object):
         end_tokens(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
     assert end_tokens(tmp_path) == ()
+
+
+def test_files_of_settings_that_are_none(whole: pathlib.Path, tmp_path: pathlib.Path):
+    """A pipe would block for ever."""
+    os.mkfifo(tmp_path / "generation_config.json")
+    with pytest.raises(InputError, match=r"generation_config.json is not a file"):
+        end_tokens(tmp_path)
+    (whole / "preprocessor_config.json").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"preprocessor_config.json is not a file"):
+        open_chat(str(whole))
 
 
 def test_a_template_by_name(decoder: pathlib.Path):

@@ -1,6 +1,7 @@
 """What a preprocessor_config.json asks for, and what is refused because it would give other pixels."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -100,3 +101,14 @@ def test_a_thin_picture_that_would_become_huge_is_oversized(tmp_path, monkeypatc
         processor.load(np.zeros((100, 1, 3), np.uint8))
     with pytest.raises(SampleError, match="oversized image"):
         images.load_image(np.zeros((1, 100, 3), np.uint8), 224, resize="crop")
+
+
+def test_what_is_no_regular_file_of_settings(tmp_path):
+    os.mkfifo(tmp_path / "preprocessor_config.json")
+    with pytest.raises(InputError, match="is not a file"):
+        open_image_processor(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with (tmp_path / "preprocessor_config.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match="that is no list of settings"):
+        open_image_processor(tmp_path)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -299,3 +300,29 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     (tmp_path / "model.gguf").write_bytes(gguf(fields())[:100])
     with pytest.raises(InputError, match="ends at byte 100"):
         open_tokenizer(tmp_path)
+
+
+NAMES = ["tokenizer_config.json", "chat_template.jinja", "chat_template.json", "tokenizer.json", "tokenizer.model"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_regular_file(tmp_path, name, kind):
+    """A pipe would block for ever, a device has no end."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    (tmp_path / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"is not a file|There is no tokenizer file"):
+        open_tokenizer(tmp_path / name if name.startswith("tokenizer.") else tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_beyond_all_measure(tmp_path, name):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=f"has {2**40} bytes; that is no "):
+        open_tokenizer(tmp_path / name if name.startswith("tokenizer.") else tmp_path)
