@@ -27,6 +27,18 @@ class IntervalMask:
     prefix_end: Int[Array, "B T"] | None = None
 
     @classmethod
+    def full(cls, batch: int, rows: int, keys: int) -> "IntervalMask":
+        """Every row sees every key."""
+        return cls(jnp.zeros((batch, rows), jnp.int32), jnp.full((batch, rows), keys, jnp.int32))
+
+    @property
+    def intervals(self) -> tuple[tuple[Int[Array, "B T"], Int[Array, "B T"]], ...]:
+        """The one or two intervals of each row, as (start, end)."""
+        if self.prefix_start is None or self.prefix_end is None:
+            return ((self.start, self.end),)
+        return (self.start, self.end), (self.prefix_start, self.prefix_end)
+
+    @classmethod
     def from_segments(cls, segments: Int[AnyArray, "B T"], prefixes: Int[AnyArray, "B T"] | None = None) -> "IntervalMask":
         """Causal within a segment; a row also sees the whole of the segment that `prefixes` names (0: none). Padding sees nothing.
 

@@ -1,0 +1,80 @@
+"""The one place where Pallas Mosaic GPU is imported: its names move between releases of jax, and kernels see only these.
+
+Written for jax 0.11.2. What is not a plain re-export hides a difference between a GPU and the interpreter that tests run kernels in.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+Accumulator = plgpu.WGMMAAccumulatorRef
+Barrier = plgpu.Barrier
+CompilerParams = plgpu.CompilerParams
+Interpreter = plgpu.InterpretGPUParams
+Layout = plgpu.Layout
+SharedMemory = plgpu.SMEM
+
+barrier_arrive = plgpu.barrier_arrive
+barrier_wait = plgpu.barrier_wait
+broadcasted_iota = plgpu.broadcasted_iota
+commit_shared = plgpu.commit_smem
+copy_in = plgpu.copy_gmem_to_smem
+copy_out = plgpu.copy_smem_to_gmem
+kernel = plgpu.kernel
+layout_cast = plgpu.layout_cast
+load = plgpu.load
+read_accumulator = plgpu.wgmma_accumulator_load
+set_max_registers = plgpu.set_max_registers
+span = pl.ds
+wait_copies_out = plgpu.wait_smem_to_gmem
+when = pl.when
+wgmma = plgpu.wgmma
+
+type Ref = Any
+"""A reference to memory, as kernels get them; Pallas has no public class for it."""
+
+ROWS = Layout.WGMMA.reduce(1)
+COLUMNS = Layout.WGMMA.reduce(0)
+"""One value per row, or per column, of a tile that wgmma produced, in the registers of the threads that hold that row or column."""
+
+
+def matrix_memory(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Shared memory for matrices [..., M, N] that TMA fills and wgmma reads: in the widest swizzle that divides a row of N values."""
+    bytes_of_row = shape[-1] * jax.numpy.dtype(dtype).itemsize
+    swizzle = next(width for width in (128, 64, 32) if bytes_of_row % width == 0)
+    tiling = plgpu.TilingTransform((8, swizzle // jax.numpy.dtype(dtype).itemsize))
+    return SharedMemory(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
+
+
+def product(left: Ref, right: Ref, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """left @ right in float32, both in shared memory; `meanwhile` runs once the product has been issued."""
+
+    def issue(total: Ref) -> jax.Array:
+        wgmma(total, left, right)
+        meanwhile()
+        return total[...]
+
+    return pl.run_scoped(issue, Accumulator((left.shape[0], right.shape[1]), jax.numpy.float32))
+
+
+def add_product(
+    total: jax.Array, left: jax.Array, right: Ref, spare: Ref | None = None, meanwhile: Callable[[], None] = lambda: None
+) -> jax.Array:
+    """total + left @ right, with left in registers and right in shared memory.
+
+    The interpreter of jax 0.11.2 knows neither a left operand in registers nor accumulators with a first value; with a `spare` piece of
+    shared memory for `left`, the same is done in a way that it knows.
+    """
+    if spare is not None:
+        spare[...] = left
+        commit_shared()
+        return total + product(spare, right, meanwhile)
+
+    def issue(accumulator: Ref) -> None:
+        wgmma(accumulator, left, right)
+        meanwhile()
+
+    return pl.run_state(issue)(Accumulator.init(total))
