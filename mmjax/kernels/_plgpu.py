@@ -36,6 +36,8 @@ wgmma = plgpu.wgmma
 type Ref = Any
 """A reference to memory, as kernels get them; Pallas has no public class for it."""
 
+type Action = Callable[[], None]
+
 ROWS = Layout.WGMMA.reduce(1)
 COLUMNS = Layout.WGMMA.reduce(0)
 """One value per row, or per column, of a tile that wgmma produced, in the registers of the threads that hold that row or column."""
@@ -49,7 +51,7 @@ def matrix_memory(shape: tuple[int, ...], dtype: Any) -> Any:
     return SharedMemory(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
 
 
-def product(left: Ref, right: Ref, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+def product(left: Ref, right: Ref, meanwhile: Action = lambda: None) -> jax.Array:
     """left @ right in float32, both in shared memory; `meanwhile` runs once the product has been issued."""
 
     def issue(total: Ref) -> jax.Array:
@@ -60,21 +62,51 @@ def product(left: Ref, right: Ref, meanwhile: Callable[[], None] = lambda: None)
     return pl.run_scoped(issue, Accumulator((left.shape[0], right.shape[1]), jax.numpy.float32))
 
 
-def add_product(
-    total: jax.Array, left: jax.Array, right: Ref, spare: Ref | None = None, meanwhile: Callable[[], None] = lambda: None
-) -> jax.Array:
-    """total + left @ right, with left in registers and right in shared memory.
+def two_products[T](first: tuple[Ref, Ref], second: tuple[Ref, Ref], meanwhile: Callable[[jax.Array], T]) -> tuple[T, jax.Array]:
+    """Two products of matrices in shared memory; `meanwhile` has the first one while the second is still being computed."""
+    types = [Accumulator((left.shape[0], right.shape[1]), jax.numpy.float32) for left, right in (first, second)]
+
+    def issue(one: Ref, other: Ref) -> tuple[T, jax.Array]:
+        wgmma(one, *first)
+        wgmma(other, *second)
+        result = meanwhile(read_accumulator(one, wait_n=1))
+        return result, other[...]
+
+    return pl.run_scoped(issue, *types)
+
+
+def add_product(total: jax.Array, left: jax.Array, right: Ref, spare: Ref | None = None, meanwhile: Action = lambda: None) -> jax.Array:
+    """total + left @ right, with left in registers and right in shared memory."""
+    return add_products([(total, left, right)], spare, meanwhile)[0]
+
+
+def add_products(
+    terms: list[tuple[jax.Array, jax.Array, Ref]], spare: Ref | None = None, meanwhile: Action = lambda: None
+) -> tuple[jax.Array, ...]:
+    """total + left @ right for each of the terms, all on their way together.
 
     The interpreter of jax 0.11.2 knows neither a left operand in registers nor accumulators with a first value; with a `spare` piece of
     shared memory for `left`, the same is done in a way that it knows.
     """
     if spare is not None:
-        spare[...] = left
-        commit_shared()
-        return total + product(spare, right, meanwhile)
+        sums = []
+        for total, left, right in terms:
+            spare[...] = left
+            commit_shared()
+            sums.append(total + product(spare, right))
+        meanwhile()
+        return tuple(sums)
 
-    def issue(accumulator: Ref) -> None:
-        wgmma(accumulator, left, right)
+    def issue(accumulators: list[Ref]) -> None:
+        for accumulator, (_, left, right) in zip(accumulators, terms, strict=True):
+            wgmma(accumulator, left, right)
         meanwhile()
 
-    return pl.run_state(issue)(Accumulator.init(total))
+    return tuple(pl.run_state(issue)([Accumulator.init(total) for total, _, _ in terms]))
+
+
+def races_found() -> bool:
+    """Whether the last kernel that ran in an interpreter with `detect_races` had a race. Not public in jax 0.11.2."""
+    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+
+    return interpret_pallas_call.get_races().races_found

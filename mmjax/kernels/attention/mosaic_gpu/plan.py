@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.tiles import FULL, PARTIAL, SKIP, tile_classes
-from mmjax.typing import Array, Int
+from mmjax.typing import Array, Float, Int
 
 
 class Visits(NamedTuple):
@@ -48,7 +48,7 @@ def clipped(mask: IntervalMask | None, batch: int, rows: int, keys: int) -> Inte
     return IntervalMask(*(bound for interval in ends for bound in interval))
 
 
-def padded_rows(rows: int, multiple: int) -> int:
+def padded(rows: int, multiple: int) -> int:
     return -(-rows // multiple) * multiple
 
 
@@ -56,3 +56,11 @@ def bounds(mask: IntervalMask, rows: int) -> Int[Array, "B P 2 R"]:
     """First and last visible key (exclusive) of the P intervals of each row; rows behind the last, up to `rows`, see nothing."""
     stacked = jnp.stack([jnp.stack(interval, axis=1) for interval in mask.intervals], axis=1)
     return jnp.pad(stacked, ((0, 0), (0, 0), (0, 0), (0, rows - stacked.shape[3])))
+
+
+def statistics(
+    log_total: Float[Array, "B N T"], delta: Float[Array, "B N T"], rows: int
+) -> tuple[Float[Array, "B N R"], Float[Array, "B N R"]]:
+    """Both with rows up to `rows` that weigh nothing."""
+    pad = ((0, 0), (0, 0), (0, rows - delta.shape[2]))
+    return jnp.pad(log_total, pad, constant_values=jnp.inf), jnp.pad(delta, pad)

@@ -42,15 +42,23 @@ def along(values: jax.Array, shape: tuple[int, int], axis: int) -> jax.Array:
 
 def load_bounds(bounds: gpu.Ref, batch: jax.Array, rows: gpu.Ref, layout: gpu.Layout) -> list[tuple[jax.Array, jax.Array]]:
     """(start, end) of the intervals of some rows, from bounds [B, P, 2, R]."""
-    read = functools.partial(gpu.load, layout=layout, optimized=False)
-    return [tuple(read(bounds.at[batch, interval, end, rows]) for end in (0, 1)) for interval in range(bounds.shape[1])]
+    return [tuple(load_rows(bounds.at[batch, interval, end, rows], layout) for end in (0, 1)) for interval in range(bounds.shape[1])]
+
+
+def load_rows(values: gpu.Ref, layout: gpu.Layout) -> jax.Array:
+    """One number per row from global memory, where a tile needs it."""
+    return gpu.load(values, layout=layout, optimized=False)
 
 
 def hidden(scores: jax.Array, intervals: list[tuple[jax.Array, jax.Array]], first_key: jax.Array, key_axis: int) -> jax.Array:
     """The scores, with minus infinity where the row does not see the key."""
     keys = gpu.broadcasted_iota(jnp.int32, scores.shape, key_axis, layout=gpu.Layout.WGMMA) + first_key
     row_axis = 1 - key_axis
-    seen = [
-        (along(start, scores.shape, row_axis) <= keys) & (keys < along(end, scores.shape, row_axis)) for start, end in intervals
-    ]
+    seen = [(along(start, scores.shape, row_axis) <= keys) & (keys < along(end, scores.shape, row_axis)) for start, end in intervals]
     return jnp.where(functools.reduce(jnp.logical_or, seen), scores, -jnp.inf)
+
+
+def gradient(weight: jax.Array, dweight: jax.Array, delta: jax.Array, bounded: jax.Array, softcap: float | None) -> jax.Array:
+    """Of the scores, without the scale: P (dP - delta), and through the softcap."""
+    dscores = weight * (dweight - delta)
+    return dscores if softcap is None else dscores * (1 - bounded * bounded)

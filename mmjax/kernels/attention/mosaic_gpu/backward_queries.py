@@ -1,0 +1,183 @@
+"""The gradient of the queries: a block owns a tile of rows of one head and walks along the tiles of keys that its rows see.
+
+The weights are made again from the scores and the log-sum-exp (FlashAttention-2, arXiv:2307.08691, section 3.1.2). Each block writes rows
+of its own, in one order of additions: the same bits every time.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.kernels import _plgpu as gpu
+from mmjax.kernels.attention.mask import IntervalMask
+from mmjax.kernels.attention.mosaic_gpu import plan, scores
+from mmjax.kernels.attention.mosaic_gpu.ring import Ring
+from mmjax.kernels.attention.mosaic_gpu.tuning import Tile
+from mmjax.typing import Array, Float
+
+COMPUTING = 2
+"""Warpgroups that compute; one more fetches."""
+
+
+class _Memory(NamedTuple):
+    """Of a block; q also holds the result in the end."""
+
+    q: gpu.Ref
+    dout: gpu.Ref
+    rows_arrived: gpu.Ref
+    k: Ring
+    v: Ring
+    spare: gpu.Ref | None
+
+
+def gradient_of_queries(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    dout: Float[Array, "B T N H"],
+    log_total: Float[Array, "B N T"],
+    delta: Float[Array, "B N T"],
+    mask: IntervalMask,
+    scale: float,
+    softcap: float | None,
+    tile: Tile,
+    interpreter: gpu.Interpreter | None = None,
+) -> Float[Array, "B T N H"]:
+    """dq = scale dS k, where dS = P (dout v^T - delta), P are the weights and delta = rowsum(dout * out)."""
+    batch, rows, heads, head_dim = q.shape
+    keys, kv_heads = k.shape[1:3]
+    owned = COMPUTING * tile.rows
+    padded = plan.padded(rows, owned)
+    visits = plan.visits_of_rows(mask, keys, owned, tile.keys)
+    ring = Ring.of(gpu.matrix_memory((tile.stages, tile.keys, head_dim), k.dtype), readers=COMPUTING)
+    own = gpu.matrix_memory((COMPUTING, tile.rows, head_dim), q.dtype)
+    memory = _Memory(
+        q=own,
+        dout=own,
+        rows_arrived=gpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
+        k=ring,
+        v=ring,
+        spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype) if interpreter else None,
+    )
+
+    def attention_backward_queries(*refs: gpu.Ref) -> None:
+        _Block(*refs, scale=scale, softcap=softcap, group=heads // kv_heads).run()
+
+    return gpu.kernel(
+        attention_backward_queries,
+        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        scratch_types=(memory,),
+        grid=(heads, padded // owned, batch),
+        grid_names=("head", "line", "batch"),
+        num_threads=COMPUTING + 1,
+        thread_name="warpgroup",
+        compiler_params=gpu.CompilerParams(approx_math=True),
+        interpret=interpreter,
+    )(q, k, v, dout, *plan.statistics(log_total, delta, padded), plan.bounds(mask, padded), visits.order, visits.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """One block, seen from one of its warpgroups. A line is a tile of rows."""
+
+    q: gpu.Ref
+    k: gpu.Ref
+    v: gpu.Ref
+    dout: gpu.Ref
+    log_total: gpu.Ref
+    delta: gpu.Ref
+    bounds: gpu.Ref
+    order: gpu.Ref
+    count: gpu.Ref
+    dq: gpu.Ref
+    memory: _Memory
+    _: dataclasses.KW_ONLY
+    scale: float
+    softcap: float | None
+    group: int
+
+    def run(self) -> None:
+        warpgroup = jax.lax.axis_index("warpgroup")
+
+        @gpu.when(warpgroup < COMPUTING)
+        def _() -> None:
+            gpu.set_max_registers(232, action="increase")
+            self.compute(warpgroup)
+
+        @gpu.when(warpgroup == COMPUTING)
+        def _() -> None:
+            gpu.set_max_registers(40, action="decrease")
+            self.fetch()
+
+    def place(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Batch row, head and line. The last rows see most where masks are causal: the longest work begins first."""
+        lines = self.order.shape[1]
+        return jax.lax.axis_index("batch"), jax.lax.axis_index("head"), lines - 1 - jax.lax.axis_index("line")
+
+    def fetch(self) -> None:
+        batch, head, line = self.place()
+        head = jax.lax.div(head, jnp.int32(self.group))
+        width = self.memory.k.memory.shape[1]
+
+        def step(visit: jax.Array, _: None) -> None:
+            keys = gpu.span(self.order[batch, line, visit] * width, width)
+            self.memory.k.fetch(self.k.at[batch, keys, head], visit)
+            self.memory.v.fetch(self.v.at[batch, keys, head], visit)
+
+        jax.lax.fori_loop(0, self.count[batch, line, 1], step, None)
+
+    def compute(self, warpgroup: jax.Array) -> None:
+        batch, head, line = self.place()
+        q, dout, arrived = (ref.at[warpgroup] for ref in (self.memory.q, self.memory.dout, self.memory.rows_arrived))
+        rows = gpu.span((line * COMPUTING + warpgroup) * q.shape[0], q.shape[0])
+        gpu.copy_in(self.q.at[batch, rows, head], q, arrived)
+        gpu.copy_in(self.dout.at[batch, rows, head], dout, arrived)
+        intervals = scores.load_bounds(self.bounds, batch, rows, gpu.ROWS)
+        log_total, delta = (scores.load_rows(ref.at[batch, head, rows], gpu.ROWS) for ref in (self.log_total, self.delta))
+        masked, visited = self.count[batch, line, 0], self.count[batch, line, 1]
+        gpu.barrier_wait(arrived)
+        step = functools.partial(self.step, warpgroup, log_total, delta)
+        total = gpu.layout_cast(jnp.zeros(q.shape, jnp.float32), gpu.Layout.WGMMA)
+        total = jax.lax.fori_loop(0, masked, functools.partial(step, intervals), total)
+        total = jax.lax.fori_loop(masked, visited, functools.partial(step, None), total)
+        q[...] = (total * self.scale).astype(q.dtype)
+        gpu.commit_shared()
+        gpu.copy_out(q, self.dq.at[batch, rows, head])
+        gpu.wait_copies_out(0)
+
+    def step(
+        self,
+        warpgroup: jax.Array,
+        log_total: jax.Array,
+        delta: jax.Array,
+        intervals: list[tuple[jax.Array, jax.Array]] | None,
+        visit: jax.Array,
+        total: jax.Array,
+    ) -> jax.Array:
+        """One tile of keys; `intervals`: what the rows see of it, or None where they see all."""
+        k, v = self.memory.k, self.memory.v
+        k.wait(visit)
+        v.wait(visit)
+
+        def weights(raw: jax.Array) -> tuple[jax.Array, jax.Array]:
+            bounded = exponents = scores.bounded(raw, self.scale, self.softcap)
+            if intervals is not None:
+                batch, _, line = self.place()
+                exponents = scores.hidden(exponents, intervals, self.order[batch, line, visit] * raw.shape[1], key_axis=1)
+            factor = scores.factor(self.scale, self.softcap)
+            return jnp.exp2(exponents * factor - scores.along(log_total, raw.shape, 0)), bounded
+
+        (weight, bounded), dweight = gpu.two_products(
+            (self.memory.q.at[warpgroup], k.of_visit(visit).transpose((1, 0))),
+            (self.memory.dout.at[warpgroup], v.of_visit(visit).transpose((1, 0))),
+            weights,
+        )
+        v.release(visit)
+        dscores = scores.gradient(weight, dweight, scores.along(delta, dweight.shape, 0), bounded, self.softcap)
+        spare = None if self.memory.spare is None else self.memory.spare.at[warpgroup]
+        total = gpu.add_product(total, dscores.astype(self.k.dtype), k.of_visit(visit), spare)
+        k.release(visit)
+        return total

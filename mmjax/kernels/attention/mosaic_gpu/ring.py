@@ -1,0 +1,47 @@
+"""A ring of shared memory: one warpgroup fills its stages with TMA, others read them and say when they are done."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.kernels import _plgpu as gpu
+
+
+class Ring(NamedTuple):
+    """Visit n uses stage n mod stages. As scratch of a kernel it holds types, inside the kernel references.
+
+    Attributes:
+        memory: [stages, ...].
+        arrived: a barrier per stage: TMA has filled it.
+        free: a barrier per stage: every reader is done with it.
+    """
+
+    memory: Any
+    arrived: Any
+    free: Any
+
+    @classmethod
+    def of(cls, memory: Any, readers: int) -> "Ring":
+        """For memory [stages, ...] that `readers` warpgroups read."""
+        stages = memory.shape[0]
+        return cls(memory, gpu.Barrier(num_barriers=stages), gpu.Barrier(num_arrivals=readers, num_barriers=stages))
+
+    def fetch(self, source: gpu.Ref, visit: jax.Array) -> None:
+        """Fills the stage of a visit, once the readers of the visit that had it before are done."""
+        slot = self._slot(visit)
+        gpu.when(visit >= self.memory.shape[0])(functools.partial(gpu.barrier_wait, self.free.at[slot]))
+        gpu.copy_in(source, self.memory.at[slot], self.arrived.at[slot])
+
+    def wait(self, visit: jax.Array) -> None:
+        gpu.barrier_wait(self.arrived.at[self._slot(visit)])
+
+    def of_visit(self, visit: jax.Array) -> gpu.Ref:
+        return self.memory.at[self._slot(visit)]
+
+    def release(self, visit: jax.Array) -> None:
+        gpu.barrier_arrive(self.free.at[self._slot(visit)])
+
+    def _slot(self, visit: jax.Array) -> jax.Array:
+        return jax.lax.rem(visit, jnp.int32(self.memory.shape[0]))
