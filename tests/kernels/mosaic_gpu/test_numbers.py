@@ -180,14 +180,14 @@ def test_no_races(head_dim):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (dict(dtype=jnp.float32), "bfloat16"),
-        (dict(head_dim=72), "head dimension must be one of 64"),
-        (dict(heads=3, kv_heads=2), "cannot share"),
-        (dict(keys=0), "empty"),
+        ({"dtype": jnp.float32}, "bfloat16"),
+        ({"head_dim": 72}, "head dimension must be one of 64"),
+        ({"heads": 3, "kv_heads": 2}, "cannot share"),
+        ({"keys": 0}, "empty"),
     ],
 )
 def test_calls_that_cannot_be_served_are_refused_in_words(change, sentence):
-    shape = dict(rows=64, keys=64, heads=2, kv_heads=1, head_dim=64) | change
+    shape = {"rows": 64, "keys": 64, "heads": 2, "kv_heads": 1, "head_dim": 64} | change
     q, k, v, _ = exact.inputs(**shape)
     with pytest.raises(ValueError, match=sentence):
         attention(q, k, v, None, 1.0, None)

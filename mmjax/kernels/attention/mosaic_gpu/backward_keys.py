@@ -24,15 +24,16 @@ COMPUTING = 2
 
 
 class _Memory(NamedTuple):
-    """Of a block; k and v also hold the results in the end. finished: no warpgroup reads k and v any more."""
+    """Of a block; k and v also hold the results in the end.
+
+    With the rows of q come what they see and their log-sum-exp, with those of dout their delta. finished: nobody reads k and v any more.
+    """
 
     k: gpu.Ref
     v: gpu.Ref
     keys_arrived: gpu.Ref
     q: Ring
     dout: Ring
-    log_total: Ring
-    delta: Ring
     finished: gpu.Ref
     spare: gpu.Ref | None
 
@@ -58,16 +59,16 @@ def gradient_of_keys(
     padded = plan.padded(rows, tile.rows)
     visits = plan.visits_of_keys(mask, keys, tile.rows, owned)
     own = gpu.matrix_memory((parts, tile.keys, head_dim), k.dtype)
-    matrices = Ring.of(gpu.matrix_memory((tile.stages, tile.rows, head_dim), q.dtype), readers=COMPUTING)
-    numbers = Ring.of(gpu.SharedMemory((tile.stages, tile.rows), jnp.float32), readers=COMPUTING)
+    seen = plan.bounds(mask, padded)
+    matrix = gpu.matrix_memory((tile.stages, tile.rows, head_dim), q.dtype)
+    numbers = gpu.SharedMemory((tile.stages, tile.rows), jnp.float32)
+    intervals = gpu.SharedMemory((tile.stages, *seen.shape[1:3], tile.rows), jnp.int32)
     memory = _Memory(
         k=own,
         v=own,
         keys_arrived=gpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
-        q=matrices,
-        dout=matrices,
-        log_total=numbers,
-        delta=numbers,
+        q=Ring.of(matrix, intervals, numbers, readers=COMPUTING),
+        dout=Ring.of(matrix, numbers, readers=COMPUTING),
         finished=gpu.Barrier(num_arrivals=COMPUTING),
         spare=gpu.matrix_memory((COMPUTING, tile.keys, tile.rows), q.dtype) if interpreter else None,
     )
@@ -85,7 +86,7 @@ def gradient_of_keys(
         thread_name="warpgroup",
         compiler_params=gpu.CompilerParams(approx_math=True),
         interpret=interpreter,
-    )(q, k, v, dout, *plan.statistics(log_total, delta, padded), plan.bounds(mask, padded), visits.order, visits.count)
+    )(q, k, v, dout, *plan.statistics(log_total, delta, padded), seen, visits.order, visits.count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ class _Block:
     def fetch(self) -> None:
         batch, kv_head, line = self.place()
         memory = self.memory
-        width = memory.q.memory.shape[1]
+        width = memory.q.memory[0].shape[1]
         visited = self.count[batch, line, 1]
         parts, keys_of_part = memory.k.shape[:2]
         for part in range(parts):
@@ -141,10 +142,9 @@ class _Block:
         def step(number: jax.Array, _: None, member: jax.Array) -> None:
             head, visit = kv_head * self.group + member, member * visited + number
             rows = gpu.span(self.order[batch, line, number] * width, width)
-            memory.q.fetch(self.q.at[batch, rows, head], visit)
-            memory.log_total.fetch(self.log_total.at[batch, head, rows], visit)
-            memory.dout.fetch(self.dout.at[batch, rows, head], visit)
-            memory.delta.fetch(self.delta.at[batch, head, rows], visit)
+            seen, log_total = self.bounds.at[batch, :, :, rows], self.log_total.at[batch, head, rows]
+            memory.q.fetch(visit, self.q.at[batch, rows, head], seen, log_total)
+            memory.dout.fetch(visit, self.dout.at[batch, rows, head], self.delta.at[batch, head, rows])
 
         def of_head(member: jax.Array, _: None) -> None:
             jax.lax.fori_loop(0, visited, functools.partial(step, member=member), None)
@@ -199,12 +199,10 @@ class _Block:
         """One tile of rows of one head; `before`: visits of earlier heads; `first_key` is None where every row sees every key."""
         memory = self.memory
         visit = before + number
-        q, dout = memory.q.of_visit(visit), memory.dout.of_visit(visit)
-        weights = functools.partial(self.weights, first_key, number, visit)
+        (q, seen, log_total), (dout, delta) = memory.q.of_visit(visit), memory.dout.of_visit(visit)
+        weights = functools.partial(self.weights, first_key, seen, log_total)
         memory.q.wait(visit)
-        memory.log_total.wait(visit)
         memory.dout.wait(visit)
-        memory.delta.wait(visit)
         k_q = memory.k.at[part], q.transpose((1, 0))
         spare = None if memory.spare is None else memory.spare.at[warpgroup]
         if wanted == ("dv",):
@@ -212,24 +210,19 @@ class _Block:
             totals = gpu.add_products([(totals[0], weight.astype(self.v.dtype), dout)], spare)
         else:
             (weight, bounded), dweight = gpu.two_products(k_q, (memory.v.at[part], dout.transpose((1, 0))), weights)
-            delta = gpu.load(memory.delta.of_visit(visit), layout=gpu.COLUMNS)
-            dscores = scores.gradient(weight, dweight, scores.along(delta, weight.shape, 1), bounded, self.softcap)
-            of_value = (weight.astype(self.v.dtype), dout)
-            of_key = (dscores.astype(self.k.dtype), q)
-            operands = {"dk": of_key, "dv": of_value}
+            delta = scores.along(scores.load_rows(delta, gpu.COLUMNS), weight.shape, 1)
+            dscores = scores.gradient(weight, dweight, delta, bounded, self.softcap)
+            operands = {"dk": (dscores.astype(self.k.dtype), q), "dv": (weight.astype(self.v.dtype), dout)}
             totals = gpu.add_products([(total, *operands[name]) for name, total in zip(wanted, totals, strict=True)], spare)
-        for ring in (memory.q, memory.log_total, memory.dout, memory.delta):
-            ring.release(visit)
+        memory.q.release(visit)
+        memory.dout.release(visit)
         return totals
 
-    def weights(self, first_key: jax.Array | None, number: jax.Array, visit: jax.Array, raw: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def weights(self, first_key: jax.Array | None, seen: gpu.Ref, log_total: gpu.Ref, raw: jax.Array) -> tuple[jax.Array, jax.Array]:
         """P^T of a tile from its raw scores, and the bounded scores."""
-        log_total = gpu.load(self.memory.log_total.of_visit(visit), layout=gpu.COLUMNS)
         bounded = exponents = scores.bounded(raw, self.scale, self.softcap)
         if first_key is not None:
-            batch, _, line = self.place()
-            rows = gpu.span(self.order[batch, line, number] * raw.shape[1], raw.shape[1])
-            intervals = scores.load_bounds(self.bounds, batch, rows, gpu.COLUMNS)
-            exponents = scores.hidden(exponents, intervals, first_key, key_axis=0)
+            exponents = scores.hidden(exponents, scores.load_bounds(seen, gpu.COLUMNS), first_key, key_axis=0)
         factor = scores.factor(self.scale, self.softcap)
-        return jnp.exp2(exponents * factor - scores.along(log_total, raw.shape, 1)), bounded
+        log_total = scores.along(scores.load_rows(log_total, gpu.COLUMNS), raw.shape, 1)
+        return jnp.exp2(exponents * factor - log_total), bounded

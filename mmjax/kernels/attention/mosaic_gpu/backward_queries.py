@@ -120,12 +120,12 @@ class _Block:
     def fetch(self) -> None:
         batch, head, line = self.place()
         head = jax.lax.div(head, jnp.int32(self.group))
-        width = self.memory.k.memory.shape[1]
+        width = self.memory.k.memory[0].shape[1]
 
         def step(visit: jax.Array, _: None) -> None:
             keys = gpu.span(self.order[batch, line, visit] * width, width)
-            self.memory.k.fetch(self.k.at[batch, keys, head], visit)
-            self.memory.v.fetch(self.v.at[batch, keys, head], visit)
+            self.memory.k.fetch(visit, self.k.at[batch, keys, head])
+            self.memory.v.fetch(visit, self.v.at[batch, keys, head])
 
         jax.lax.fori_loop(0, self.count[batch, line, 1], step, None)
 
@@ -135,7 +135,7 @@ class _Block:
         rows = gpu.span((line * COMPUTING + warpgroup) * q.shape[0], q.shape[0])
         gpu.copy_in(self.q.at[batch, rows, head], q, arrived)
         gpu.copy_in(self.dout.at[batch, rows, head], dout, arrived)
-        intervals = scores.load_bounds(self.bounds, batch, rows, gpu.ROWS)
+        intervals = scores.load_bounds(self.bounds.at[batch, :, :, rows], gpu.ROWS)
         log_total, delta = (scores.load_rows(ref.at[batch, head, rows], gpu.ROWS) for ref in (self.log_total, self.delta))
         masked, visited = self.count[batch, line, 0], self.count[batch, line, 1]
         gpu.barrier_wait(arrived)
@@ -148,6 +148,10 @@ class _Block:
         gpu.copy_out(q, self.dq.at[batch, rows, head])
         gpu.wait_copies_out(0)
 
+    def first_key(self, visit: jax.Array) -> jax.Array:
+        batch, _, line = self.place()
+        return self.order[batch, line, visit] * self.memory.k.memory[0].shape[1]
+
     def step(
         self,
         warpgroup: jax.Array,
@@ -158,26 +162,26 @@ class _Block:
         total: jax.Array,
     ) -> jax.Array:
         """One tile of keys; `intervals`: what the rows see of it, or None where they see all."""
-        k, v = self.memory.k, self.memory.v
-        k.wait(visit)
-        v.wait(visit)
+        (k,), (v,) = self.memory.k.of_visit(visit), self.memory.v.of_visit(visit)
+        first_key = None if intervals is None else self.first_key(visit)
+        self.memory.k.wait(visit)
+        self.memory.v.wait(visit)
 
         def weights(raw: jax.Array) -> tuple[jax.Array, jax.Array]:
             bounded = exponents = scores.bounded(raw, self.scale, self.softcap)
             if intervals is not None:
-                batch, _, line = self.place()
-                exponents = scores.hidden(exponents, intervals, self.order[batch, line, visit] * raw.shape[1], key_axis=1)
+                exponents = scores.hidden(exponents, intervals, first_key, key_axis=1)
             factor = scores.factor(self.scale, self.softcap)
             return jnp.exp2(exponents * factor - scores.along(log_total, raw.shape, 0)), bounded
 
         (weight, bounded), dweight = gpu.two_products(
-            (self.memory.q.at[warpgroup], k.of_visit(visit).transpose((1, 0))),
-            (self.memory.dout.at[warpgroup], v.of_visit(visit).transpose((1, 0))),
+            (self.memory.q.at[warpgroup], k.transpose((1, 0))),
+            (self.memory.dout.at[warpgroup], v.transpose((1, 0))),
             weights,
         )
-        v.release(visit)
+        self.memory.v.release(visit)
         dscores = scores.gradient(weight, dweight, scores.along(delta, dweight.shape, 0), bounded, self.softcap)
         spare = None if self.memory.spare is None else self.memory.spare.at[warpgroup]
-        total = gpu.add_product(total, dscores.astype(self.k.dtype), k.of_visit(visit), spare)
-        k.release(visit)
+        total = gpu.add_product(total, dscores.astype(self.k.dtype), k, spare)
+        self.memory.k.release(visit)
         return total

@@ -118,12 +118,12 @@ class _Block:
     def fetch(self) -> None:
         batch, head, line = self.place()
         head = jax.lax.div(head, jnp.int32(self.group))
-        width = self.memory.k.memory.shape[1]
+        width = self.memory.k.memory[0].shape[1]
 
         def step(visit: jax.Array, _: None) -> None:
             keys = gpu.span(self.order[batch, line, visit] * width, width)
-            self.memory.k.fetch(self.k.at[batch, keys, head], visit)
-            self.memory.v.fetch(self.v.at[batch, keys, head], visit)
+            self.memory.k.fetch(visit, self.k.at[batch, keys, head])
+            self.memory.v.fetch(visit, self.v.at[batch, keys, head])
 
         jax.lax.fori_loop(0, self.count[batch, line, 1], step, None)
 
@@ -132,7 +132,7 @@ class _Block:
         q, q_arrived = self.memory.q.at[warpgroup], self.memory.q_arrived.at[warpgroup]
         rows = gpu.span((line * COMPUTING + warpgroup) * q.shape[0], q.shape[0])
         gpu.copy_in(self.q.at[batch, rows, head], q, q_arrived)
-        intervals = scores.load_bounds(self.bounds, batch, rows, gpu.ROWS)
+        intervals = scores.load_bounds(self.bounds.at[batch, :, :, rows], gpu.ROWS)
         masked, visited = self.count[batch, line, 0], self.count[batch, line, 1]
         gpu.barrier_wait(q_arrived)
         gpu.when(visited > 0)(functools.partial(self.memory.k.wait, jnp.int32(0)))
@@ -151,6 +151,10 @@ class _Block:
         gpu.copy_out(self.memory.log_total.at[warpgroup], self.log_total.at[batch, head, rows])
         gpu.wait_copies_out(0)
 
+    def first_key(self, visit: jax.Array) -> jax.Array:
+        batch, _, line = self.place()
+        return self.order[batch, line, visit] * self.memory.k.memory[0].shape[1]
+
     def turn(self) -> None:
         gpu.barrier_arrive(self.memory.turn)
         gpu.barrier_wait(self.memory.turn)
@@ -164,14 +168,14 @@ class _Block:
         state: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One tile of keys, whose arrival has been awaited; `intervals`: what the rows see, or None where they see all of the tile."""
-        k, v = self.memory.k, self.memory.v
+        (k,), (v,) = self.memory.k.of_visit(visit), self.memory.v.of_visit(visit)
         total, highest, weight = state
-        raw = gpu.product(self.memory.q.at[warpgroup], k.of_visit(visit).transpose((1, 0)), meanwhile=self.turn)
-        k.release(visit)
+        first_key = None if intervals is None else self.first_key(visit)
+        raw = gpu.product(self.memory.q.at[warpgroup], k.transpose((1, 0)), meanwhile=self.turn)
+        self.memory.k.release(visit)
         exponents = scores.bounded(raw, self.scale, self.softcap)
         if intervals is not None:
-            batch, _, line = self.place()
-            exponents = scores.hidden(exponents, intervals, self.order[batch, line, visit] * raw.shape[1], key_axis=1)
+            exponents = scores.hidden(exponents, intervals, first_key, key_axis=1)
         factor = scores.factor(self.scale, self.softcap)
         higher = jnp.maximum(highest, exponents.max(axis=1) * factor)
         less = jnp.exp2(highest - higher)
@@ -181,15 +185,15 @@ class _Block:
         rounded = weights.astype(self.v.dtype)
         total, higher, weight, rounded = jax.lax.optimization_barrier((total, higher, weight, rounded))
         gpu.barrier_arrive(self.memory.turn)  # the other warpgroup may multiply
-        v.wait(visit)
+        self.memory.v.wait(visit)
         gpu.barrier_wait(self.memory.turn)
 
         def await_next() -> None:
-            gpu.when(visit + 1 < visited)(functools.partial(k.wait, visit + 1))
+            gpu.when(visit + 1 < visited)(functools.partial(self.memory.k.wait, visit + 1))
 
         spare = None if self.memory.spare is None else self.memory.spare.at[warpgroup]
-        total = gpu.add_product(total, rounded, v.of_visit(visit), spare, meanwhile=await_next)
-        v.release(visit)
+        total = gpu.add_product(total, rounded, v, spare, meanwhile=await_next)
+        self.memory.v.release(visit)
         return total, higher, weight
 
 

@@ -13,35 +13,37 @@ class Ring(NamedTuple):
     """Visit n uses stage n mod stages. As scratch of a kernel it holds types, inside the kernel references.
 
     Attributes:
-        memory: [stages, ...].
+        memory: arrays [stages, ...], which arrive together.
         arrived: a barrier per stage: TMA has filled it.
         free: a barrier per stage: every reader is done with it.
     """
 
-    memory: Any
+    memory: tuple[Any, ...]
     arrived: Any
     free: Any
 
     @classmethod
-    def of(cls, memory: Any, readers: int) -> "Ring":
-        """For memory [stages, ...] that `readers` warpgroups read."""
-        stages = memory.shape[0]
-        return cls(memory, gpu.Barrier(num_barriers=stages), gpu.Barrier(num_arrivals=readers, num_barriers=stages))
+    def of(cls, *memory: Any, readers: int) -> "Ring":
+        """For arrays [stages, ...] that `readers` warpgroups read."""
+        stages = memory[0].shape[0]
+        arrived = gpu.Barrier(num_arrivals=len(memory), num_barriers=stages)
+        return cls(memory, arrived, gpu.Barrier(num_arrivals=readers, num_barriers=stages))
 
-    def fetch(self, source: gpu.Ref, visit: jax.Array) -> None:
+    def fetch(self, visit: jax.Array, *sources: gpu.Ref) -> None:
         """Fills the stage of a visit, once the readers of the visit that had it before are done."""
         slot = self._slot(visit)
-        gpu.when(visit >= self.memory.shape[0])(functools.partial(gpu.barrier_wait, self.free.at[slot]))
-        gpu.copy_in(source, self.memory.at[slot], self.arrived.at[slot])
+        gpu.when(visit >= self.memory[0].shape[0])(functools.partial(gpu.barrier_wait, self.free.at[slot]))
+        for source, target in zip(sources, self.memory, strict=True):
+            gpu.copy_in(source, target.at[slot], self.arrived.at[slot])
 
     def wait(self, visit: jax.Array) -> None:
         gpu.barrier_wait(self.arrived.at[self._slot(visit)])
 
-    def of_visit(self, visit: jax.Array) -> gpu.Ref:
-        return self.memory.at[self._slot(visit)]
+    def of_visit(self, visit: jax.Array) -> tuple[gpu.Ref, ...]:
+        return tuple(array.at[self._slot(visit)] for array in self.memory)
 
     def release(self, visit: jax.Array) -> None:
         gpu.barrier_arrive(self.free.at[self._slot(visit)])
 
     def _slot(self, visit: jax.Array) -> jax.Array:
-        return jax.lax.rem(visit, jnp.int32(self.memory.shape[0]))
+        return jax.lax.rem(visit, jnp.int32(self.memory[0].shape[0]))
