@@ -164,7 +164,7 @@ def test_no_races(head_dim):
     """More tiles than stages, so that the ring goes round."""
     q, k, v, dout = exact.inputs(200, 200, 2, 1, head_dim)
     mask = plan.clipped(exact.segments([(150, 0), (50, 1)]), 1, 200, 200)
-    sizes = tuning.tiles(head_dim)
+    sizes = tuning.tiles(head_dim, masked=True)
     small = tuning.Tiles(*(size._replace(stages=2, keys=min(size.keys, 64)) for size in sizes))
     watching = gpu.Interpreter(detect_races=True)
     out, log_total = jax.block_until_ready(forward(q, k, v, mask, head_dim**-0.5, None, small.forward, watching))

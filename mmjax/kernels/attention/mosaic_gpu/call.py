@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.kernels import _plgpu as gpu
 from mmjax.kernels.attention.mask import IntervalMask
@@ -50,7 +51,8 @@ def attention(
     reason = unsupported(q, k, v, mask, scale, softcap)
     if reason:
         raise ValueError(f"attention on Hopper: {reason}")
-    settings = _Settings(float(scale), None if softcap is None else float(softcap), tiles or tuning.tiles(q.shape[3]), interpreter)
+    tiles = tiles or tuning.tiles(q.shape[3], masked=mask is not None)
+    settings = _Settings(float(scale), None if softcap is None else float(softcap), tiles, interpreter)
     return _attend(settings, q, k, v, plan.clipped(mask, q.shape[0], q.shape[1], k.shape[1]))
 
 
@@ -88,6 +90,8 @@ def _attend(settings: _Settings, q: Array, k: Array, v: Array, mask: IntervalMas
 
 def _forward(settings: _Settings, q: Array, k: Array, v: Array, mask: IntervalMask) -> tuple[Array, Any]:
     out, log_total = forward(q, k, v, mask, settings.scale, settings.softcap, settings.tiles.forward, settings.interpreter)
+    # With these names a rematerialisation policy can keep the two, and the forward kernel need not run again.
+    out, log_total = checkpoint_name(out, "attention_out"), checkpoint_name(log_total, "attention_log_total")
     return out, (q, k, v, mask, out, log_total)
 
 
