@@ -33,10 +33,13 @@ wait_copies_out = plgpu.wait_smem_to_gmem
 when = pl.when
 wgmma = plgpu.wgmma
 
-type Ref = Any
+Ref = Any
 """A reference to memory, as kernels get them; Pallas has no public class for it."""
 
-type Action = Callable[[], None]
+Action = Callable[[], None]
+
+VectorLayout = Any
+"""ROWS or COLUMNS."""
 
 ROWS = Layout.WGMMA.reduce(1)
 COLUMNS = Layout.WGMMA.reduce(0)

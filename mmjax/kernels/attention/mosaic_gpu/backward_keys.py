@@ -150,6 +150,8 @@ class _Block:
             jax.lax.fori_loop(0, visited, functools.partial(step, member=member), None)
 
         jax.lax.fori_loop(0, self.group, of_head, None)
+        memory.q.drain(self.group * visited)
+        memory.dout.drain(self.group * visited)
 
     def compute(self, warpgroup: jax.Array) -> None:
         if not self.split:

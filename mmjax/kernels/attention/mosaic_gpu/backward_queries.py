@@ -127,7 +127,10 @@ class _Block:
             self.memory.k.fetch(visit, self.k.at[batch, keys, head])
             self.memory.v.fetch(visit, self.v.at[batch, keys, head])
 
-        jax.lax.fori_loop(0, self.count[batch, line, 1], step, None)
+        visited = self.count[batch, line, 1]
+        jax.lax.fori_loop(0, visited, step, None)
+        self.memory.k.drain(visited)
+        self.memory.v.drain(visited)
 
     def compute(self, warpgroup: jax.Array) -> None:
         batch, head, line = self.place()

@@ -53,7 +53,7 @@ def attention(
         raise ValueError(f"attention on Hopper: {reason}")
     tiles = tiles or tuning.tiles(q.shape[3], masked=mask is not None)
     settings = _Settings(float(scale), None if softcap is None else float(softcap), tiles, interpreter)
-    return _attend(settings, q, k, v, plan.clipped(mask, q.shape[0], q.shape[1], k.shape[1]))
+    return _attend(settings, q, k, v, plan.clipped(mask, q.shape[0], q.shape[1], k.shape[1]).intervals)
 
 
 def unsupported(
@@ -83,22 +83,30 @@ def unsupported(
     return None
 
 
+type _Intervals = tuple[tuple[Array, Array], ...]
+
+
+def _mask(intervals: _Intervals) -> IntervalMask:
+    return IntervalMask(*(bound for interval in intervals for bound in interval))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(settings: _Settings, q: Array, k: Array, v: Array, mask: IntervalMask) -> Array:
-    return _forward(settings, q, k, v, mask)[0]
+def _attend(settings: _Settings, q: Array, k: Array, v: Array, intervals: _Intervals) -> Array:
+    return _forward(settings, q, k, v, intervals)[0]
 
 
-def _forward(settings: _Settings, q: Array, k: Array, v: Array, mask: IntervalMask) -> tuple[Array, Any]:
+def _forward(settings: _Settings, q: Array, k: Array, v: Array, intervals: _Intervals) -> tuple[Array, Any]:
+    mask = _mask(intervals)
     out, log_total = forward(q, k, v, mask, settings.scale, settings.softcap, settings.tiles.forward, settings.interpreter)
     # With these names a rematerialisation policy can keep the two, and the forward kernel need not run again.
     out, log_total = checkpoint_name(out, "attention_out"), checkpoint_name(log_total, "attention_log_total")
-    return out, (q, k, v, mask, out, log_total)
+    return out, (q, k, v, intervals, out, log_total)
 
 
 def _backward(settings: _Settings, kept: Any, dout: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, mask, out, log_total = kept
+    q, k, v, intervals, out, log_total = kept
     delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
-    arguments = (q, k, v, dout, log_total, delta, mask, settings.scale, settings.softcap)
+    arguments = (q, k, v, dout, log_total, delta, _mask(intervals), settings.scale, settings.softcap)
     dq = gradient_of_queries(*arguments, settings.tiles.queries, settings.interpreter)
     dk, dv = gradient_of_keys(*arguments, settings.tiles.keys, settings.interpreter)
     return dq, dk, dv, None

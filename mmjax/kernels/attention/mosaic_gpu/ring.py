@@ -36,6 +36,11 @@ class Ring(NamedTuple):
         for source, target in zip(sources, self.memory, strict=True):
             gpu.copy_in(source, target.at[slot], self.arrived.at[slot])
 
+    def drain(self, visited: jax.Array) -> None:
+        """Waits for the readers of the last visits, after all have been fetched: no barrier ends in a phase that nobody saw."""
+        first = jnp.maximum(visited - self.memory[0].shape[0], 0)
+        jax.lax.fori_loop(first, visited, lambda visit, _: gpu.barrier_wait(self.free.at[self._slot(visit)]), None)
+
     def wait(self, visit: jax.Array) -> None:
         gpu.barrier_wait(self.arrived.at[self._slot(visit)])
 

@@ -40,12 +40,12 @@ def along(values: jax.Array, shape: tuple[int, int], axis: int) -> jax.Array:
     return jax.lax.broadcast_in_dim(values, shape, [axis])
 
 
-def load_bounds(bounds: gpu.Ref, layout: gpu.Layout) -> list[tuple[jax.Array, jax.Array]]:
+def load_bounds(bounds: gpu.Ref, layout: gpu.VectorLayout) -> list[tuple[jax.Array, jax.Array]]:
     """(start, end) of the intervals of some rows, from bounds [P, 2, R]."""
     return [tuple(load_rows(bounds.at[interval, end], layout) for end in (0, 1)) for interval in range(bounds.shape[0])]
 
 
-def load_rows(values: gpu.Ref, layout: gpu.Layout) -> jax.Array:
+def load_rows(values: gpu.Ref, layout: gpu.VectorLayout) -> jax.Array:
     """One number per row, also from global memory."""
     return gpu.load(values, layout=layout, optimized=False)
 
