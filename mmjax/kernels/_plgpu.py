@@ -65,8 +65,16 @@ def product(left: Ref, right: Ref, meanwhile: Action = lambda: None) -> jax.Arra
     return pl.run_scoped(issue, Accumulator((left.shape[0], right.shape[1]), jax.numpy.float32))
 
 
-def two_products[T](first: tuple[Ref, Ref], second: tuple[Ref, Ref], meanwhile: Callable[[jax.Array], T]) -> tuple[T, jax.Array]:
-    """Two products of matrices in shared memory; `meanwhile` has the first one while the second is still being computed."""
+def two_products[T](
+    first: tuple[Ref, Ref], second: tuple[Ref, Ref], meanwhile: Callable[[jax.Array], T], together: bool = True
+) -> tuple[T, jax.Array]:
+    """Two products of matrices in shared memory; `meanwhile` has the first one while the second is still being computed.
+
+    Not together: the second begins when `meanwhile` is done, and takes no registers before.
+    """
+    if not together:
+        result = meanwhile(product(*first))
+        return result, product(*second)
     types = [Accumulator((left.shape[0], right.shape[1]), jax.numpy.float32) for left, right in (first, second)]
 
     def issue(one: Ref, other: Ref) -> tuple[T, jax.Array]:

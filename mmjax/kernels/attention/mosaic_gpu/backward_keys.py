@@ -15,12 +15,10 @@ import jax.numpy as jnp
 from mmjax.kernels import _plgpu as gpu
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.mosaic_gpu import plan, scores
+from mmjax.kernels.attention.mosaic_gpu.block import COMPUTING, Block, Warpgroup, launch
 from mmjax.kernels.attention.mosaic_gpu.ring import Ring
 from mmjax.kernels.attention.mosaic_gpu.tuning import Tile
 from mmjax.typing import Array, Float
-
-COMPUTING = 2
-"""Warpgroups that compute; one more fetches."""
 
 
 class _Memory(NamedTuple):
@@ -73,26 +71,14 @@ def gradient_of_keys(
         spare=gpu.matrix_memory((COMPUTING, tile.keys, tile.rows), q.dtype) if interpreter else None,
     )
 
-    def attention_backward_keys(*refs: gpu.Ref) -> None:
-        _Block(*refs, scale=scale, softcap=softcap, group=heads // kv_heads, split=tile.split).run()
-
-    return gpu.kernel(
-        attention_backward_keys,
-        out_type=(jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
-        scratch_types=(memory,),
-        grid=(kv_heads, plan.padded(keys, owned) // owned, batch),
-        grid_names=("head", "line", "batch"),
-        num_threads=COMPUTING + 1,
-        thread_name="warpgroup",
-        compiler_params=gpu.CompilerParams(approx_math=True),
-        interpret=interpreter,
-    )(q, k, v, dout, *plan.statistics(log_total, delta, padded), seen, visits.order, visits.count)
+    block = functools.partial(_Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart, split=tile.split)
+    out_type = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
+    kernel = launch(block, "attention_backward_keys", out_type, memory, (kv_heads, plan.padded(keys, owned) // owned, batch), interpreter)
+    return kernel(q, k, v, dout, *plan.statistics(log_total, delta, padded), seen, visits.order, visits.count)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
-    """One block, seen from one of its warpgroups. A line is a tile of keys."""
-
+class _Block(Block):
     q: gpu.Ref
     k: gpu.Ref
     v: gpu.Ref
@@ -109,30 +95,14 @@ class _Block:
     scale: float
     softcap: float | None
     group: int
+    apart: bool
     split: bool
-
-    def run(self) -> None:
-        warpgroup = jax.lax.axis_index("warpgroup")
-
-        @gpu.when(warpgroup < COMPUTING)
-        def _() -> None:
-            gpu.set_max_registers(232, action="increase")
-            self.compute(warpgroup)
-
-        @gpu.when(warpgroup == COMPUTING)
-        def _() -> None:
-            gpu.set_max_registers(40, action="decrease")
-            self.fetch()
-
-    def place(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Batch row, key/value head and line."""
-        return jax.lax.axis_index("batch"), jax.lax.axis_index("head"), jax.lax.axis_index("line")
 
     def fetch(self) -> None:
         batch, kv_head, line = self.place()
         memory = self.memory
         width = memory.q.memory[0].shape[1]
-        visited = self.count[batch, line, 1]
+        visited = self.visits()[1]
         parts, keys_of_part = memory.k.shape[:2]
         for part in range(parts):
             keys = gpu.span((line * parts + part) * keys_of_part, keys_of_part)
@@ -153,19 +123,19 @@ class _Block:
         memory.q.drain(self.group * visited)
         memory.dout.drain(self.group * visited)
 
-    def compute(self, warpgroup: jax.Array) -> None:
+    def compute(self, warpgroup: Warpgroup) -> None:
         if not self.split:
             return self.gradients(warpgroup, warpgroup, wanted=("dk", "dv"))
         for one, wanted in enumerate(("dk", "dv")):
-            gpu.when(warpgroup == one)(functools.partial(self.gradients, warpgroup, jnp.int32(0), wanted=(wanted,)))
+            gpu.when(warpgroup == one)(functools.partial(self.gradients, warpgroup, 0, wanted=(wanted,)))
 
-    def gradients(self, warpgroup: jax.Array, part: jax.Array, *, wanted: tuple[str, ...]) -> None:
+    def gradients(self, warpgroup: Warpgroup, part: Warpgroup, *, wanted: tuple[str, ...]) -> None:
         """One or both gradients of the block's part-th tile of keys."""
         batch, kv_head, line = self.place()
         memory = self.memory
         parts, width, head_dim = memory.k.shape
         first_key = (line * parts + part) * width
-        masked, visited = self.count[batch, line, 0], self.count[batch, line, 1]
+        masked, visited = self.visits()
         gpu.barrier_wait(memory.keys_arrived.at[part])
 
         def of_head(member: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -190,8 +160,8 @@ class _Block:
 
     def step(
         self,
-        warpgroup: jax.Array,
-        part: jax.Array,
+        warpgroup: Warpgroup,
+        part: Warpgroup,
         wanted: tuple[str, ...],
         before: jax.Array,
         first_key: jax.Array | None,
@@ -208,23 +178,24 @@ class _Block:
         k_q = memory.k.at[part], q.transpose((1, 0))
         spare = None if memory.spare is None else memory.spare.at[warpgroup]
         if wanted == ("dv",):
-            weight, _ = weights(gpu.product(*k_q))
-            totals = gpu.add_products([(totals[0], weight.astype(self.v.dtype), dout)], spare)
+            rounded, _ = weights(gpu.product(*k_q))
+            totals = gpu.add_products([(totals[0], rounded, dout)], spare)
         else:
-            (weight, bounded), dweight = gpu.two_products(k_q, (memory.v.at[part], dout.transpose((1, 0))), weights)
-            delta = scores.along(scores.load_rows(delta, gpu.COLUMNS), weight.shape, 1)
-            dscores = scores.gradient(weight, dweight, delta, bounded, self.softcap)
-            operands = {"dk": (dscores.astype(self.k.dtype), q), "dv": (weight.astype(self.v.dtype), dout)}
+            # Masking beside a gradient of a whole head of 256 leaves no registers for a second product on its way.
+            together = first_key is None or not self.split
+            (rounded, slope), dweight = gpu.two_products(k_q, (memory.v.at[part], dout.transpose((1, 0))), weights, together=together)
+            dscores = slope * (dweight - scores.along(scores.load_rows(delta, gpu.COLUMNS), slope.shape, 1))
+            operands = {"dk": (dscores.astype(self.k.dtype), q), "dv": (rounded, dout)}
             totals = gpu.add_products([(total, *operands[name]) for name, total in zip(wanted, totals, strict=True)], spare)
         memory.q.release(visit)
         memory.dout.release(visit)
         return totals
 
     def weights(self, first_key: jax.Array | None, seen: gpu.Ref, log_total: gpu.Ref, raw: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """P^T of a tile from its raw scores, and the bounded scores."""
+        """P^T of a tile from its raw scores, rounded; and in full, times the slope of the softcap."""
         bounded = exponents = scores.bounded(raw, self.scale, self.softcap)
         if first_key is not None:
             exponents = scores.hidden(exponents, scores.load_bounds(seen, gpu.COLUMNS), first_key, key_axis=0)
-        factor = scores.factor(self.scale, self.softcap)
         log_total = scores.along(scores.load_rows(log_total, gpu.COLUMNS), raw.shape, 1)
-        return jnp.exp2(exponents * factor - log_total), bounded
+        weight = jnp.exp2(exponents * scores.factor(self.scale, self.softcap) - log_total)
+        return weight.astype(self.v.dtype), scores.sloped(weight, bounded, self.softcap)

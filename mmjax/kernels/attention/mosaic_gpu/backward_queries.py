@@ -14,12 +14,10 @@ import jax.numpy as jnp
 from mmjax.kernels import _plgpu as gpu
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.mosaic_gpu import plan, scores
+from mmjax.kernels.attention.mosaic_gpu.block import COMPUTING, BlockOfRows, Warpgroup, launch
 from mmjax.kernels.attention.mosaic_gpu.ring import Ring
 from mmjax.kernels.attention.mosaic_gpu.tuning import Tile
 from mmjax.typing import Array, Float
-
-COMPUTING = 2
-"""Warpgroups that compute; one more fetches."""
 
 
 class _Memory(NamedTuple):
@@ -52,37 +50,28 @@ def gradient_of_queries(
     owned = COMPUTING * tile.rows
     padded = plan.padded(rows, owned)
     visits = plan.visits_of_rows(mask, keys, owned, tile.keys)
-    ring = Ring.of(gpu.matrix_memory((tile.stages, tile.keys, head_dim), k.dtype), readers=COMPUTING)
+    rings = [
+        Ring.of(gpu.matrix_memory((stages, tile.keys, head_dim), k.dtype), readers=COMPUTING)
+        for stages in (tile.stages, tile.stages - tile.fewer)
+    ]
     own = gpu.matrix_memory((COMPUTING, tile.rows, head_dim), q.dtype)
     memory = _Memory(
         q=own,
         dout=own,
         rows_arrived=gpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
-        k=ring,
-        v=ring,
+        k=rings[0],
+        v=rings[1],
         spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype) if interpreter else None,
     )
 
-    def attention_backward_queries(*refs: gpu.Ref) -> None:
-        _Block(*refs, scale=scale, softcap=softcap, group=heads // kv_heads).run()
-
-    return gpu.kernel(
-        attention_backward_queries,
-        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        scratch_types=(memory,),
-        grid=(heads, padded // owned, batch),
-        grid_names=("head", "line", "batch"),
-        num_threads=COMPUTING + 1,
-        thread_name="warpgroup",
-        compiler_params=gpu.CompilerParams(approx_math=True),
-        interpret=interpreter,
-    )(q, k, v, dout, *plan.statistics(log_total, delta, padded), plan.bounds(mask, padded), visits.order, visits.count)
+    block = functools.partial(_Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart)
+    out_type = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    kernel = launch(block, "attention_backward_queries", out_type, memory, (heads, padded // owned, batch), interpreter)
+    return kernel(q, k, v, dout, *plan.statistics(log_total, delta, padded), plan.bounds(mask, padded), visits.order, visits.count)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
-    """One block, seen from one of its warpgroups. A line is a tile of rows."""
-
+class _Block(BlockOfRows):
     q: gpu.Ref
     k: gpu.Ref
     v: gpu.Ref
@@ -98,41 +87,9 @@ class _Block:
     scale: float
     softcap: float | None
     group: int
+    apart: bool
 
-    def run(self) -> None:
-        warpgroup = jax.lax.axis_index("warpgroup")
-
-        @gpu.when(warpgroup < COMPUTING)
-        def _() -> None:
-            gpu.set_max_registers(232, action="increase")
-            self.compute(warpgroup)
-
-        @gpu.when(warpgroup == COMPUTING)
-        def _() -> None:
-            gpu.set_max_registers(40, action="decrease")
-            self.fetch()
-
-    def place(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Batch row, head and line. The last rows see most where masks are causal: the longest work begins first."""
-        lines = self.order.shape[1]
-        return jax.lax.axis_index("batch"), jax.lax.axis_index("head"), lines - 1 - jax.lax.axis_index("line")
-
-    def fetch(self) -> None:
-        batch, head, line = self.place()
-        head = jax.lax.div(head, jnp.int32(self.group))
-        width = self.memory.k.memory[0].shape[1]
-
-        def step(visit: jax.Array, _: None) -> None:
-            keys = gpu.span(self.order[batch, line, visit] * width, width)
-            self.memory.k.fetch(visit, self.k.at[batch, keys, head])
-            self.memory.v.fetch(visit, self.v.at[batch, keys, head])
-
-        visited = self.count[batch, line, 1]
-        jax.lax.fori_loop(0, visited, step, None)
-        self.memory.k.drain(visited)
-        self.memory.v.drain(visited)
-
-    def compute(self, warpgroup: jax.Array) -> None:
+    def compute(self, warpgroup: Warpgroup) -> None:
         batch, head, line = self.place()
         q, dout, arrived = (ref.at[warpgroup] for ref in (self.memory.q, self.memory.dout, self.memory.rows_arrived))
         rows = gpu.span((line * COMPUTING + warpgroup) * q.shape[0], q.shape[0])
@@ -140,7 +97,7 @@ class _Block:
         gpu.copy_in(self.dout.at[batch, rows, head], dout, arrived)
         intervals = scores.load_bounds(self.bounds.at[batch, :, :, rows], gpu.ROWS)
         log_total, delta = (scores.load_rows(ref.at[batch, head, rows], gpu.ROWS) for ref in (self.log_total, self.delta))
-        masked, visited = self.count[batch, line, 0], self.count[batch, line, 1]
+        masked, visited = self.visits()
         gpu.barrier_wait(arrived)
         step = functools.partial(self.step, warpgroup, log_total, delta)
         total = gpu.layout_cast(jnp.zeros(q.shape, jnp.float32), gpu.Layout.WGMMA)
@@ -151,13 +108,9 @@ class _Block:
         gpu.copy_out(q, self.dq.at[batch, rows, head])
         gpu.wait_copies_out(0)
 
-    def first_key(self, visit: jax.Array) -> jax.Array:
-        batch, _, line = self.place()
-        return self.order[batch, line, visit] * self.memory.k.memory[0].shape[1]
-
     def step(
         self,
-        warpgroup: jax.Array,
+        warpgroup: Warpgroup,
         log_total: jax.Array,
         delta: jax.Array,
         intervals: list[tuple[jax.Array, jax.Array]] | None,
@@ -170,20 +123,19 @@ class _Block:
         self.memory.k.wait(visit)
         self.memory.v.wait(visit)
 
-        def weights(raw: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def slopes(raw: jax.Array) -> jax.Array:
             bounded = exponents = scores.bounded(raw, self.scale, self.softcap)
             if intervals is not None:
                 exponents = scores.hidden(exponents, intervals, first_key, key_axis=1)
             factor = scores.factor(self.scale, self.softcap)
-            return jnp.exp2(exponents * factor - scores.along(log_total, raw.shape, 0)), bounded
+            weight = jnp.exp2(exponents * factor - scores.along(log_total, raw.shape, 0))
+            return scores.sloped(weight, bounded, self.softcap)
 
-        (weight, bounded), dweight = gpu.two_products(
-            (self.memory.q.at[warpgroup], k.transpose((1, 0))),
-            (self.memory.dout.at[warpgroup], v.transpose((1, 0))),
-            weights,
+        slope, dweight = gpu.two_products(
+            (self.memory.q.at[warpgroup], k.transpose((1, 0))), (self.memory.dout.at[warpgroup], v.transpose((1, 0))), slopes
         )
         self.memory.v.release(visit)
-        dscores = scores.gradient(weight, dweight, scores.along(delta, dweight.shape, 0), bounded, self.softcap)
+        dscores = slope * (dweight - scores.along(delta, slope.shape, 0))
         spare = None if self.memory.spare is None else self.memory.spare.at[warpgroup]
         total = gpu.add_product(total, dscores.astype(self.k.dtype), k, spare)
         self.memory.k.release(visit)

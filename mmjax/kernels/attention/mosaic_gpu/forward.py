@@ -15,12 +15,10 @@ import jax.numpy as jnp
 from mmjax.kernels import _plgpu as gpu
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.mosaic_gpu import plan, scores
+from mmjax.kernels.attention.mosaic_gpu.block import COMPUTING, BlockOfRows, Warpgroup, launch
 from mmjax.kernels.attention.mosaic_gpu.ring import Ring
 from mmjax.kernels.attention.mosaic_gpu.tuning import Tile
 from mmjax.typing import Array, Float
-
-COMPUTING = 2
-"""Warpgroups that compute; one more fetches."""
 
 
 class _Memory(NamedTuple):
@@ -62,27 +60,15 @@ def forward(
         spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype) if interpreter else None,
     )
 
-    def attention_forward(*refs: gpu.Ref) -> None:
-        _Block(*refs, scale=scale, softcap=softcap, group=heads // kv_heads).run()
-
-    out, log_total = gpu.kernel(
-        attention_forward,
-        out_type=(jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32)),
-        scratch_types=(memory,),
-        grid=(heads, padded // owned, batch),
-        grid_names=("head", "line", "batch"),
-        num_threads=COMPUTING + 1,
-        thread_name="warpgroup",
-        compiler_params=gpu.CompilerParams(approx_math=True),
-        interpret=interpreter,
-    )(q, k, v, plan.bounds(mask, padded), visits.order, visits.count)
+    block = functools.partial(_Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart)
+    out_type = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32))
+    kernel = launch(block, "attention_forward", out_type, memory, (heads, padded // owned, batch), interpreter)
+    out, log_total = kernel(q, k, v, plan.bounds(mask, padded), visits.order, visits.count)
     return out, log_total[:, :, :rows]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
-    """One block, seen from one of its warpgroups. A line is a tile of rows."""
-
+class _Block(BlockOfRows):
     q: gpu.Ref
     k: gpu.Ref
     v: gpu.Ref
@@ -96,47 +82,15 @@ class _Block:
     scale: float
     softcap: float | None
     group: int
+    apart: bool
 
-    def run(self) -> None:
-        warpgroup = jax.lax.axis_index("warpgroup")
-
-        @gpu.when(warpgroup < COMPUTING)
-        def _() -> None:
-            gpu.set_max_registers(232, action="increase")
-            self.compute(warpgroup)
-
-        @gpu.when(warpgroup == COMPUTING)
-        def _() -> None:
-            gpu.set_max_registers(40, action="decrease")
-            self.fetch()
-
-    def place(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Batch row, head and line. The last rows see most where masks are causal: the longest work begins first."""
-        lines = self.order.shape[1]
-        return jax.lax.axis_index("batch"), jax.lax.axis_index("head"), lines - 1 - jax.lax.axis_index("line")
-
-    def fetch(self) -> None:
-        batch, head, line = self.place()
-        head = jax.lax.div(head, jnp.int32(self.group))
-        width = self.memory.k.memory[0].shape[1]
-
-        def step(visit: jax.Array, _: None) -> None:
-            keys = gpu.span(self.order[batch, line, visit] * width, width)
-            self.memory.k.fetch(visit, self.k.at[batch, keys, head])
-            self.memory.v.fetch(visit, self.v.at[batch, keys, head])
-
-        visited = self.count[batch, line, 1]
-        jax.lax.fori_loop(0, visited, step, None)
-        self.memory.k.drain(visited)
-        self.memory.v.drain(visited)
-
-    def compute(self, warpgroup: jax.Array) -> None:
+    def compute(self, warpgroup: Warpgroup) -> None:
         batch, head, line = self.place()
         q, q_arrived = self.memory.q.at[warpgroup], self.memory.q_arrived.at[warpgroup]
         rows = gpu.span((line * COMPUTING + warpgroup) * q.shape[0], q.shape[0])
         gpu.copy_in(self.q.at[batch, rows, head], q, q_arrived)
         intervals = scores.load_bounds(self.bounds.at[batch, :, :, rows], gpu.ROWS)
-        masked, visited = self.count[batch, line, 0], self.count[batch, line, 1]
+        masked, visited = self.visits()
         gpu.barrier_wait(q_arrived)
         gpu.when(visited > 0)(functools.partial(self.memory.k.wait, jnp.int32(0)))
         gpu.when(warpgroup == 1)(self.turn)
@@ -154,17 +108,13 @@ class _Block:
         gpu.copy_out(self.memory.log_total.at[warpgroup], self.log_total.at[batch, head, rows])
         gpu.wait_copies_out(0)
 
-    def first_key(self, visit: jax.Array) -> jax.Array:
-        batch, _, line = self.place()
-        return self.order[batch, line, visit] * self.memory.k.memory[0].shape[1]
-
     def turn(self) -> None:
         gpu.barrier_arrive(self.memory.turn)
         gpu.barrier_wait(self.memory.turn)
 
     def step(
         self,
-        warpgroup: jax.Array,
+        warpgroup: Warpgroup,
         visited: jax.Array,
         intervals: list[tuple[jax.Array, jax.Array]] | None,
         visit: jax.Array,

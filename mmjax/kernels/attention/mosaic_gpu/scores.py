@@ -58,7 +58,6 @@ def hidden(scores: jax.Array, intervals: list[tuple[jax.Array, jax.Array]], firs
     return jnp.where(functools.reduce(jnp.logical_or, seen), scores, -jnp.inf)
 
 
-def gradient(weight: jax.Array, dweight: jax.Array, delta: jax.Array, bounded: jax.Array, softcap: float | None) -> jax.Array:
-    """Of the scores, without the scale: P (dP - delta), and through the softcap."""
-    dscores = weight * (dweight - delta)
-    return dscores if softcap is None else dscores * (1 - bounded * bounded)
+def sloped(weight: jax.Array, bounded: jax.Array, softcap: float | None) -> jax.Array:
+    """Weights times the slope of the softcap: what the gradient of the scores is proportional to, (P slope) (dP - delta)."""
+    return weight if softcap is None else weight * (1 - bounded * bounded)
