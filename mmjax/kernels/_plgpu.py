@@ -46,12 +46,15 @@ COLUMNS = Layout.WGMMA.reduce(0)
 """One value per row, or per column, of a tile that wgmma produced, in the registers of the threads that hold that row or column."""
 
 
-def matrix_memory(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory for matrices [..., M, N] that TMA fills and wgmma reads: in the widest swizzle that divides a row of N values."""
-    bytes_of_row = shape[-1] * jax.numpy.dtype(dtype).itemsize
-    swizzle = next(width for width in (128, 64, 32) if bytes_of_row % width == 0)
-    tiling = plgpu.TilingTransform((8, swizzle // jax.numpy.dtype(dtype).itemsize))
-    return SharedMemory(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
+def matrix_memory(shape: tuple[int, ...], dtype: Any, widest: int = 128) -> Any:
+    """Shared memory for matrices [..., M, N] that TMA fills and wgmma reads.
+
+    The swizzle is the widest that divides a row of N values, and at most `widest` bytes. Both operands of a product need the same; and
+    where M is summed over, it must be a multiple of as many values as a swizzle is wide.
+    """
+    itemsize = jax.numpy.dtype(dtype).itemsize
+    swizzle = next(width for width in (128, 64, 32) if width <= widest and shape[-1] * itemsize % width == 0)
+    return SharedMemory(shape, dtype, transforms=(plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)))
 
 
 def product(left: Ref, right: Ref, meanwhile: Action = lambda: None) -> jax.Array:

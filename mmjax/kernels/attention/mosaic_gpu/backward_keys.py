@@ -181,8 +181,7 @@ class _Block(Block):
             rounded, _ = weights(gpu.product(*k_q))
             totals = gpu.add_products([(totals[0], rounded, dout)], spare)
         else:
-            # Masking beside a gradient of a whole head of 256 leaves no registers for a second product on its way.
-            together = first_key is None or not self.split
+            together = scores.roomy(q.shape[1], self.softcap, masked=first_key is not None)
             (rounded, slope), dweight = gpu.two_products(k_q, (memory.v.at[part], dout.transpose((1, 0))), weights, together=together)
             dscores = slope * (dweight - scores.along(scores.load_rows(delta, gpu.COLUMNS), slope.shape, 1))
             operands = {"dk": (dscores.astype(self.k.dtype), q), "dv": (rounded, dout)}

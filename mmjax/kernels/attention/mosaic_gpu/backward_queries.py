@@ -50,17 +50,15 @@ def gradient_of_queries(
     owned = COMPUTING * tile.rows
     padded = plan.padded(rows, owned)
     visits = plan.visits_of_rows(mask, keys, owned, tile.keys)
-    rings = [
-        Ring.of(gpu.matrix_memory((stages, tile.keys, head_dim), k.dtype), readers=COMPUTING)
-        for stages in (tile.stages, tile.stages - tile.fewer)
-    ]
-    own = gpu.matrix_memory((COMPUTING, tile.rows, head_dim), q.dtype)
+    matrix = functools.partial(gpu.matrix_memory, dtype=q.dtype, widest=tile.keys * q.dtype.itemsize)
+    ring = Ring.of(matrix((tile.stages, tile.keys, head_dim)), readers=COMPUTING)
+    own = matrix((COMPUTING, tile.rows, head_dim))
     memory = _Memory(
         q=own,
         dout=own,
         rows_arrived=gpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
-        k=rings[0],
-        v=rings[1],
+        k=ring,
+        v=ring,
         spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype) if interpreter else None,
     )
 
@@ -131,9 +129,10 @@ class _Block(BlockOfRows):
             weight = jnp.exp2(exponents * factor - scores.along(log_total, raw.shape, 0))
             return scores.sloped(weight, bounded, self.softcap)
 
-        slope, dweight = gpu.two_products(
-            (self.memory.q.at[warpgroup], k.transpose((1, 0))), (self.memory.dout.at[warpgroup], v.transpose((1, 0))), slopes
-        )
+        q_k = self.memory.q.at[warpgroup], k.transpose((1, 0))
+        dout_v = self.memory.dout.at[warpgroup], v.transpose((1, 0))
+        together = scores.roomy(k.shape[1], self.softcap, masked=intervals is not None)
+        slope, dweight = gpu.two_products(q_k, dout_v, slopes, together=together)
         self.memory.v.release(visit)
         dscores = slope * (dweight - scores.along(delta, slope.shape, 0))
         spare = None if self.memory.spare is None else self.memory.spare.at[warpgroup]

@@ -61,3 +61,8 @@ def hidden(scores: jax.Array, intervals: list[tuple[jax.Array, jax.Array]], firs
 def sloped(weight: jax.Array, bounded: jax.Array, softcap: float | None) -> jax.Array:
     """Weights times the slope of the softcap: what the gradient of the scores is proportional to, (P slope) (dP - delta)."""
     return weight if softcap is None else weight * (1 - bounded * bounded)
+
+
+def roomy(head_dim: int, softcap: float | None, masked: bool) -> bool:
+    """Whether a gradient's step leaves registers for a second product while the first one becomes weights."""
+    return not masked or (softcap is None and head_dim <= 128)

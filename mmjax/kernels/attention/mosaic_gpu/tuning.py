@@ -10,7 +10,6 @@ class Tile(NamedTuple):
         rows, keys: of a tile of scores. Of what a block owns, this much belongs to each of its two computing warpgroups (of what it walks
             along, both read the same tile).
         stages: how many tiles are on their way or in use at a time.
-        fewer: in the gradient of queries, this many stages less for values than for keys.
         apart: see `block.Block`.
         split: the warpgroups share the owned keys and take one product each, instead of owning different keys.
     """
@@ -18,7 +17,6 @@ class Tile(NamedTuple):
     rows: int
     keys: int
     stages: int
-    fewer: int = 0
     split: bool = False
     apart: bool = False
 
@@ -37,7 +35,7 @@ _HOPPER = {
     (80, False): Tiles(forward=Tile(64, 128, 3), queries=Tile(64, 64, 3), keys=Tile(64, 64, 3)),
     (96, False): Tiles(forward=Tile(64, 128, 3), queries=Tile(64, 64, 3), keys=Tile(64, 64, 3)),
     (128, False): Tiles(forward=Tile(64, 128, 3), queries=Tile(64, 64, 3), keys=Tile(64, 64, 3)),
-    (256, False): Tiles(forward=Tile(64, 64, 2), queries=Tile(64, 64, 2, fewer=1, apart=True), keys=Tile(64, 64, 2, split=True)),
+    (256, False): Tiles(forward=Tile(64, 64, 2), queries=Tile(64, 32, 2, apart=True), keys=Tile(64, 64, 2, split=True)),
 }
 """By head dimension, and whether there is a mask; where the second line is missing, the first holds for both.
 
