@@ -62,10 +62,11 @@ def test_every_head_dimension_with_and_without_prefix_and_softcap(head_dim):
 
 
 @pytest.mark.slow
-def test_lengths_that_no_tile_divides():
-    lengths = {"head_dim": 64, "rows": 257, "keys": 77, "heads": 4, "kv_heads": 4}
-    for case in needs(*({"kernel": kernel} | lengths for kernel in KERNELS)):
-        check(case)
+@pytest.mark.parametrize(("rows", "keys"), [(257, 77), (1, 1), (8, 1000)])
+def test_lengths_that_no_tile_divides(rows, keys):
+    """With the padding that a call adds, because TMA wants multiples of eight, which the interpreter does not know."""
+    (case,) = needs({"kernel": "whole", "head_dim": 64, "rows": rows, "keys": keys, "heads": 4, "kv_heads": 4})
+    check(case)
 
 
 @pytest.mark.slow

@@ -18,6 +18,14 @@ from tests.kernels.mosaic_gpu import exact
 WORST = {"out": 4e-3, "dq": 1e-2, "dk": 1e-2, "dv": 1e-2}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile():
+    """The interpreter makes large programs that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def run(q, k, v, dout, mask, scale=None, softcap=None, tiles=None):
     """(out, dq, dk, dv) of the kernels."""
     scale = q.shape[3] ** -0.5 if scale is None else scale
@@ -56,27 +64,24 @@ def test_no_mask_and_lengths_that_no_tile_divides():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head_dim", tuning.HEAD_DIMENSIONS)
-@pytest.mark.parametrize("group", [1, 4])
-def test_head_dimensions_and_groups(head_dim, group):
-    check(exact.inputs(150, 150, group, 1, head_dim, seed=head_dim + group), exact.segments([(70, 0), (80, 1)]))
+@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(80, 1, 1), (96, 4, 1), (128, 8, 1), (256, 4, 2)])
+def test_head_dimensions_and_groups(head_dim, heads, kv_heads):
+    check(exact.inputs(150, 150, heads, kv_heads, head_dim, seed=head_dim), exact.segments([(70, 0), (80, 1)]))
 
 
 @pytest.mark.slow
-def test_a_group_of_eight_and_two_groups():
-    check(exact.inputs(66, 130, 8, 1, 64), exact.windows(66, 130, 50))
-    check(exact.inputs(66, 130, 4, 2, 64), exact.windows(66, 130, 50))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (64, 64), (65, 63), (129, 257), (256, 128), (130, 5)])
+@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (65, 63), (130, 257)])
 def test_lengths(rows, keys):
-    check(exact.inputs(rows, keys, 1, 1, 64), None)
     check(exact.inputs(rows, keys, 1, 1, 64), exact.windows(rows, keys, max(keys // 3, 1)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("edges", [(64, 64, 128), (128, 128), (63, 65, 1, 127), (1, 1, 1, 253), (100, 156)])
+def test_whole_tiles_without_a_mask():
+    check(exact.inputs(256, 128, 1, 1, 64), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edges", [(64, 64, 128), (63, 65, 1, 127)])
 def test_edges_of_segments(edges):
     check(exact.inputs(256, 256, 1, 1, 64), exact.segments([(length, 0) for length in edges]))
 
@@ -93,7 +98,7 @@ def test_loud_scores():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("softcap", "louder"), [(30.0, 1.0), (5.0, 10.0), (50.0, 100.0)])
+@pytest.mark.parametrize(("softcap", "louder"), [(5.0, 10.0), (50.0, 100.0)])
 def test_softcap(softcap, louder):
     check(exact.inputs(130, 200, 2, 1, 64, louder=louder), exact.windows(130, 200, 90), softcap=softcap)
 
@@ -151,9 +156,8 @@ def test_as_many_tiles_are_visited_as_the_mask_needs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [64, 256])
-def test_the_same_bits_twice(head_dim):
-    arrays = exact.inputs(150, 150, 2, 1, head_dim)
+def test_the_same_bits_twice():
+    arrays = exact.inputs(150, 150, 2, 1, 64)
     mask = exact.segments([(50, 0), (100, 1)])
     for first, second in zip(run(*arrays, mask), run(*arrays, mask), strict=True):
         np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(second, np.float32))

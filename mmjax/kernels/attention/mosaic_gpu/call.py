@@ -53,7 +53,8 @@ def attention(
         raise ValueError(f"attention on Hopper: {reason}")
     tiles = tiles or tuning.tiles(q.shape[3], masked=mask is not None)
     settings = _Settings(float(scale), None if softcap is None else float(softcap), tiles, interpreter)
-    return _attend(settings, q, k, v, plan.clipped(mask, q.shape[0], q.shape[1], k.shape[1]).intervals)
+    intervals = plan.clipped(mask, q.shape[0], q.shape[1], k.shape[1]).intervals
+    return _attend(settings, *(_in_eights(x) for x in (q, k, v)), intervals)[:, : q.shape[1]]
 
 
 def unsupported(
@@ -81,6 +82,11 @@ def unsupported(
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
         return f"the softcap must be a positive number or None, not {softcap}"
     return None
+
+
+def _in_eights(values: Float[Array, "B T N H"]) -> Float[Array, "B R N H"]:
+    """With zeros behind the last row, up to a multiple of eight: TMA moves tiles of eight rows. What lies behind that, it fills itself."""
+    return jnp.pad(values, ((0, 0), (0, -values.shape[1] % 8), (0, 0), (0, 0)))
 
 
 type _Intervals = tuple[tuple[Array, Array], ...]
