@@ -54,7 +54,9 @@ def matrix_memory(shape: tuple[int, ...], dtype: Any, widest: int = 128) -> Any:
     """
     itemsize = jax.numpy.dtype(dtype).itemsize
     swizzle = next(width for width in (128, 64, 32) if width <= widest and shape[-1] * itemsize % width == 0)
-    return SharedMemory(shape, dtype, transforms=(plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)))
+    tiling: Any = plgpu.TilingTransform  # to a type checker, both are abstract
+    swizzling: Any = plgpu.SwizzleTransform
+    return SharedMemory(shape, dtype, transforms=(tiling((8, swizzle // itemsize)), swizzling(swizzle)))
 
 
 def product(left: Ref, right: Ref, meanwhile: Action = lambda: None) -> jax.Array:

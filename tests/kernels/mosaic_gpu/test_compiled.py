@@ -15,8 +15,9 @@ from mmjax.kernels.attention.mosaic_gpu import tuning
 ROOT = pathlib.Path(__file__).parents[3]
 SHARED_MEMORY = 227 * 1024
 KERNELS = ("forward", "queries", "keys")
-SPILLS_ALLOWED: dict[tuple[str, int], int] = {}
-"""Bytes, by kernel and head dimension, where no tile is known that needs none."""
+SPILLS_ALLOWED = 128
+"""Bytes of stack, stores and loads together, for the backward kernels of heads of 128 and 256 with a softcap, and for nothing else: there,
+the loop over tiles that need masking has too few registers."""
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None, reason="compiling for a GPU needs jax-cuda13-plugin and jax-cuda13-pjrt"
@@ -42,7 +43,8 @@ def needs(*cases):
 
 
 def check(case):
-    assert case["spilled"] <= SPILLS_ALLOWED.get((case["kernel"], case["head_dim"]), 0), case
+    short = case["softcap"] and case["head_dim"] >= 128 and case["kernel"] != "forward"
+    assert case["spilled"] <= (SPILLS_ALLOWED if short else 0), case
     assert not case["serialized"], "the compiler could not keep wgmma asynchronous"
     assert case["shared"] <= SHARED_MEMORY, case
     assert case["wgmma_count"] > 0 and all(shape.startswith("m64n") for shape in case["wgmma"]), case

@@ -74,7 +74,7 @@ def gradient_of_keys(
     block = functools.partial(_Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart, split=tile.split)
     out_type = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
     kernel = launch(block, "attention_backward_keys", out_type, memory, (kv_heads, plan.padded(keys, owned) // owned, batch), interpreter)
-    return kernel(q, k, v, dout, *plan.statistics(log_total, delta, padded), seen, visits.order, visits.count)
+    return kernel(q, k, v, dout, *plan.statistics(log_total, delta, padded), seen, visits.order, visits.counts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ def gradient_of_queries(
     block = functools.partial(_Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart)
     out_type = jax.ShapeDtypeStruct(q.shape, q.dtype)
     kernel = launch(block, "attention_backward_queries", out_type, memory, (heads, padded // owned, batch), interpreter)
-    return kernel(q, k, v, dout, *plan.statistics(log_total, delta, padded), plan.bounds(mask, padded), visits.order, visits.count)
+    return kernel(q, k, v, dout, *plan.statistics(log_total, delta, padded), plan.bounds(mask, padded), visits.order, visits.counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +111,13 @@ class _Block(BlockOfRows):
         warpgroup: Warpgroup,
         log_total: jax.Array,
         delta: jax.Array,
-        intervals: list[tuple[jax.Array, jax.Array]] | None,
+        intervals: list[scores.Interval] | None,
         visit: jax.Array,
         total: jax.Array,
     ) -> jax.Array:
         """One tile of keys; `intervals`: what the rows see of it, or None where they see all."""
         (k,), (v,) = self.memory.k.of_visit(visit), self.memory.v.of_visit(visit)
-        first_key = None if intervals is None else self.first_key(visit)
+        first_key = jnp.int32(0) if intervals is None else self.first_key(visit)
         self.memory.k.wait(visit)
         self.memory.v.wait(visit)
 

@@ -39,7 +39,9 @@ def attention(
     tiles: tuning.Tiles | None = None,
     interpreter: gpu.Interpreter | None = None,
 ) -> Float[Array, "B T N H"]:
-    """See `mmjax.kernels.attention.api.attention`. Values that no row of a visited tile sees must be finite: their weight is zero.
+    """See `mmjax.kernels.attention.api.attention`.
+
+    What lies in a tile of which something is seen must be finite, seen or not: its weight is zero, and zero times NaN is NaN.
 
     Args:
         tiles: other sizes than the table's, for tuning and tests.

@@ -63,7 +63,7 @@ def forward(
     block = functools.partial(_Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart)
     out_type = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32))
     kernel = launch(block, "attention_forward", out_type, memory, (heads, padded // owned, batch), interpreter)
-    out, log_total = kernel(q, k, v, plan.bounds(mask, padded), visits.order, visits.count)
+    out, log_total = kernel(q, k, v, plan.bounds(mask, padded), visits.order, visits.counts)
     return out, log_total[:, :, :rows]
 
 
@@ -116,14 +116,14 @@ class _Block(BlockOfRows):
         self,
         warpgroup: Warpgroup,
         visited: jax.Array,
-        intervals: list[tuple[jax.Array, jax.Array]] | None,
+        intervals: list[scores.Interval] | None,
         visit: jax.Array,
         state: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One tile of keys, whose arrival has been awaited; `intervals`: what the rows see, or None where they see all of the tile."""
         (k,), (v,) = self.memory.k.of_visit(visit), self.memory.v.of_visit(visit)
         total, highest, weight = state
-        first_key = None if intervals is None else self.first_key(visit)
+        first_key = jnp.int32(0) if intervals is None else self.first_key(visit)
         raw = gpu.product(self.memory.q.at[warpgroup], k.transpose((1, 0)), meanwhile=self.turn)
         self.memory.k.release(visit)
         exponents = scores.bounded(raw, self.scale, self.softcap)

@@ -15,12 +15,12 @@ class Visits(NamedTuple):
     Both loops of a kernel are then without branches, and what nobody sees is neither loaded nor computed.
 
     Attributes:
-        order: [B, lines, tiles] numbers of tiles; what lies behind `count` is not visited.
-        count: [B, lines, 2]: how many tiles need masking; how many are visited in all.
+        order: [B, lines, tiles] numbers of tiles; what lies behind `counts` is not visited.
+        counts: [B, lines, 2]: how many tiles need masking; how many are visited in all.
     """
 
     order: Int[Array, "B X Y"]
-    count: Int[Array, "B X 2"]
+    counts: Int[Array, "B X 2"]
 
 
 def visits_of_rows(mask: IntervalMask, keys: int, rows_per_tile: int, keys_per_tile: int) -> Visits:

@@ -18,6 +18,10 @@ LOWEST = -1e30
 """Where the running maximum of a row begins: finite, so that no difference of two of them is NaN."""
 
 
+Interval = tuple[jax.Array, jax.Array]
+"""First key that each row sees, and the one behind the last."""
+
+
 def bounded(scores: jax.Array, scale: float, softcap: float | None) -> jax.Array:
     """tanh(scale x scores / softcap), or the scores as they are.
 
@@ -35,14 +39,16 @@ def factor(scale: float, softcap: float | None) -> float:
     return (scale if softcap is None else softcap) * LOG2_E
 
 
-def along(values: jax.Array, shape: tuple[int, int], axis: int) -> jax.Array:
+def along(values: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
     """One value per row (axis 0) or per column (axis 1), for a whole tile."""
     return jax.lax.broadcast_in_dim(values, shape, [axis])
 
 
-def load_bounds(bounds: gpu.Ref, layout: gpu.VectorLayout) -> list[tuple[jax.Array, jax.Array]]:
+def load_bounds(bounds: gpu.Ref, layout: gpu.VectorLayout) -> list[Interval]:
     """(start, end) of the intervals of some rows, from bounds [P, 2, R]."""
-    return [tuple(load_rows(bounds.at[interval, end], layout) for end in (0, 1)) for interval in range(bounds.shape[0])]
+    start, end = 0, 1
+    numbers = range(bounds.shape[0])
+    return [(load_rows(bounds.at[number, start], layout), load_rows(bounds.at[number, end], layout)) for number in numbers]
 
 
 def load_rows(values: gpu.Ref, layout: gpu.VectorLayout) -> jax.Array:
@@ -50,7 +56,7 @@ def load_rows(values: gpu.Ref, layout: gpu.VectorLayout) -> jax.Array:
     return gpu.load(values, layout=layout, optimized=False)
 
 
-def hidden(scores: jax.Array, intervals: list[tuple[jax.Array, jax.Array]], first_key: jax.Array, key_axis: int) -> jax.Array:
+def hidden(scores: jax.Array, intervals: list[Interval], first_key: jax.Array, key_axis: int) -> jax.Array:
     """The scores, with minus infinity where the row does not see the key."""
     keys = gpu.broadcasted_iota(jnp.int32, scores.shape, key_axis, layout=gpu.Layout.WGMMA) + first_key
     row_axis = 1 - key_axis
