@@ -190,7 +190,7 @@ def test_bfloat16_stays_bfloat16_and_close():
 def test_wrong_calls_are_refused_in_words():
     with pytest.raises(ValueError, match="3 query heads cannot share 2"):
         attention(*make_inputs(3, 2))
-    with pytest.raises(ValueError, match=r"no attention implementation 'flash'.*reference, splash, xla"):
+    with pytest.raises(ValueError, match=r"no attention implementation 'flash'.*mosaic_gpu, reference, splash, xla"):
         attention(*make_inputs(2, 2), implementation="flash")
     with pytest.raises(ValueError, match=r"intervals of \(2, 7\) rows, the queries have \(2, 5\)"):
         attention(*make_inputs(2, 2, length=5), MASKS["intervals"])
@@ -199,3 +199,5 @@ def test_wrong_calls_are_refused_in_words():
         attention(q, k, v, MASKS["intervals"], implementation="cudnn")
     with pytest.raises(ValueError, match="'splash' cannot serve this call: it knows full and causal masks"):
         attention(q, k, v, MASKS["intervals"], implementation="splash")
+    with pytest.raises(ValueError, match="'mosaic_gpu' cannot serve this call: it is made for GPUs of compute capability 9.0"):
+        attention(q, k, v, implementation="mosaic_gpu")

@@ -24,12 +24,27 @@ class Implementation(NamedTuple):
     unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: None
 
 
+def _on_hopper(*call: Any) -> Array:
+    from mmjax.kernels.attention.mosaic_gpu import call as kernels  # its imports take a while
+
+    return kernels.attention(*call)
+
+
+def _unsupported_on_hopper(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None) -> str | None:
+    from mmjax.kernels.attention.mosaic_gpu import call as kernels
+
+    if jax.default_backend() != "gpu" or getattr(jax.devices()[0], "compute_capability", "") != "9.0":
+        return f"it is made for GPUs of compute capability 9.0, and here is {jax.devices()[0].device_kind}"
+    return kernels.unsupported(q, k, k, mask, softcap=softcap)
+
+
 IMPLEMENTATIONS = {
     "reference": Implementation(reference.attention),
     "xla": Implementation(xla.attention),
     "xla_chunked": Implementation(xla_chunked.attention),
     "splash": Implementation(splash.attention, splash.unsupported),
     "cudnn": Implementation(cudnn.attention, cudnn.unsupported),
+    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper),
 }
 
 _FEW_SCORES = xla_chunked.ROWS * xla_chunked.KEYS
@@ -91,6 +106,7 @@ def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) 
 
 
 def _preferred(backend: str) -> tuple[str, ...]:
+    # "mosaic_gpu" is not among them: it has been compiled for Hopper and interpreted, but has not run on a GPU yet.
     return ("splash",) if backend == "tpu" else ()
 
 

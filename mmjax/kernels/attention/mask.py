@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -40,6 +41,12 @@ class IntervalMask:
         if self.prefix_start is None or self.prefix_end is None:
             return ((self.start, self.end),)
         return ((self.start, self.end), (self.prefix_start, self.prefix_end))
+
+    @classmethod
+    def of(cls, intervals: Sequence[tuple[Int[Array, "B T"], Int[Array, "B T"]]]) -> "IntervalMask":
+        """The mask of one or two intervals, as `intervals` gives them."""
+        (start, end), *more = intervals
+        return cls(start, end, *(more[0] if more else (None, None)))
 
     @classmethod
     def full(cls, batch: int, rows: int, keys: int) -> "IntervalMask":

@@ -1,0 +1,123 @@
+"""Compiles the kernels for an H200 on a machine without one and says what they need.
+
+A process of its own, because the CUDA plugin reads its environment once:
+
+    echo '[{"kernel": "forward", "head_dim": 128}]' | python tests/kernels/mosaic_gpu/compile_for_h200.py
+
+A case may also say tile, masked (which of the table's tiles), intervals (1 or 2), softcap, dtype, batch, rows, keys, heads and kv_heads.
+Needs jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, and no other wheel of CUDA.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+
+# Set before jax: no GPU libraries are looked for, and what the compiler says is printed.
+os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+os.environ |= {f"MOSAIC_GPU_DUMP_{what}": "1" for what in ("PTX", "PTXAS", "RESOURCES")}
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from mmjax.kernels.attention import IntervalMask
+from mmjax.kernels.attention.mosaic_gpu import attention, tuning
+from mmjax.kernels.attention.mosaic_gpu.backward_keys import gradient_of_keys
+from mmjax.kernels.attention.mosaic_gpu.backward_queries import gradient_of_queries
+from mmjax.kernels.attention.mosaic_gpu.forward import forward
+
+# What XLA wants to know of a GPU (GpuTargetConfigProto), with the numbers of an H200 SXM.
+H200 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 device_memory_size: 150754820096
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 }
+runtime_version { major: 13 }
+device_description_str: "NVIDIA H200"
+"""
+
+DEFAULTS = {"masked": True, "intervals": 1, "softcap": None, "dtype": "bfloat16", "batch": 2, "rows": 1024, "keys": 1024}
+DEFAULTS |= {"heads": 8, "kv_heads": 2}
+
+
+def arguments(case, placement):
+    """q, k, v, dout, log_total, delta and the mask, as shapes."""
+
+    def shape(*dimensions, dtype=case["dtype"]):
+        return jax.ShapeDtypeStruct(dimensions, jnp.dtype(dtype), sharding=placement)
+
+    q = shape(case["batch"], case["rows"], case["heads"], case["head_dim"])
+    k = shape(case["batch"], case["keys"], case["kv_heads"], case["head_dim"])
+    numbers = shape(case["batch"], case["heads"], case["rows"], dtype="float32")
+    bound = shape(case["batch"], case["rows"], dtype="int32")
+    return q, k, k, q, numbers, numbers, IntervalMask(*[bound] * (2 * case["intervals"]))
+
+
+def function(case):
+    sizes = tuning.tiles(case["head_dim"], masked=case["masked"])
+    kernel, scale, softcap = case["kernel"], case["head_dim"] ** -0.5, case["softcap"]
+    if kernel == "whole":
+        loss = lambda q, k, v, dout, mask: (attention(q, k, v, mask, scale, softcap).astype(jnp.float32) * dout).sum()  # noqa: E731
+        return lambda q, k, v, dout, log_total, delta, mask: jax.grad(loss, (0, 1, 2))(q, k, v, dout, mask)
+    tile = tuning.Tile(*case["tile"]) if "tile" in case else getattr(sizes, kernel)
+    if kernel == "forward":
+        return lambda q, k, v, dout, log_total, delta, mask: forward(q, k, v, mask, scale, softcap, tile)
+    gradient = {"queries": gradient_of_queries, "keys": gradient_of_keys}[kernel]
+    return lambda *arrays: gradient(*arrays, scale, softcap, tile)
+
+
+def said_while(action):
+    """What an action returns, and what it and the compilers in it print."""
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(1), os.dup(2)
+        sys.stdout.flush(), sys.stderr.flush()
+        try:
+            os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+            result = action()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os.dup2(kept[0], 1), os.dup2(kept[1], 2)
+        file.seek(0)
+        return result, file.read().decode(errors="replace")
+
+
+def needs(case, placement):
+    case = DEFAULTS | case
+    started = time.monotonic()
+    try:
+        program, said = said_while(lambda: jax.jit(function(case)).lower(*arguments(case, placement)).compile())
+    except Exception as error:
+        return case | {"error": f"{type(error).__name__}: {error}"}
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    return case | {
+        "registers": max(map(int, re.findall(r"Used (\d+) registers", said))),
+        "spilled": sum(int(number) for entry in spills for number in entry),
+        "shared": max(map(int, re.findall(r"smem_scratch_bytes=(\d+)", said))),
+        "serialized": "are serialized" in said,
+        "wgmma": sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+\.\w+\.\w+)", said))),
+        "wgmma_count": said.count("wgmma.mma_async"),
+        "temporary": program.memory_analysis().temp_size_in_bytes,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def main():
+    device = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
+    placement = jax.sharding.NamedSharding(topologies.make_mesh(device, (1,), ("x",)), jax.sharding.PartitionSpec())
+    for case in json.load(sys.stdin):
+        print(json.dumps(needs(case, placement)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
