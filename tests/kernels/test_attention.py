@@ -199,5 +199,5 @@ def test_wrong_calls_are_refused_in_words():
         attention(q, k, v, MASKS["intervals"], implementation="cudnn")
     with pytest.raises(ValueError, match="'splash' cannot serve this call: it knows full and causal masks"):
         attention(q, k, v, MASKS["intervals"], implementation="splash")
-    with pytest.raises(ValueError, match="'mosaic_gpu' cannot serve this call: it is made for GPUs of compute capability 9.0"):
+    with pytest.raises(ValueError, match="'mosaic_gpu' cannot serve this call: it is made for GPUs"):
         attention(q, k, v, implementation="mosaic_gpu")
