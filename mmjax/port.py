@@ -42,6 +42,7 @@ def port(source: str, target: Path, *, dtype: str | None = None, to: str | None 
 
     Raises:
         InputError: the source is damaged or of no form that mmjax reads, or the target exists or cannot be written. Nothing is left behind.
+        ValueError: there is no such dtype.
     """
     with held_back():
         from mmjax.fetch import resolved
@@ -49,12 +50,13 @@ def port(source: str, target: Path, *, dtype: str | None = None, to: str | None 
         from mmjax.porting.sources import open_source
         from mmjax.porting.table import listed, show
         from mmjax.weights.drafts import check_free, published_at
+        from mmjax.weights.opened import dtype_name
 
     console = console or Console()
     begun = time.monotonic()
     check_free(target)
     with open_source(resolved(source)) as opened:
-        dtype, to = dtype or opened.dtype, to or opened.target
+        dtype, to = opened.dtype if dtype is None else dtype_name(dtype, DTYPES), to or opened.target
         lines = _lines(opened, to, dtype)
         _check_space(target, _size(lines))
         with published_at(target) as draft, FetchProgress(target.name, console) as progress:

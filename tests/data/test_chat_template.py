@@ -206,14 +206,52 @@ def test_empty_texts(chat):
         ("{{ messages[0]['content'].__class__.__mro__ }}", "unsafe"),
         ("{{ nothing.at.all }}", "undefined"),
         ("{{ messages.append(1) }}", "unsafe"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{{ '0123456789' }}{% endfor %}{% endfor %}", "more than"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{{ '0123456789' }}{% endfor %}{% endfor %}", "come to an end"),
+        ("{% set s = '0123456789' * 999 %}{% for i in range(99999) %}{{ s }}{% endfor %}", "more than"),
         ("{{ 'a' * 10 ** 12 }}", "large"),
         ("{{ [0] * 999999999 }}", "large"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "come to an end"),
+        ("{% for i in range(99999) %}{% for j in range(99999) if j < 0 %}{% endfor %}{% endfor %}", "come to an end"),
+        ("{% for i in range(9) recursive %}{{ loop(range(9)) }}{% endfor %}", "."),
+        ("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{% set x = m(30) %}", "come to an end"),
+        ("{% for i in range(99999) %}{% set x %}" + "y" * 999 + "{% endset %}{% endfor %}", "come to an end"),
+        ("{% set s = 'y' * 9999 %}{% for i in range(99999) %}{% set x %}{{ s }}{% endset %}{% endfor %}", "come to an end"),
+        ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "too long"),
+        ("{{ 'a' | center(10 ** 9) }}", "not allowed"),
+        ("{{ 'a' | center(999999999) }}", "center of large values"),
+        ("{{ ('a\n' * 99999) | indent(99999) }}", "indent of large values"),
+        ("{{ ('a\n' * 99999) | indent(width='b' * 99999) }}", "indent of large values"),
+        ("{{ ('a' * 99999) | wordwrap(1, wrapstring='b' * 99999) }}", "wordwrap of large values"),
+        ("{{ [] | batch(999999999, 'x') | list }}", "batch of large values"),
+        ("{{ [] | slice(999999999) | list }}", "slice of large values"),
+        ("{{ '%999999999d' | format(1) }}", "format with large widths"),
+        ("{{ '%*d' | format(999999999, 1) }}", "format with large widths"),
+        ("{{ '%999999999d' % 1 }}", "format with large widths"),
+        ("{{ '{:>999999999}'.format('a') }}", "format with large widths"),
+        ("{{ '{:>{}}'.format('a', 999999999) }}", "format with large widths"),
+        ("{{ ('{:>999999999}' | attr('format'))('a') }}", "format with large widths"),
+        ("{{ 'a'['ljust'](999999999) }}", "ljust of a text"),
+        *((f"{{{{ 'a'.{name}(999999999) }}}}", f"{name} of a text") for name in ("center", "ljust", "rjust", "zfill", "expandtabs")),
+        ("{{ messages | tojson(indent=999999999) }}", "indent of more than 64"),
+        ("{{ lipsum(n=999999) }}", "undefined"),
+        ("{{ {} | xmlattr }}", "xmlattr"),
     ],
 )
 def test_unusable_templates_say_why(chat, source, message):
     with pytest.raises(InputError, match=message):
         chat(source)
+
+
+def test_what_bounds_leave_as_it_is():
+    source = (
+        "{% macro m(x) %}<{{ x }}>{% endmacro %}{% for i in range(6) if i % 2 %}{{ m(i) ~ nothing ~ loop.index }}{% else %}none{% endfor %}"
+        "{% for i in [] %}{% else %}none{% endfor %}{{ 'a' | center(5) }}{{ 'a\nb' | indent(2) }}{{ '%3d' | format(7) }}{{ '%s!' % 1 }}"
+        "{{ '%(a)s' | format(a=1) }}{{ '{:>3}'.format('x') }}{{ [1, 2, 3] | batch(2) | list }}{{ [1, 2] | slice(2) | list }}{{ None }}"
+        "{{ 'a b' | wordwrap(1) }}{{ nothing }}{{ [1] | tojson(indent=1) }}"
+    )
+    expected = "<1>1<3>2<5>3none  a  a\n  b  71!1  x[[1, 2], [3]][[1], [2]]Nonea\nb[\n 1\n]"
+    renderer = Renderer(source, {}, where="here")
+    assert [renderer.render([]) for _ in range(3)] == [expected] * 3
 
 
 def test_texts_that_grow_are_stopped(chat, monkeypatch):

@@ -88,3 +88,10 @@ def test_other_dtypes_are_refused(dtype, tmp_path):
         with pytest.raises(ValueError, match="it must be one of float32, bfloat16, float16"):
             save_pretrained(load_pretrained(folder), tmp_path / "out", dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+
+
+def test_nor_by_port_as_a_function(tmp_path):
+    folder = saved("llama", tmp_path / "llama")
+    with pytest.raises(ValueError, match="it must be one of float32, bfloat16, float16"):
+        port.port(str(folder), tmp_path / "out", dtype="int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
