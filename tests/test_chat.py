@@ -152,6 +152,18 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text)
         return before
 
+    def insist(self, key: str, text: str) -> None:
+        """Presses a key until a text is shown, every two seconds: a Ctrl-C between two keys is noticed by `input` with the next one only."""
+        for _ in range(PATIENCE // 2):
+            self.type(key)
+            end = time.monotonic() + 2
+            while text not in self.shown and (left := end - time.monotonic()) > 0:
+                if select.select([self._terminal], [], [], left)[0]:
+                    self.shown += os.read(self._terminal, 65536).decode()
+            if text in self.shown:
+                break
+        self.wait_for(text)
+
     def end(self) -> int:
         """The exit code."""
         with contextlib.suppress(OSError):  # which says that there is nobody left who could write
@@ -191,8 +203,9 @@ def test_a_conversation_at_a_terminal(terminal: Terminal, tmp_path: pathlib.Path
     terminal.wait_for("> ")
     terminal.type("two")
     terminal.wait_for("two")
-    terminal.type("\x03")
-    terminal.wait_for("Ctrl-D leaves")
+    terminal.insist("\x03", "Ctrl-D leaves")
+    terminal.type("/help\n")
+    terminal.wait_for("/reset")
     terminal.wait_for("> ")
     terminal.type("/reset\n")
     terminal.wait_for("A new conversation begins")
