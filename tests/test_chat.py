@@ -153,7 +153,7 @@ class Terminal:
         return before
 
     def insist(self, key: str, text: str) -> None:
-        """Presses a key until a text is shown, every two seconds: a Ctrl-C between two keys is noticed by `input` with the next one only."""
+        """Presses a key until a text is shown, as a Ctrl-C between two keys may be lost."""
         for _ in range(PATIENCE // 2):
             self.type(key)
             end = time.monotonic() + 2
