@@ -109,7 +109,7 @@ _TUXPAINT_STAMPS = Offer(
         file="tuxpaint-stamps-default_2022.06.04-1_all.deb",
         size=160_880_444,
         sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
-        url="https://deb.debian.org/debian/pool/main/t/tuxpaint-stamps/tuxpaint-stamps-default_2022.06.04-1_all.deb",
+        url="https://packages.debian.org/tuxpaint-stamps-default",
     ),
     make=tuxpaint_stamps.unpack,
     size=30_000_000,

@@ -1,5 +1,6 @@
 """What the three kernels have in common: a block of one warpgroup that fetches and two that compute, placed by head, line and batch row."""
 
+import abc
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ Warpgroup = int | jax.Array
 """The number of one that computes: known when the code is made, or only when it runs."""
 
 
-class Block:
+class Block(abc.ABC):
     """One block, seen from one of its warpgroups. A line is the tile of rows or keys that it owns.
 
     Attributes:
@@ -49,11 +50,13 @@ class Block:
             gpu.set_max_registers(24, action="decrease")
             self.fetch()
 
+    @abc.abstractmethod
     def compute(self, warpgroup: Warpgroup) -> None:
-        raise NotImplementedError
+        """What a computing warpgroup does, from its first load to its last store."""
 
+    @abc.abstractmethod
     def fetch(self) -> None:
-        raise NotImplementedError
+        """What the fetching warpgroup does: fills the rings with the tiles that are visited."""
 
     def place(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Batch row, head and line."""
