@@ -3,7 +3,6 @@
 import builtins
 import pathlib
 import struct
-import time
 from typing import Any
 from unittest import mock
 
@@ -19,8 +18,10 @@ from mmjax.weights import gguf as module
 from mmjax.weights.gguf import KINDS, GGUFSource
 from mmjax.weights.open import open_weights
 from mmjax.weights.tensors import TensorInfo
+from tests.weights.effort import at_most
 from tests.weights.files import gguf_bytes, gguf_tensor, gguf_text
 
+MOST_CALLS = 5_000
 SHAPE = (6, 512)
 
 
@@ -182,10 +183,8 @@ def test_damage_is_named(tmp_path: pathlib.Path, case: str):
     data, message = DAMAGED[case]
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
-    start = time.process_time()
-    with pytest.raises(InputError, match=message) as caught:
+    with at_most(MOST_CALLS), pytest.raises(InputError, match=message) as caught:
         open_weights(path)
-    assert time.process_time() - start < 1
     assert str(path) in str(caught.value) and str(caught.value).isprintable()
 
 
