@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 from rich.console import Console
 
 from mmjax import evaluation, initial_weights, mesh_axes, report, transitions, vocabulary
@@ -21,6 +21,7 @@ from mmjax.models import parameters
 from mmjax.recipe import DataConfig, LlavaSource, Recipe, Stage
 from mmjax.recipe_json import digest
 from mmjax.summary import Summary, describe
+from mmjax.training import sharding
 from mmjax.training.checkpoint import load_params
 from mmjax.training.loop import train_stage
 from mmjax.training.preemption import StopSignal
@@ -68,7 +69,8 @@ def evaluate(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None,
     stage, folder = find_checkpoint(recipe, workdir, checkpoint)
     with workdir.claim(recipe), StopSignal() as stop:
         run = _Run(recipe, workdir, stop, console)
-        params = read_params(folder, run.fitted)
+        mesh = sharding.make_mesh(recipe.mesh)
+        params = read_params(folder, run.fitted, _places(run.fitted.stages[stage.name], mesh))
         run.say(f"scoring {folder}")
         last = workdir.checkpoints.absolute() / list(recipe.stages)[-1] / str(stage.steps)
         if folder.absolute() == last and run.summary.has(stage):
@@ -77,7 +79,7 @@ def evaluate(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None,
             run.finish()
             return
         until = {name: run.fitted.stages[name] for name in list(recipe.stages)[: list(recipe.stages).index(stage.name) + 1]}
-        scores = _scores(dataclasses.replace(run.fitted, stages=until), params, run.tokenizer, stop, None)
+        scores = _scores(dataclasses.replace(run.fitted, stages=until), params, run.tokenizer, stop, None, mesh)
         for line in describe(scores):
             run.say(line)
 
@@ -276,12 +278,11 @@ class _Run:
                 "trained, and no weights were loaded into them. What comes of it measures cost, not quality."
             )
 
-    def _finished_params(self, stage: Stage, mesh: Mesh | None = None) -> Params:
+    def _finished_params(self, stage: Stage, mesh: Mesh) -> Params:
         """Those of a finished stage, laid out on the mesh if they are not in memory yet."""
         if self.params is None:
-            shapes, axes = parameters.abstract(stage.model)[1], parameters.logical_axes(stage.model)
-            places = mesh_axes.parameter_shardings(shapes, axes, mesh)[0] if mesh else None
-            self.params = read_params(self.workdir.checkpoints / stage.name / str(stage.steps), self.fitted, places)
+            folder = self.workdir.checkpoints / stage.name / str(stage.steps)
+            self.params = read_params(folder, self.fitted, _places(stage, mesh))
         return self.params
 
     def _show(self, stage: Stage, rows: Rows) -> None:
@@ -299,8 +300,8 @@ class _Run:
         """Scores the last stage, unless that was done with the same settings."""
         if self.summary.is_scored and not again:
             return
-        stage = list(self.fitted.stages.values())[-1]
-        scores = _scores(self.fitted, self._finished_params(stage), self.tokenizer, self.stop, self.workdir.path)
+        stage, mesh = list(self.fitted.stages.values())[-1], sharding.make_mesh(self.fitted.mesh)
+        scores = _scores(self.fitted, self._finished_params(stage, mesh), self.tokenizer, self.stop, self.workdir.path, mesh)
         self.summary.add_scores(scores)
 
     def finish(self) -> None:
@@ -315,7 +316,15 @@ class _Run:
             raise Preempted(f"Stopped before stage {stage.name!r}; what was done is saved. The same command goes on from here.")
 
 
-def _scores(recipe: Recipe, params: Params, tokenizer: Tokenizer, stop: StopSignal, folder: pathlib.Path | None) -> dict[str, dict]:
+def _places(stage: Stage, mesh: Mesh) -> dict[str, NamedSharding]:
+    return mesh_axes.parameter_shardings(parameters.abstract(stage.model)[1], parameters.logical_axes(stage.model), mesh)[0]
+
+
+def _scores(
+    recipe: Recipe, params: Params, tokenizer: Tokenizer, stop: StopSignal, folder: pathlib.Path | None, mesh: Mesh
+) -> dict[str, dict]:
+    """The scores of the last stage's model, computed on the mesh on which its parameters lie."""
     stage = list(recipe.stages.values())[-1]
     structure, _ = parameters.abstract(stage.model)
-    return evaluation.run(recipe, structure, params, tokenizer, workdir=folder, should_stop=lambda: stop.requested)
+    with jax.set_mesh(mesh):
+        return evaluation.run(recipe, structure, params, tokenizer, workdir=folder, should_stop=lambda: stop.requested)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mmjax.models import parameters
 from mmjax.models.config import MLPConfig, ResamplerConfig, VLMConfig
@@ -238,11 +239,13 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s that MFU is measured against: of the table, or on a CPU a float32 matrix product as measured now (about 0.2 s).
+    """FLOP/s that MFU is measured against: of the table, or on a CPU a float32 matrix product as measured now (about 0.2 s), of which each
+    of several virtual devices has its share.
 
     None: an accelerator that the table lacks; say it in the config (`logging.peak_flops`)."""
     if device.platform == "cpu":
-        return _measured_flops(device)
+        with jax.set_mesh(Mesh([device], ("alone",))):  # whatever mesh there is, one device measures
+            return _measured_flops(device) / len(jax.devices("cpu"))
     return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in device.device_kind.lower()), None)
 
 

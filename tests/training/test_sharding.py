@@ -21,6 +21,7 @@ from mmjax.training import sharding
 from mmjax.training import state as training_state
 from mmjax.training.step import make_train_step
 from mmjax.typing import Batch
+from tests import squares
 
 MODEL = VLMConfig(
     ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2, mlp_width=32),
@@ -155,6 +156,16 @@ def test_parameters_travel_and_activations_stay(runs, name):
     largest = max(int(np.prod(shape.shape)) for shape in parameters.abstract(MODEL)[1].values())
     assert 0 < runs[name]["largest_sent"] <= largest < activations / 2
     assert "rematerialization" not in runs["stderr"]
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_several_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0")
+    child = squares.train(squares.write_data(tmp_path), tmp_path / "run", batch_size="2")
+    _, said = child.communicate()
+    assert child.returncode == 0, said
+    (stage,) = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]
+    assert stage["steps"] == squares.STEPS
 
 
 def _worker() -> None:

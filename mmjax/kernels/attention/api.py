@@ -9,6 +9,7 @@ import jax
 
 from mmjax.kernels.attention import cudnn, reference, splash, xla, xla_chunked
 from mmjax.kernels.attention.mask import IntervalMask
+from mmjax.kernels.placement import on_each_device
 from mmjax.typing import Array, Float
 
 
@@ -18,16 +19,18 @@ class Implementation(NamedTuple):
     Attributes:
         compute: (q, k, v, mask, scale, softcap) -> [B, T, N, H].
         unsupported: (q, k, mask, softcap) -> why it cannot serve a call; None if it can.
+        is_kernel: closed to the compiler, which cannot split it over devices.
     """
 
     compute: Callable[..., Array]
     unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: None
+    is_kernel: bool = False
 
 
-def _on_hopper(*call: Any) -> Array:
+def _on_hopper(*arrays: Any, **settings: Any) -> Array:
     from mmjax.kernels.attention.mosaic_gpu import call as kernels  # its imports take a while
 
-    return kernels.attention(*call)
+    return kernels.attention(*arrays, **settings)
 
 
 def _unsupported_on_hopper(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None) -> str | None:
@@ -42,9 +45,9 @@ IMPLEMENTATIONS = {
     "reference": Implementation(reference.attention),
     "xla": Implementation(xla.attention),
     "xla_chunked": Implementation(xla_chunked.attention),
-    "splash": Implementation(splash.attention, splash.unsupported),
+    "splash": Implementation(splash.attention, splash.unsupported, is_kernel=True),
     "cudnn": Implementation(cudnn.attention, cudnn.unsupported),
-    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper),
+    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper, is_kernel=True),
 }
 
 _FEW_SCORES = xla_chunked.ROWS * xla_chunked.KEYS
@@ -78,10 +81,11 @@ def attention(
     name = _pick(q, k, mask, softcap) if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}")
-    compute, unsupported = IMPLEMENTATIONS[name]
-    if (reason := unsupported(q, k, mask, softcap)) is not None:
+    chosen = IMPLEMENTATIONS[name]
+    if (reason := chosen.unsupported(q, k, mask, softcap)) is not None:
         raise ValueError(f"attention implementation {name!r} cannot serve this call: {reason}")
-    return compute(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    compute = functools.partial(chosen.compute, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    return on_each_device(compute, q, k, v, mask) if chosen.is_kernel else compute(q, k, v, mask)
 
 
 def _check(q: Array, k: Array, v: Array, mask: IntervalMask | None) -> None:
