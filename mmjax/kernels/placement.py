@@ -1,7 +1,8 @@
 """Kernels on a mesh of devices: each device computes its own rows and heads.
 
-The compiler splits what it has written itself. A kernel is closed to it: it refuses, or gathers all rows on every device. But batch rows
-are independent of each other, and so are key/value heads with the query heads of their group, and those are what a mesh splits.
+The compiler splits what it has written itself. A kernel is closed to it, and so are loops over rows: it refuses, or gathers all rows on
+every device. But batch rows are independent of each other, and so are key/value heads with the query heads of their group, and those are
+what a mesh splits.
 """
 
 import math

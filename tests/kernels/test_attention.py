@@ -70,11 +70,10 @@ MASKS = {
 EVERYWHERE = ("xla", "xla_chunked")
 
 
-@pytest.fixture
-def small_tiles(monkeypatch):
+@pytest.fixture(params=[True, False], ids=["rows alone", "rows together"])
+def small_tiles(monkeypatch, request):
     """Tiles that the few rows and keys of a test fill several of."""
-    monkeypatch.setattr(xla_chunked, "ROWS", 3)
-    monkeypatch.setattr(xla_chunked, "KEYS", 4)
+    monkeypatch.setitem(xla_chunked.TILES, "cpu", xla_chunked.Tile(3, 4, alone=request.param))
 
 
 def relative_error(got, wanted):
@@ -130,8 +129,7 @@ def compiled(implementation):
 
     def of(inputs, weight, mask):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(xla_chunked, "ROWS", 3)
-            patch.setattr(xla_chunked, "KEYS", 4)
+            patch.setitem(xla_chunked.TILES, "cpu", xla_chunked.Tile(3, 4, alone=True))
             return value_and_gradients(inputs, weight, mask, implementation=implementation)
 
     return jax.jit(of)

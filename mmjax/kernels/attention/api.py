@@ -19,12 +19,12 @@ class Implementation(NamedTuple):
     Attributes:
         compute: (q, k, v, mask, scale, softcap) -> [B, T, N, H].
         unsupported: (q, k, mask, softcap) -> why it cannot serve a call; None if it can.
-        is_kernel: closed to the compiler, which cannot split it over devices.
+        per_device: called on each device of a mesh for its own rows and heads, as the compiler cannot split it, or not well.
     """
 
     compute: Callable[..., Array]
     unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: None
-    is_kernel: bool = False
+    per_device: bool = False
 
 
 def _on_hopper(*arrays: Any, **settings: Any) -> Array:
@@ -44,13 +44,13 @@ def _unsupported_on_hopper(q: Any, k: Any, mask: IntervalMask | None, softcap: f
 IMPLEMENTATIONS = {
     "reference": Implementation(reference.attention),
     "xla": Implementation(xla.attention),
-    "xla_chunked": Implementation(xla_chunked.attention),
-    "splash": Implementation(splash.attention, splash.unsupported, is_kernel=True),
+    "xla_chunked": Implementation(xla_chunked.attention, per_device=True),
+    "splash": Implementation(splash.attention, splash.unsupported, per_device=True),
     "cudnn": Implementation(cudnn.attention, cudnn.unsupported),
-    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper, is_kernel=True),
+    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper, per_device=True),
 }
 
-_FEW_SCORES = xla_chunked.ROWS * xla_chunked.KEYS
+_FEW_SCORES = 256 * 256  # of a head: below, to hold them all is as fast, and no weights are computed twice
 
 
 def attention(
@@ -85,7 +85,7 @@ def attention(
     if (reason := chosen.unsupported(q, k, mask, softcap)) is not None:
         raise ValueError(f"attention implementation {name!r} cannot serve this call: {reason}")
     compute = functools.partial(chosen.compute, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
-    return on_each_device(compute, q, k, v, mask) if chosen.is_kernel else compute(q, k, v, mask)
+    return on_each_device(compute, q, k, v, mask) if chosen.per_device else compute(q, k, v, mask)
 
 
 def _check(q: Array, k: Array, v: Array, mask: IntervalMask | None) -> None:
@@ -104,8 +104,7 @@ def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) 
         if reason is None:
             return _logged(name, jax.default_backend())
         _logged(f"not {name}: {reason}", jax.default_backend())
-    # As fast where one tile holds all scores, and the weights need not be computed twice.
-    few = q.shape[1] * k.shape[1] <= _FEW_SCORES
+    few = q.shape[1] * k.shape[1] < _FEW_SCORES
     return _logged("xla" if few else "xla_chunked", jax.default_backend())
 
 

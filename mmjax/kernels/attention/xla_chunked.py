@@ -1,9 +1,10 @@
 """Attention in plain XLA, tile by tile with a running softmax: memory beside the arguments grows with rows, not with scores.
 
-Forward and backward visit only the tiles in which some row of the batch sees something. The backward pass makes the weights again from the
-scores and the logarithm of their sum, which the forward pass kept (FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2).
+Forward and backward visit only the tiles in which something is seen. The backward pass makes the weights again from the scores and the
+logarithm of their sum, which the forward pass kept (FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2).
 
-Arrays are cut into tiles first: I of rows, the G query heads of a group one behind the other (R = G x rows), and J of keys.
+Arrays are cut first: A blocks of b batch rows; I tiles of rows, the G query heads of a group one behind the other (R = G x rows); and J
+tiles of keys.
 """
 
 import functools
@@ -16,9 +17,25 @@ from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.tiles import SKIP, tile_classes
 from mmjax.typing import Array, Bool, Float, Int
 
-ROWS, KEYS = 256, 512
-"""Of a tile."""
 
+class Tile(NamedTuple):
+    """What is computed at a time.
+
+    Attributes:
+        rows, keys: of a tile of scores.
+        alone: one batch row after the other, which visits only the tiles that this row needs; or all of them together, which visits what
+            any of them needs, and keeps a wide machine busy.
+    """
+
+    rows: int
+    keys: int
+    alone: bool = False
+
+
+TILES = {"cpu": Tile(256, 256, alone=True)}
+"""By backend. On a CPU, the scores of a tile stay in a cache."""
+
+_OTHERWISE = Tile(256, 512)
 _MASKED = -1e30  # finite, so that a row that sees nothing gives numbers (made zero below) and not NaN
 
 
@@ -28,16 +45,16 @@ class _Settings(NamedTuple):
 
 
 class _Mask(NamedTuple):
-    """Intervals of rows, and which tiles hold anything that is seen.
+    """Intervals of rows, and which tiles hold anything that is seen. Where everything is seen, there are none.
 
     Attributes:
         intervals: (start, end) of each of the one or two intervals.
         order: for each tile of rows, the tiles of keys, those that are visited first; visits: how many those are.
     """
 
-    intervals: tuple[tuple[Int[Array, "I B R"], Int[Array, "I B R"]], ...]
-    order: Int[Array, "I J"]
-    visits: Int[Array, "I"]
+    intervals: tuple[tuple[Int[Array, "A I b R"], Int[Array, "A I b R"]], ...]
+    order: Int[Array, "A I J"]
+    visits: Int[Array, "A I"]
 
 
 def attention(
@@ -50,49 +67,63 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     batch, length, heads, head_dim = q.shape
     keys, kv_heads = k.shape[1:3]
-    rows, wide = min(ROWS, length), min(KEYS, keys)
-    mask = IntervalMask.full(batch, length, keys) if mask is None else mask
-    grouped = _tiles(q, rows).reshape(-1, batch, rows, kv_heads, heads // kv_heads, head_dim).transpose(0, 1, 3, 4, 2, 5)
-    grouped = grouped.reshape(-1, batch, kv_heads, grouped.shape[3] * rows, head_dim)
-    keys_and_values = (_tiles(x, wide).swapaxes(2, 3) for x in (k, v))
-    out = _attend(_Settings(scale, softcap), grouped, *keys_and_values, _prepare(mask, keys, rows, wide, heads // kv_heads))
-    out = out.reshape(-1, batch, kv_heads, heads // kv_heads, rows, head_dim).transpose(1, 0, 4, 2, 3, 5)
+    tile = TILES.get(jax.default_backend(), _OTHERWISE)
+    rows, wide, together = min(tile.rows, length), min(tile.keys, keys), 1 if tile.alone else batch
+    grouped = _tiles(q, together, rows)
+    blocks, tall = grouped.shape[:2]
+    grouped = grouped.reshape(blocks, tall, together, rows, kv_heads, -1, head_dim).transpose(0, 1, 2, 4, 5, 3, 6)
+    grouped = grouped.reshape(blocks, tall, together, kv_heads, -1, head_dim)
+    keys_and_values = (_tiles(x, together, wide).swapaxes(3, 4) for x in (k, v))
+    prepared = _prepare(mask, (batch, length, keys), (together, rows, wide), heads // kv_heads)
+    out = _attend(_Settings(scale, softcap), grouped, *keys_and_values, prepared)
+    out = out.reshape(blocks, tall, together, kv_heads, -1, rows, head_dim).transpose(0, 2, 1, 5, 3, 4, 6)
     return out.reshape(batch, -1, heads, head_dim)[:, :length]
 
 
-def _tiles(values: Array, size: int) -> Array:
-    """[B, T, ...] as [tiles, B, size, ...], with zeros behind the last row."""
+def _tiles(values: Array, together: int, size: int) -> Array:
+    """[B, T, ...] as [A, tiles, b, size, ...], with zeros behind the last row."""
     padded = jnp.pad(values, ((0, 0), (0, -values.shape[1] % size), *((0, 0),) * (values.ndim - 2)))
-    return padded.reshape(values.shape[0], -1, size, *values.shape[2:]).swapaxes(0, 1)
+    return padded.reshape(-1, together, padded.shape[1] // size, size, *values.shape[2:]).swapaxes(1, 2)
 
 
-def _prepare(mask: IntervalMask, keys: int, rows: int, wide: int, group: int) -> _Mask:
-    visited = (tile_classes(mask, keys, rows, wide) != SKIP).any(axis=0)
-    order = jnp.argsort(~visited, axis=1, stable=True).astype(jnp.int32)
-    tiled = tuple((_tiles(start, rows), _tiles(end, rows)) for start, end in mask.intervals)
-    intervals = tuple((jnp.tile(start, (1, 1, group)), jnp.tile(end, (1, 1, group))) for start, end in tiled)
-    return _Mask(intervals, order, visited.sum(axis=1, dtype=jnp.int32))
+def _prepare(mask: IntervalMask | None, sizes: tuple[int, int, int], tile: tuple[int, int, int], group: int) -> _Mask:
+    """Of `sizes` (batch rows, query rows, keys) cut into tiles of so many; `group` query heads share keys."""
+    (batch, length, keys), (together, rows, wide) = sizes, tile
+    blocks, tall, broad = batch // together, -(-length // rows), -(-keys // wide)
+    if keys % wide == 0 and (mask is None or mask.form == "full"):
+        order = jnp.broadcast_to(jnp.arange(broad, dtype=jnp.int32), (blocks, tall, broad))
+        return _Mask((), order, jnp.full((blocks, tall), broad, jnp.int32))
+    mask = IntervalMask.full(*sizes) if mask is None else mask
+    visited = (tile_classes(mask, keys, rows, wide) != SKIP).reshape(blocks, together, tall, broad).any(axis=1)
+    order = jnp.argsort(~visited, axis=2, stable=True).astype(jnp.int32)
+    bounds = [[jnp.tile(_tiles(bound, together, rows), (1, 1, 1, group)) for bound in interval] for interval in mask.intervals]
+    return _Mask(tuple((start, end) for start, end in bounds), order, visited.sum(axis=2, dtype=jnp.int32))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    settings: _Settings, q: Float[Array, "I B K R H"], k: Float[Array, "J B K W H"], v: Float[Array, "J B K W H"], mask: _Mask
-) -> Float[Array, "I B K R H"]:
+    settings: _Settings, q: Float[Array, "A I b K R H"], k: Float[Array, "A J b K W H"], v: Float[Array, "A J b K W H"], mask: _Mask
+) -> Float[Array, "A I b K R H"]:
     return _forward(settings, q, k, v, mask)[0]
 
 
 def _forward(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array, Any]:
+    out, log_total = jax.lax.map(lambda block: _forward_block(settings, *block), (q, k, v, mask))
+    return out, (q, k, v, mask, out, log_total)
+
+
+def _forward_block(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array, Array]:
     def of_rows(tile: tuple[Array, _Mask]) -> tuple[Array, Array]:
         rows, seen_by = tile
 
         def visit(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             out, top, total = carry
             at = seen_by.order[number]
-            scores, seen = _scores(settings, rows, k[at], _seen(seen_by, at, k.shape[3]))
+            scores, seen = _scores(settings, rows, k[at], seen_by, at)
             higher = jnp.maximum(top, scores.max(axis=-1))
-            weights = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0)
+            weights = _visible(jnp.exp(scores - higher[..., None]), seen)
             less = jnp.exp(top - higher)
-            new = jnp.einsum("BKRW,BKWH->BKRH", weights.astype(v.dtype), v[at], preferred_element_type=jnp.float32)
+            new = jnp.einsum("bKRW,bKWH->bKRH", weights.astype(v.dtype), v[at], preferred_element_type=jnp.float32)
             return out * less[..., None] + new, higher, total * less + weights.sum(axis=-1)
 
         nothing = jnp.zeros(rows.shape[:-1], jnp.float32)
@@ -101,30 +132,35 @@ def _forward(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask) -> 
         total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # nothing seen: 0 / tiny
         return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
 
-    out, log_total = jax.lax.map(of_rows, (q, mask))
-    return out, (q, k, v, mask, out, log_total)
+    return jax.lax.map(of_rows, (q, mask))
 
 
 def _backward(settings: _Settings, kept: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, mask, out, log_total = kept
-    weighted = jnp.einsum("IBKRH,IBKRH->IBKR", out, gradient, preferred_element_type=jnp.float32)
+    weighted = jnp.einsum("AIbKRH,AIbKRH->AIbKR", out, gradient, preferred_element_type=jnp.float32)
+    blocks = q, k, v, mask, gradient, log_total, weighted
+    return *jax.lax.map(lambda block: _backward_block(settings, *block), blocks), None
 
+
+def _backward_block(
+    settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask, gradient: Array, log_total: Array, weighted: Array
+) -> tuple[Array, Array, Array]:
     def of_rows(carry: tuple[Array, Array], tile: Any) -> tuple[tuple[Array, Array], Array]:
         rows, seen_by, dout, log_sum, delta = tile
 
         def visit(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             dq, dk, dv = carry
             at = seen_by.order[number]
-            scores, seen = _scores(settings, rows, k[at], _seen(seen_by, at, k.shape[3]))
-            weights = jnp.where(seen, jnp.exp(scores - log_sum[..., None]), 0)
-            dweights = jnp.einsum("BKRH,BKWH->BKRW", dout, v[at], preferred_element_type=jnp.float32)
+            scores, seen = _scores(settings, rows, k[at], seen_by, at)
+            weights = _visible(jnp.exp(scores - log_sum[..., None]), seen)
+            dweights = jnp.einsum("bKRH,bKWH->bKRW", dout, v[at], preferred_element_type=jnp.float32)
             dscores = weights * (dweights - delta[..., None]) * settings.scale
             if settings.softcap is not None:
-                dscores *= jnp.where(seen, 1 - (scores / settings.softcap) ** 2, 0)
+                dscores *= _visible(1 - (scores / settings.softcap) ** 2, seen)
             dscores = dscores.astype(k.dtype)
-            dq += jnp.einsum("BKRW,BKWH->BKRH", dscores, k[at], preferred_element_type=jnp.float32)
-            dk = dk.at[at].add(jnp.einsum("BKRW,BKRH->BKWH", dscores, rows, preferred_element_type=jnp.float32))
-            dv = dv.at[at].add(jnp.einsum("BKRW,BKRH->BKWH", weights.astype(v.dtype), dout, preferred_element_type=jnp.float32))
+            dq += jnp.einsum("bKRW,bKWH->bKRH", dscores, k[at], preferred_element_type=jnp.float32)
+            dk = dk.at[at].add(jnp.einsum("bKRW,bKRH->bKWH", dscores, rows, preferred_element_type=jnp.float32))
+            dv = dv.at[at].add(jnp.einsum("bKRW,bKRH->bKWH", weights.astype(v.dtype), dout, preferred_element_type=jnp.float32))
             return dq, dk, dv
 
         dq, dk, dv = jax.lax.fori_loop(0, seen_by.visits, visit, (jnp.zeros(rows.shape, jnp.float32), *carry))
@@ -132,20 +168,24 @@ def _backward(settings: _Settings, kept: Any, gradient: Array) -> tuple[Array, A
 
     begin = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     (dk, dv), dq = jax.lax.scan(of_rows, begin, (q, mask, gradient, log_total, weighted))
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(settings: _Settings, rows: Array, keys: Array, seen: Array) -> tuple[Float[Array, "B K R W"], Bool[Array, "B 1 R W"]]:
-    scores = settings.scale * jnp.einsum("BKRH,BKWH->BKRW", rows, keys, preferred_element_type=jnp.float32)
+def _scores(settings: _Settings, rows: Array, keys: Array, mask: _Mask, tile: Array) -> tuple[Array, Bool[Array, "b 1 R W"] | None]:
+    """Scores of a tile, and which of them are seen; None: all."""
+    scores = settings.scale * jnp.einsum("bKRH,bKWH->bKRW", rows, keys, preferred_element_type=jnp.float32)
     if settings.softcap is not None:
         scores = settings.softcap * jnp.tanh(scores / settings.softcap)
-    return jnp.where(seen, scores, _MASKED), seen
-
-
-def _seen(mask: _Mask, tile: Array, wide: int) -> Bool[Array, "B 1 R W"]:
-    place = tile * wide + jnp.arange(wide, dtype=jnp.int32)
+    if not mask.intervals:
+        return scores, None
+    place = tile * keys.shape[2] + jnp.arange(keys.shape[2], dtype=jnp.int32)
     seen = [(start[..., None] <= place) & (place < end[..., None]) for start, end in mask.intervals]
-    return functools.reduce(jnp.logical_or, seen)[:, None]
+    visible = functools.reduce(jnp.logical_or, seen)[:, None]
+    return jnp.where(visible, scores, _MASKED), visible
+
+
+def _visible(values: Array, seen: Bool[Array, "b 1 R W"] | None) -> Array:
+    return values if seen is None else jnp.where(seen, values, 0)
