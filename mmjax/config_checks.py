@@ -8,6 +8,7 @@ from mmjax import transitions
 from mmjax.data.templates import CHAT
 from mmjax.errors import InputError
 from mmjax.evaluation import tasks
+from mmjax.kernels.attention import IMPLEMENTATIONS
 from mmjax.models import parameters
 from mmjax.models.config import ConnectorConfig, DecoderConfig, LinearConfig, MLPConfig, ResamplerConfig, ViTConfig
 from mmjax.recipe import RANDOM, DataConfig, OptimizerConfig, Recipe, Stage
@@ -54,6 +55,8 @@ def _recipe(recipe: Recipe, partial: bool) -> Problems:
                 )
     yield from _names("config.evaluation.tasks", recipe.evaluation.tasks, tasks.TASKS)
     yield from _names("config.logging.trackers", recipe.logging.trackers, trackers.TRACKERS)
+    if recipe.kernels.attention is not None:
+        yield from _names("config.kernels.attention", [recipe.kernels.attention], IMPLEMENTATIONS)
     yield from _positive("config.evaluation", recipe.evaluation, "batch_size", "max_new_tokens")
     yield from _positive("config.checkpoint", recipe.checkpoint, "every", "keep_last")
     yield from _positive("config.logging", recipe.logging, "every")

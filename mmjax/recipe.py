@@ -213,6 +213,17 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class KernelsConfig:
+    """Which implementations compute what several can; none changes what is computed.
+
+    Attributes:
+        attention: a name of `mmjax.kernels.attention.IMPLEMENTATIONS` that serves wherever it can; None: what is fastest on the device.
+    """
+
+    attention: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run. `stages` run in order; `notes` say what of it is taken from a paper, what is inferred and what is substituted."""
 
@@ -225,4 +236,5 @@ class Recipe:
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
+    kernels: KernelsConfig = KernelsConfig()
     notes: dict[str, str] = field(default_factory=dict)

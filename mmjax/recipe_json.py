@@ -9,7 +9,7 @@ from mmjax.recipe import Recipe
 from mmjax.schema import KeyPath, convert, to_plain
 
 # Settings that say how a run is watched, kept, scored or laid out, not what it trains: a run may be resumed with others.
-_NOT_DIGESTED = ("name", "variant", "checkpoint", "logging", "evaluation", "mesh", "notes")
+_NOT_DIGESTED = ("name", "variant", "checkpoint", "logging", "evaluation", "mesh", "kernels", "notes")
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mmjax.data.templates import Turn, find_template
 from mmjax.data.tokenizer import Tokenizer, WordTokenizer
 from mmjax.errors import InputError, Preempted
 from mmjax.generate import Generator
+from mmjax.kernels.attention import prefer
 from mmjax.models import parameters
 from mmjax.recipe import DataConfig, LlavaSource, Recipe, Stage
 from mmjax.recipe_json import digest
@@ -45,6 +46,7 @@ def train(recipe: Recipe, workdir: Workdir, *, stop_after_steps: int | None = No
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(prefer(recipe.kernels.attention))
         stack.enter_context(workdir.claim(recipe))
         stop = stack.enter_context(StopSignal())
         run = _Run(recipe, workdir, stop, console)
@@ -67,7 +69,7 @@ def evaluate(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None,
     """
     console = console or Console()
     stage, folder = find_checkpoint(recipe, workdir, checkpoint)
-    with workdir.claim(recipe), StopSignal() as stop:
+    with prefer(recipe.kernels.attention), workdir.claim(recipe), StopSignal() as stop:
         run = _Run(recipe, workdir, stop, console)
         mesh = sharding.make_mesh(recipe.mesh)
         params = read_params(folder, run.fitted, _places(run.fitted.stages[stage.name], mesh))
@@ -101,7 +103,7 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
     structure, _ = parameters.abstract(stage.model)
     data = stage.data
     generator = Generator(structure, stage.model, tokenizer, template=data.template, resize=data.resize, max_new_tokens=ANSWER_TOKENS)
-    with StopSignal() as stop:
+    with prefer(recipe.kernels.attention), StopSignal() as stop:
         params = read_params(folder, fitted)
         try:
             answers = generator.answer_all(params, [request(data, image, prompt, tokenizer)], should_stop=lambda: stop.requested)

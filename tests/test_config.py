@@ -122,6 +122,7 @@ def _stage(**fields: str) -> dict[str, str]:
         (_stage(transitions="inflat"), "Did you mean inflate?"),
         ({"evaluation.tasks": "easy_vqs"}, "Did you mean easy_vqa?"),
         ({"logging.trackers": "jsonl,tensorbord"}, "Did you mean tensorboard?"),
+        ({"kernels.attention": "mosaicgpu"}, "config.kernels.attention has 'mosaicgpu'. Did you mean mosaic_gpu?"),
         (_stage(trainable="connectr/*"), "config.stages.finetune.trainable: 'connectr/*' matches no parameter. Did you mean connector/"),
         (
             {"mesh.data": "-1", "mesh.fsdp": "-1"},

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.kernels.attention import IntervalMask, attention, xla_chunked
+from mmjax.errors import InputError
+from mmjax.kernels.attention import IMPLEMENTATIONS, IntervalMask, attention, prefer, xla_chunked
 
 
 def looped_mask(segments, prefixes):
@@ -183,6 +184,36 @@ def test_bfloat16_stays_bfloat16_and_close():
     assert out.dtype == jnp.bfloat16
     wanted = attention(*(x.astype(jnp.float32) for x in low), implementation="reference")
     np.testing.assert_allclose(out.astype(jnp.float32), wanted, atol=0.03)
+
+
+def goes_tile_by_tile(*arguments):
+    """Whether attention is a loop; the function is a new one each time, as what was traced before stays."""
+    return "while" in str(jax.make_jaxpr(lambda *x: attention(*x))(*arguments))
+
+
+def test_what_a_program_prefers_serves_wherever_it_can():
+    call = *make_inputs(2, 1), MASKS["intervals"]
+    with prefer("xla_chunked"):
+        assert goes_tile_by_tile(*call)
+    assert not goes_tile_by_tile(*call)
+
+
+def test_what_cannot_be_preferred_is_refused_in_words():
+    with pytest.raises(InputError, match="no attention implementation 'flash'; there are cudnn, mosaic_gpu"), prefer("flash"):
+        pass
+    for name, reason in {"mosaic_gpu": "made for GPUs", "cudnn": "no NVIDIA GPU", "splash": "no TPU"}.items():
+        with pytest.raises(InputError, match=f"'{name}' cannot be used here: .*{reason}"), prefer(name):
+            pass
+
+
+def test_what_serves_no_such_call_is_not_taken(monkeypatch):
+    """An implementation that is preferred, but not for masks: it says why, and another one serves."""
+    refusing = IMPLEMENTATIONS["xla_chunked"]._replace(unsupported=lambda q, k, mask, softcap: "no masks" if mask is not None else None)
+    monkeypatch.setitem(IMPLEMENTATIONS, "xla_chunked", refusing)
+    q, k, v = make_inputs(2, 1)
+    with prefer("xla_chunked"):
+        assert not goes_tile_by_tile(q, k, v, MASKS["intervals"])
+        assert goes_tile_by_tile(q, k, v)
 
 
 def test_wrong_calls_are_refused_in_words():

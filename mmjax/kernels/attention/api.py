@@ -1,54 +1,17 @@
 """The one door to attention: checks the call, picks an implementation, or obeys the one that is named."""
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 
-from mmjax.kernels.attention import cudnn, reference, splash, xla, xla_chunked
+from mmjax.errors import InputError
+from mmjax.kernels import choice
+from mmjax.kernels.attention.implementations import IMPLEMENTATIONS
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.placement import on_each_device
 from mmjax.typing import Array, Float
-
-
-class Implementation(NamedTuple):
-    """One way to compute attention.
-
-    Attributes:
-        compute: (q, k, v, mask, scale, softcap) -> [B, T, N, H].
-        unsupported: (q, k, mask, softcap) -> why it cannot serve a call; None if it can.
-        per_device: called on each device of a mesh for its own rows and heads, as the compiler cannot split it, or not well.
-    """
-
-    compute: Callable[..., Array]
-    unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: None
-    per_device: bool = False
-
-
-def _on_hopper(*arrays: Any, **settings: Any) -> Array:
-    from mmjax.kernels.attention.mosaic_gpu import call as kernels  # its imports take a while
-
-    return kernels.attention(*arrays, **settings)
-
-
-def _unsupported_on_hopper(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None) -> str | None:
-    from mmjax.kernels.attention.mosaic_gpu import call as kernels
-
-    if jax.default_backend() != "gpu" or getattr(jax.devices()[0], "compute_capability", "") != "9.0":
-        return f"it is made for GPUs of compute capability 9.0, and here is {jax.devices()[0].device_kind}"
-    return kernels.unsupported(q, k, k, mask, softcap=softcap)
-
-
-IMPLEMENTATIONS = {
-    "reference": Implementation(reference.attention),
-    "xla": Implementation(xla.attention),
-    "xla_chunked": Implementation(xla_chunked.attention, per_device=True),
-    "splash": Implementation(splash.attention, splash.unsupported, per_device=True),
-    "cudnn": Implementation(cudnn.attention, cudnn.unsupported),
-    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper, per_device=True),
-}
 
 _FEW_SCORES = 256 * 256  # of a head: below, to hold them all is as fast, and no weights are computed twice
 
@@ -69,7 +32,8 @@ def attention(
         mask: which keys a query row sees; None: all of them.
         scale: of the scores; None: H ** -0.5.
         softcap: bound c of the scores, c tanh(score / c); None: unbounded.
-        implementation: a name in IMPLEMENTATIONS; None picks the fastest that serves the call.
+        implementation: a name in IMPLEMENTATIONS; None: the one that the program prefers (`prefer`) if it serves the call, or else the
+            fastest that does.
 
     Returns:
         [B, T, N, H] in the dtype of q. A row that sees nothing is zero.
@@ -97,20 +61,36 @@ def _check(q: Array, k: Array, v: Array, mask: IntervalMask | None) -> None:
         raise ValueError(f"the mask has the intervals of {mask.start.shape} rows, the queries have {q.shape[:2]}")
 
 
+def prefer(name: str | None) -> contextlib.AbstractContextManager[None]:
+    """Within, calls that name no implementation use this one wherever it can serve them; what else is picked is logged.
+
+    Raises:
+        InputError: there is none of that name, or it serves no call on this machine.
+    """
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise InputError(f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}")
+    if name is not None and (reason := IMPLEMENTATIONS[name].absent()) is not None:
+        raise InputError(f"attention implementation {name!r} cannot be used here: {reason}")
+    return choice.choosing(choice.Choice(attention=name))
+
+
 def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) -> str:
     """The fastest implementation that serves a call where it will probably run: on the default backend."""
-    for name in _preferred(jax.default_backend()):
+    backend = jax.default_backend()
+    for name in _preferred(backend):
         reason = IMPLEMENTATIONS[name].unsupported(q, k, mask, softcap)
         if reason is None:
-            return _logged(name, jax.default_backend())
-        _logged(f"not {name}: {reason}", jax.default_backend())
+            return _logged(name, backend)
+        _logged(f"not {name}: {reason}", backend)
     few = q.shape[1] * k.shape[1] < _FEW_SCORES
-    return _logged("xla" if few else "xla_chunked", jax.default_backend())
+    return _logged("xla" if few else "xla_chunked", backend)
 
 
-def _preferred(backend: str) -> tuple[str, ...]:
-    # "mosaic_gpu" is not among them: it has been compiled for Hopper and interpreted, but has not run on a GPU yet.
-    return ("splash",) if backend == "tpu" else ()
+def _preferred(backend: str) -> list[str]:
+    chosen = choice.current().attention
+    # "mosaic_gpu" is not among the others: it has been compiled for Hopper and interpreted, but has not run on a GPU yet.
+    others = ["splash"] if backend == "tpu" else []
+    return others if chosen is None else [chosen, *(name for name in others if name != chosen)]
 
 
 @functools.cache

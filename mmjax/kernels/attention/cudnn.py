@@ -11,6 +11,11 @@ from mmjax.typing import Array, Float
 _LARGEST_HEAD = 256
 
 
+def absent() -> str | None:
+    """Why cuDNN cannot serve any call on this machine; None if it can."""
+    return None if jax.default_backend() == "gpu" else f"there is no NVIDIA GPU here (the backend is {jax.default_backend()})"
+
+
 def unsupported(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None) -> str | None:
     """Why cuDNN cannot serve a call; None if it can."""
     if mask is not None and mask.form not in ("full", "causal"):
@@ -21,9 +26,7 @@ def unsupported(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None
         return f"it reads bfloat16 and float16, not {q.dtype} and {k.dtype}"
     if q.shape[-1] % 8 or q.shape[-1] > _LARGEST_HEAD:
         return f"heads have {q.shape[-1]} channels; it needs a multiple of 8 up to {_LARGEST_HEAD}"
-    if jax.default_backend() != "gpu":
-        return f"there is no NVIDIA GPU here (the backend is {jax.default_backend()})"
-    return None
+    return absent()
 
 
 def attention(

@@ -17,6 +17,11 @@ _TILE = 128  # rows and keys come in multiples of it
 _LARGEST = 512
 
 
+def absent() -> str | None:
+    """Why the kernel cannot serve any call on this machine; None if it can."""
+    return None if jax.default_backend() == "tpu" else f"there is no TPU here (the backend is {jax.default_backend()})"
+
+
 def unsupported(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None) -> str | None:
     """Why the kernel cannot serve a call; None if it can."""
     del k, softcap
