@@ -4,10 +4,12 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+AOT := .aot
+AOT_READY := $(AOT)/.ready
 WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help setup run test test-slow oracle lint format clean
+.PHONY: help setup run test test-slow aot oracle lint format clean
 
 help:  ## what there is to do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +31,16 @@ test: setup  ## the tests
 test-slow: setup  ## what takes longer: kills, signals, whole jobs
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
+aot: $(AOT_READY)  ## compilers for GPUs and TPUs, for the tests that compile for them (350 MB, 1.1 GB unpacked)
+
+# In a folder of its own (see the extra of that name), which pip does not update: it is made anew.
+$(AOT_READY): $(READY)
+	rm -rf $(AOT)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target $(AOT) -c constraints.txt \
+		$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["aot"])') \
+		|| { rm -rf $(AOT); echo "make aot: pip could not bring the compilers (the extra [aot] of pyproject.toml)"; exit 1; }
+	@touch $@
+
 oracle:  ## a second environment with PyTorch and transformers, for live parity and the step-time benchmark
 	bash tests/parity/make_oracle.sh
 
@@ -39,4 +51,4 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/python -m ruff check --fix . ; $(BIN)/python -m ruff format .
 
 clean:  ## the environments and caches (runs/ stays)
-	rm -rf $(VENV) .oracle .cache build dist *.egg-info
+	rm -rf $(VENV) $(AOT) .oracle .cache build dist *.egg-info

@@ -2,10 +2,11 @@
 
 A process of its own, because the CUDA plugin reads its environment once:
 
-    echo '[{"kernel": "forward", "head_dim": 128}]' | python tests/kernels/mosaic_gpu/compile_for_h200.py
+    echo '[{"kernel": "forward", "head_dim": 128}]' | \
+        PYTHONPATH=.:.aot python tests/kernels/mosaic_gpu/compile_for_h200.py
 
 A case may also say tile, masked (which of the table's tiles), intervals (1 or 2), softcap, dtype, batch, rows, keys, heads and kv_heads.
-Needs jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, and no other wheel of CUDA.
+Needs jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, as `make aot` brings them, and no other wheel of CUDA.
 """
 
 import json
@@ -29,6 +30,7 @@ from mmjax.kernels.attention.mosaic_gpu import attention, tuning
 from mmjax.kernels.attention.mosaic_gpu.backward_keys import gradient_of_keys
 from mmjax.kernels.attention.mosaic_gpu.backward_queries import gradient_of_queries
 from mmjax.kernels.attention.mosaic_gpu.forward import forward
+from tests.kernels.program_text import largest_array
 
 # What XLA wants to know of a GPU (GpuTargetConfigProto), with the numbers of an H200 SXM.
 H200 = """
@@ -92,11 +94,17 @@ def said_while(action):
         return result, file.read().decode(errors="replace")
 
 
+def compiled(case, placement):
+    """The program before and after the compiler."""
+    lowered = jax.jit(function(case)).lower(*arguments(case, placement))
+    return lowered, lowered.compile()
+
+
 def needs(case, placement):
     case = DEFAULTS | case
     started = time.monotonic()
     try:
-        program, said = said_while(lambda: jax.jit(function(case)).lower(*arguments(case, placement)).compile())
+        (lowered, program), said = said_while(lambda: compiled(case, placement))
     except Exception as error:
         return case | {"error": f"{type(error).__name__}: {error}"}
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
@@ -107,6 +115,7 @@ def needs(case, placement):
         "serialized": "are serialized" in said,
         "wgmma": sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+\.\w+\.\w+)", said))),
         "wgmma_count": said.count("wgmma.mma_async"),
+        "largest": largest_array(lowered.as_text(), program.as_text()),
         "temporary": program.memory_analysis().temp_size_in_bytes,
         "seconds": round(time.monotonic() - started, 1),
     }
