@@ -146,9 +146,9 @@ def main(given: list[str] | None = None) -> int:
     text = page(record)
     print(text)
     if options.out:
+        (options.out / "attention.md").write_text(text)
         import attention_chart
 
-        (options.out / "attention.md").write_text(text)
         (options.out / "attention.svg").write_text(attention_chart.draw(record))
     for failure in (failed := failures(record)):
         print(f"FAILED: {failure}", file=sys.stderr)

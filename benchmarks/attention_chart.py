@@ -17,6 +17,7 @@ _COLOURS = {
 _BAR, _GAP, _LEFT, _RIGHT = 15, 34, 70, 20
 _HEIGHT, _ABOVE, _BELOW = 250, 56, 46  # of a panel's bars, its heading and its labels
 _TOP = 64
+_OUTLINE: dict[str, str | float] = {"stroke": "#ffffff", "stroke_width": 3, "paint_order": "stroke"}  # over lines
 _FONT = "font-family: system-ui, 'DejaVu Sans', sans-serif"
 
 
@@ -61,14 +62,14 @@ def draw(record: dict) -> Html:
     shown = panels(record)
     names = [*dict.fromkeys(name for panel in shown for _, values in panel.groups for name in values)]
     widest = max(sum(_width(values) for _, values in panel.groups) for panel in shown)
-    width = max(_LEFT + widest + _RIGHT, 760, _LEFT + 140 * len(names))
+    width = max(_LEFT + widest + _RIGHT, 760, _LEFT + 150 * len(names))
     each = _ABOVE + _HEIGHT + _BELOW
     height = _TOP + each * len(shown)
     return tag(
         "svg",
         tag("rect", width=width, height=height, fill="#ffffff"),
         tag("text", f"Attention, {record['device']}, {record['date']}", x=_LEFT, y=26, font_size=17, font_weight="bold"),
-        [_legend(name, _LEFT + 140 * number) for number, name in enumerate(names)],
+        [_legend(name, _LEFT + 150 * number) for number, name in enumerate(names)],
         [_panel(panel, _TOP + each * number, width) for number, panel in enumerate(shown)],
         xmlns="http://www.w3.org/2000/svg",
         width=width,
@@ -111,10 +112,10 @@ def _panel(panel: Panel, top: int, width: int) -> Html:
     x = _LEFT + _GAP / 2
     for label, group in panel.groups:
         inner = _width(group) - _GAP
-        parts += [_bar(name, value, x + _BAR * number, up(value), base) for number, (name, value) in enumerate(group.items())]
         if label in panel.floors:
             y = up(panel.floors[label])
             parts.append(tag("line", x1=x - 6, x2=x + inner + 6, y1=y, y2=y, stroke="#111111", stroke_width=2))
+        parts += [_bar(name, value, x + _BAR * number, up(value), base) for number, (name, value) in enumerate(group.items())]
         parts.append(tag("text", label, x=x + inner / 2, y=base + 18, font_size=12, text_anchor="middle"))
         x += inner + _GAP
     return tag("g", parts)
@@ -126,5 +127,5 @@ def _bar(name: str, value: float, x: float, top: float, base: float) -> Html:
     return tag(
         "g",
         tag("rect", tag("title", f"{name}: {value:.4g}"), x=x, y=top, width=_BAR - 2, height=base - top, fill=_colour(name)),
-        tag("text", written, x=x + _BAR / 2 + 4, y=top - 4, font_size=11, transform=place),
+        tag("text", written, x=x + _BAR / 2 + 4, y=top - 4, font_size=11, transform=place, **_OUTLINE),
     )

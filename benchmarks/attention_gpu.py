@@ -110,8 +110,9 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
         clock.begin(len(cases) - number)
         entry = {"case": case, "directions": {}}
         record["cases"].append(entry)
+        sets, calls = rotation(case) if options.shrink == 1 else (4, 2)
         entry["directions"] = attention_shape.measure(
-            case, makers(case, names, *(rotation(case) if options.shrink == 1 else (4, 2))), record["directions"], clock, rounds=options.rounds, target=options.sample,
+            case, makers(case, names, sets, calls), record["directions"], clock, rounds=options.rounds, target=options.sample,
             bounds=attention_gate.BOUNDS, beat=watch.beat,
         )  # fmt: skip
         release()

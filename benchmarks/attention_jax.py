@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from attention_cases import Case
-from attention_timing import Measured
+from attention_timing import LeftOut, Measured
 
 from mmjax.kernels.attention import IntervalMask, attention
 
@@ -41,7 +41,7 @@ def interval_mask(case: Case) -> IntervalMask | None:
 
 
 def make(name: str, case: Case) -> tuple[Attend, Any, str]:
-    """(function of q, k, v and the mask, the mask in its form, a remark). Raises ValueError where it has no form for the mask."""
+    """(function of q, k, v and the mask, the mask in its form, a remark). Raises ValueError if there is no such implementation."""
     if name in OURS or name == "xla":
         settings = OURS.get(name, {"implementation": "xla"})
         return lambda q, k, v, mask: attention(q, k, v, mask, **settings), interval_mask(case), ""
@@ -139,7 +139,7 @@ class Prepared:
     def _backward(self) -> tuple[Callable[..., Any], list[tuple]]:
         """The pass alone: the forward pass and what it keeps are in the arguments."""
         if self.name in WHOLE:
-            raise ValueError("XLA would hand over arrays of all scores between two programs; --directions gradient times both in one")
+            raise LeftOut("XLA would hand over arrays of all scores between two programs; --directions gradient times both in one")
         keep = jax.jit(lambda sets, mask: [jax.vjp(lambda *x: self.attend(*x, mask), q, k, v)[1] for q, k, v, _ in sets])
         backward = jax.jit(lambda kept, douts: [back(dout) for back, dout in zip(kept, douts, strict=True)])
         return backward, [(keep(group, self.mask), [dout for *_, dout in group]) for group in self.sets]

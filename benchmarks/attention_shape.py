@@ -61,7 +61,7 @@ def _check(case: Case, name: str, prepared: Prepared, results: dict, work: dict,
     def compare() -> None:
         found["errors"] = attention_gate.errors(case, prepared.piece(row, case.kv_heads - 1), row)
         if bad := attention_gate.wrong(found["errors"], bounds):
-            raise ArithmeticError(f"wrong: {bad}")
+            raise ArithmeticError(bad)
 
     attempt(found, compare)
     for direction in results:

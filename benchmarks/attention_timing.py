@@ -23,6 +23,10 @@ class Measured:
     calls: int = 1
 
 
+class LeftOut(Exception):
+    """An implementation is not measured at a shape, for the reason that this says."""
+
+
 class Clock:
     """Shares the time of a benchmark among its shapes: each may use an equal part of what is left when it begins."""
 
@@ -97,6 +101,8 @@ def attempt(result: dict, action: Callable[[], object]) -> bool:
 
 def said(error: Exception) -> str:
     """One line of an exception."""
+    if isinstance(error, LeftOut):
+        return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 

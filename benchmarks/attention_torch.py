@@ -14,7 +14,7 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from attention_cases import Case
-from attention_timing import Measured
+from attention_timing import LeftOut, Measured
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -31,16 +31,17 @@ def prepare(memory_share: float) -> None:
 
 
 def make(name: str, case: Case, device: str, dtype: torch.dtype) -> tuple[Callable[..., torch.Tensor], str]:
-    """(function of q, k, v, a remark). Raises ValueError where it has no form for the mask."""
+    """(function of q, k, v, a remark). Raises LeftOut where it has no form for the mask."""
     grouped = case.heads != case.kv_heads
     if name == "torch_flex":
         mask = None if case.form == "full" else block_mask(case, device)
-        compiled = torch.compile(flex_attention, dynamic=False)
-        return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=grouped), "" if mask is None else "block mask"
+        attend = flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=False)
+        remark = "not compiled" if device == "cpu" else "" if mask is None else "block mask"
+        return lambda q, k, v: attend(q, k, v, block_mask=mask, enable_gqa=grouped), remark
     settings: dict[str, Any] = {"is_causal": case.form == "causal"}
     if case.form == "segments":
         if name == "torch_flash":
-            raise ValueError("it takes no mask")
+            raise LeftOut("it takes no mask but the causal one")
         dense = torch.from_numpy(case.dense()[:, None]).to(device)
         # A bias on the GPU, as cuDNN wants it; a mask of booleans would be turned into one in every call.
         settings["attn_mask"] = dense if device == "cpu" else torch.where(dense, 0, torch.finfo(dtype).min).to(dtype)
@@ -140,8 +141,13 @@ class Prepared:
         def gradients(out: torch.Tensor, arrays: tuple[torch.Tensor, ...], keep: bool) -> tuple[torch.Tensor, ...]:
             return torch.autograd.grad(out, arrays[:3], arrays[3], retain_graph=keep)
 
+        def forward() -> list[torch.Tensor]:
+            # On a GPU as training runs it: FlexAttention is then compiled once. On a CPU it takes no arrays that want gradients.
+            sets = [[x.detach() for x in arrays[:3]] if self.device == "cpu" else arrays[:3] for arrays in self.sets]
+            return [self.attend(*arrays).detach() for arrays in sets]
+
         if direction == "forward":
-            return lambda: [self.attend(*arrays[:3]).detach() for arrays in self.sets]
+            return forward
         if direction == "gradient":
             return lambda: [gradients(self.attend(*arrays[:3]), arrays, False) for arrays in self.sets]
         with self._on_stream():
