@@ -66,6 +66,10 @@ class Case:
         mask = mask & _equal(self.segments, self.segments)
         return mask if self.prefixes is None else mask | _equal(self.prefixes, self.segments)
 
+    def sees_something(self) -> np.ndarray:
+        """[b, T] bool: which rows see any key."""
+        return self.dense().any(axis=2)
+
     def flops(self, direction: str) -> float:
         """Useful ones: two products of `head_dim` for each score that is seen, forward."""
         return 4.0 * self.seen * self.heads * self.head_dim * PASSES[direction]

@@ -14,7 +14,7 @@ _COLOURS = {
     "torch_cudnn": "#1f5fa8", "torch_flash": "#5aa0e0", "torch_flex": "#0f3057", "torch_sdpa": "#1f5fa8", "xla": "#9a9a9a",
     "jax_nn": "#2f6f3e", "tokamax": "#c9a400",
 }  # fmt: skip
-_BAR, _GAP, _LEFT, _RIGHT = 15, 34, 70, 20
+_BAR, _LETTER, _GAP, _LEFT, _RIGHT = 15, 7, 34, 70, 20
 _HEIGHT, _ABOVE, _BELOW = 250, 56, 46  # of a panel's bars, its heading and its labels
 _TOP = 64
 _OUTLINE: dict[str, str | float] = {"stroke": "#ffffff", "stroke_width": 3, "paint_order": "stroke"}  # over lines
@@ -61,7 +61,7 @@ def draw(record: dict) -> Html:
     """The picture. There is at least one case."""
     shown = panels(record)
     names = [*dict.fromkeys(name for panel in shown for _, values in panel.groups for name in values)]
-    widest = max(sum(_width(values) for _, values in panel.groups) for panel in shown)
+    widest = max(sum(_width(label, values) for label, values in panel.groups) for panel in shown)
     width = max(_LEFT + widest + _RIGHT, 760, _LEFT + 150 * len(names))
     each = _ABOVE + _HEIGHT + _BELOW
     height = _TOP + each * len(shown)
@@ -81,8 +81,8 @@ def draw(record: dict) -> Html:
     )
 
 
-def _width(values: dict[str, float]) -> int:
-    return max(_BAR * len(values), 60) + _GAP
+def _width(label: str, values: dict[str, float]) -> int:
+    return max(_BAR * len(values), _LETTER * len(label)) + _GAP
 
 
 def _legend(name: str, x: int) -> Html:
@@ -111,11 +111,14 @@ def _panel(panel: Panel, top: int, width: int) -> Html:
         parts.append(tag("text", f"{tick:g}", x=_LEFT - 8, y=up(tick) + 4, font_size=12, text_anchor="end"))
     x = _LEFT + _GAP / 2
     for label, group in panel.groups:
-        inner = _width(group) - _GAP
+        inner = _width(label, group) - _GAP
         if label in panel.floors:
             y = up(panel.floors[label])
             parts.append(tag("line", x1=x - 6, x2=x + inner + 6, y1=y, y2=y, stroke="#111111", stroke_width=2))
-        parts += [_bar(name, value, x + _BAR * number, up(value), base) for number, (name, value) in enumerate(group.items())]
+        parts += [
+            _bar(name, value, x + (inner - _BAR * len(group)) / 2 + _BAR * number, up(value), base)
+            for number, (name, value) in enumerate(group.items())
+        ]
         parts.append(tag("text", label, x=x + inner / 2, y=base + 18, font_size=12, text_anchor="middle"))
         x += inner + _GAP
     return tag("g", parts)

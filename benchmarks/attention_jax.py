@@ -68,15 +68,22 @@ def has_tokamax() -> bool:
     return importlib.util.find_spec("tokamax") is not None
 
 
-def inputs(case: Case, sets: int, dtype: Any, seed: int = 0) -> list[tuple[jax.Array, ...]]:
-    """`sets` times q, k, v and dout, standard normal."""
+def inputs(case: Case, sets: int, dtype: Any, seed: int = 0, padding: bool = False) -> list[tuple[jax.Array, ...]]:
+    """`sets` times q, k, v and dout, standard normal; dout is zero where a row sees nothing, as in training.
+
+    Args:
+        padding: dout is not zero there either.
+    """
     queries = case.batch, case.rows, case.heads, case.head_dim
     keys = case.batch, case.keys, case.kv_heads, case.head_dim
+
+    seen = np.ones((1, 1, 1, 1), bool) if padding or case.form != "segments" else case.sees_something()[:, :, None, None]
 
     @jax.jit
     def draw(key: jax.Array) -> tuple[jax.Array, ...]:
         shapes = queries, keys, keys, queries
-        return tuple(jax.random.normal(key, shape, dtype) for key, shape in zip(jax.random.split(key, 4), shapes, strict=True))
+        q, k, v, dout = (jax.random.normal(key, shape, dtype) for key, shape in zip(jax.random.split(key, 4), shapes, strict=True))
+        return q, k, v, jnp.where(seen, dout, 0)
 
     return [draw(jax.random.key(seed + number)) for number in range(sets)]
 

@@ -91,12 +91,17 @@ def block_mask(case: Case, device: str) -> Any:
 
 
 def inputs(case: Case, sets: int, device: str, dtype: torch.dtype, seed: int = 0) -> list[tuple[torch.Tensor, ...]]:
-    """`sets` times q, k, v and dout, standard normal, [B, N, T, H] seen, [B, T, N, H] in memory."""
+    """`sets` times q, k, v and dout, standard normal, [B, N, T, H] seen, [B, T, N, H] in memory; dout as in `attention_jax.inputs`."""
     torch.manual_seed(seed)
     queries = case.batch, case.rows, case.heads, case.head_dim
     keys = case.batch, case.keys, case.kv_heads, case.head_dim
     shapes = queries, keys, keys, queries
-    return [tuple(torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for shape in shapes) for _ in range(sets)]
+    drawn = [tuple(torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for shape in shapes) for _ in range(sets)]
+    if case.form == "segments":
+        nothing = torch.from_numpy(~case.sees_something()).to(device)[:, None, :, None]
+        for *_, dout in drawn:
+            dout.masked_fill_(nothing, 0)
+    return drawn
 
 
 class Prepared:

@@ -7,6 +7,7 @@ import attention_gate
 import attention_jax
 import attention_shape
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from attention_cases import Case, gate_cases, packed
 from attention_timing import Clock
@@ -72,6 +73,27 @@ def test_pieces_are_of_the_right_heads(name: str):
         prepared.measured(direction).run(1)
     for row, kv_head in ((0, 1), (1, 0)):
         assert attention_gate.wrong(attention_gate.errors(SMALL, prepared.piece(row, kv_head), row), BOUNDS) is None
+
+
+PADDED = np.array([[1] * 10 + [2] * 20 + [0] * 18])
+
+
+@pytest.mark.parametrize("name", ["xla_chunked", "jax_nn"])
+def test_rows_that_see_nothing_may_be_anything_in_an_opponent(name: str):
+    case = Case("padded", "padded", 2, 48, 48, 4, 2, 16, form="segments", segments=PADDED)
+    results = measure([name], case, directions=["forward", "gradient"])
+    assert all("error" not in results[direction][name] for direction in results)
+
+
+def test_rows_that_see_nothing_are_zero_in_the_gate():
+    case = Case("padded", "padded", 2, 48, 48, 4, 2, 16, form="segments", segments=PADDED)
+    sets = attention_jax.inputs(case, 1, jnp.float32, padding=True)
+    for name, right in (("xla_chunked", True), ("jax_nn", False)):  # jax gives them the mean of the values
+        prepared = attention_jax.Prepared(name, case, sets, 1)
+        for direction in ("forward", "gradient"):
+            prepared.measured(direction).run(1)
+        errors = attention_gate.errors(case, prepared.piece(0, 0), 0, padding=True)
+        assert (attention_gate.wrong(errors, BOUNDS) is None) == right
 
 
 def test_nan_is_out_of_bounds():
