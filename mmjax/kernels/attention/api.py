@@ -18,16 +18,18 @@ class Implementation(NamedTuple):
     Attributes:
         compute: (q, k, v, mask, scale, softcap) -> [B, T, N, H].
         unsupported: (q, k, mask, softcap) -> why it cannot serve a call; None if it can.
+        faster_in_any_order: compute takes `deterministic` as well, and may be faster without.
     """
 
     compute: Callable[..., Array]
     unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: None
+    faster_in_any_order: bool = False
 
 
-def _on_hopper(*call: Any) -> Array:
+def _on_hopper(*call: Any, deterministic: bool) -> Array:
     from mmjax.kernels.attention.mosaic_gpu import call as kernels  # its imports take a while
 
-    return kernels.attention(*call)
+    return kernels.attention(*call, deterministic=deterministic)
 
 
 def _unsupported_on_hopper(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None) -> str | None:
@@ -44,7 +46,7 @@ IMPLEMENTATIONS = {
     "xla_chunked": Implementation(xla_chunked.attention),
     "splash": Implementation(splash.attention, splash.unsupported),
     "cudnn": Implementation(cudnn.attention, cudnn.unsupported),
-    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper),
+    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper, faster_in_any_order=True),
 }
 
 _FEW_SCORES = xla_chunked.ROWS * xla_chunked.KEYS
@@ -59,6 +61,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     implementation: str | None = None,
+    deterministic: bool = True,
 ) -> Float[Array, "B T N H"]:
     """softmax(softcap(scale q k^T)) v over the keys that the mask shows; grouped-query where K < N.
 
@@ -67,6 +70,9 @@ def attention(
         scale: of the scores; None: H ** -0.5.
         softcap: bound c of the scores, c tanh(score / c); None: unbounded.
         implementation: a name in IMPLEMENTATIONS; None picks the fastest that serves the call.
+        deterministic: False allows gradients that do not have the same bits twice, if that may be faster. Only "mosaic_gpu" makes use of
+            it, for heads of up to 128. The others add in one order anyway; only "cudnn" does as XLA's settings say, whatever is asked
+            for here.
 
     Returns:
         [B, T, N, H] in the dtype of q. A row that sees nothing is zero.
@@ -78,10 +84,11 @@ def attention(
     name = _pick(q, k, mask, softcap) if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}")
-    compute, unsupported = IMPLEMENTATIONS[name]
+    compute, unsupported, faster_in_any_order = IMPLEMENTATIONS[name]
     if (reason := unsupported(q, k, mask, softcap)) is not None:
         raise ValueError(f"attention implementation {name!r} cannot serve this call: {reason}")
-    return compute(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    freedom = {"deterministic": deterministic} if faster_in_any_order else {}
+    return compute(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap, **freedom)
 
 
 def _check(q: Array, k: Array, v: Array, mask: IntervalMask | None) -> None:
