@@ -5,11 +5,12 @@ Leans on names that are private in jax, where the interpreter calls back into Py
 
 import contextlib
 import functools
+import math
 import threading
 from typing import NamedTuple
 from unittest import mock
 
-from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 
 _asked = threading.local()
 _adding = threading.Lock()
@@ -67,6 +68,17 @@ def _store(*, reduction_op, store=gpu_callbacks.copy_smem_to_gmem, **arguments):
 def additions():
     """Within it, the interpreter knows stores with reduction_op="add"."""
     with mock.patch.multiple(gpu_callbacks, copy_smem_to_gmem=_store, AsyncCopySmemToGmemTask=_MaybeAddition):
+        yield
+
+
+@contextlib.contextmanager
+def last_blocks_first():
+    """Within it, kernels run their blocks one after the other as ever, but in the opposite order."""
+
+    def indices(grid, number, indices=interpret_pallas_call.interpret_utils.get_indices):
+        return indices(grid, math.prod(grid) - 1 - number)
+
+    with mock.patch.object(interpret_pallas_call.interpret_utils, "get_indices", indices):
         yield
 
 
