@@ -218,9 +218,12 @@ class KernelsConfig:
 
     Attributes:
         attention: a name of `mmjax.kernels.attention.IMPLEMENTATIONS` that serves wherever it can; None: what is fastest on the device.
+        deterministic: kernels give the same bits every time. Without, gradients may be faster and differ in their last bits from run to
+            run, so that a resumed run does, too.
     """
 
     attention: str | None = None
+    deterministic: bool = True
 
 
 @dataclass(frozen=True)

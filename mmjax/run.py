@@ -46,7 +46,7 @@ def train(recipe: Recipe, workdir: Workdir, *, stop_after_steps: int | None = No
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(prefer(recipe.kernels.attention))
+        stack.enter_context(_kernels(recipe))
         stack.enter_context(workdir.claim(recipe))
         stop = stack.enter_context(StopSignal())
         run = _Run(recipe, workdir, stop, console)
@@ -69,7 +69,7 @@ def evaluate(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None,
     """
     console = console or Console()
     stage, folder = find_checkpoint(recipe, workdir, checkpoint)
-    with prefer(recipe.kernels.attention), workdir.claim(recipe), StopSignal() as stop:
+    with _kernels(recipe), workdir.claim(recipe), StopSignal() as stop:
         run = _Run(recipe, workdir, stop, console)
         mesh = sharding.make_mesh(recipe.mesh)
         params = read_params(folder, run.fitted, _places(run.fitted.stages[stage.name], mesh))
@@ -103,7 +103,7 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
     structure, _ = parameters.abstract(stage.model)
     data = stage.data
     generator = Generator(structure, stage.model, tokenizer, template=data.template, resize=data.resize, max_new_tokens=ANSWER_TOKENS)
-    with prefer(recipe.kernels.attention), StopSignal() as stop:
+    with _kernels(recipe), StopSignal() as stop:
         params = read_params(folder, fitted)
         try:
             answers = generator.answer_all(params, [request(data, image, prompt, tokenizer)], should_stop=lambda: stop.requested)
@@ -316,6 +316,10 @@ class _Run:
     def _answer_stop(self, stage: Stage) -> None:
         if self.stop.requested:
             raise Preempted(f"Stopped before stage {stage.name!r}; what was done is saved. The same command goes on from here.")
+
+
+def _kernels(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    return prefer(recipe.kernels.attention, deterministic=recipe.kernels.deterministic)
 
 
 def _places(stage: Stage, mesh: Mesh) -> dict[str, NamedSharding]:

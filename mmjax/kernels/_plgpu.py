@@ -23,9 +23,11 @@ broadcasted_iota = plgpu.broadcasted_iota
 commit_shared = plgpu.commit_smem
 copy_in = plgpu.copy_gmem_to_smem
 copy_out = plgpu.copy_smem_to_gmem
+freeze = jax.freeze
 kernel = plgpu.kernel
 layout_cast = plgpu.layout_cast
 load = plgpu.load
+new_ref = jax.new_ref
 read_accumulator = plgpu.wgmma_accumulator_load
 set_max_registers = plgpu.set_max_registers
 span = pl.ds
@@ -52,11 +54,30 @@ def matrix_memory(shape: tuple[int, ...], dtype: Any, widest: int = 128) -> Any:
     The swizzle is the widest that divides a row of N values, and at most `widest` bytes. Both operands of a product need the same; and
     where M is summed over, it must be a multiple of as many values as a swizzle is wide.
     """
-    itemsize = jax.numpy.dtype(dtype).itemsize
-    swizzle = next(width for width in (128, 64, 32) if width <= widest and shape[-1] * itemsize % width == 0)
+    width = swizzle(shape[-1], dtype, widest)
     tiling: Any = plgpu.TilingTransform  # to a type checker, both are abstract
     swizzling: Any = plgpu.SwizzleTransform
-    return SharedMemory(shape, dtype, transforms=(tiling((8, swizzle // itemsize)), swizzling(swizzle)))
+    return SharedMemory(shape, dtype, transforms=(tiling((8, width // jax.numpy.dtype(dtype).itemsize)), swizzling(width)))
+
+
+def swizzle(row: int, dtype: Any, widest: int = 128) -> int:
+    """Bytes of the swizzle that `matrix_memory` takes for rows of so many values."""
+    return next(width for width in (128, 64, 32) if width <= widest and row * jax.numpy.dtype(dtype).itemsize % width == 0)
+
+
+def opaque(number: jax.Array) -> jax.Array:
+    """The number, as one that the compiler cannot see through: what is computed from it is computed where it is needed, and not before a
+    loop, where it would take registers all the time."""
+    return jax.lax.optimization_barrier(number)
+
+
+def add_out(source: Ref, target: Ref) -> None:
+    """target += source, from shared to global memory by TMA, each number at a time of its own that nothing else can come between.
+
+    In which order blocks add to the same number is not fixed, and neither, with it, are its last bits. The interpreter of jax 0.11.2 cannot
+    do this; tests teach it.
+    """
+    copy_out(source, target, reduction_op="add")
 
 
 def product(left: Ref, right: Ref, meanwhile: Action = lambda: None) -> jax.Array:
@@ -68,6 +89,17 @@ def product(left: Ref, right: Ref, meanwhile: Action = lambda: None) -> jax.Arra
         return total[...]
 
     return pl.run_scoped(issue, Accumulator((left.shape[0], right.shape[1]), jax.numpy.float32))
+
+
+def sum_of_products(terms: list[tuple[Ref, Ref]]) -> jax.Array:
+    """The sum of left @ right in float32, all in shared memory."""
+
+    def issue(total: Ref) -> jax.Array:
+        for left, right in terms:
+            wgmma(total, left, right)
+        return total[...]
+
+    return pl.run_scoped(issue, Accumulator((terms[0][0].shape[0], terms[0][1].shape[1]), jax.numpy.float32))
 
 
 def two_products[T](

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """By name, the implementation that serves wherever it can; None: the dispatcher's rules alone."""
+    """By name, the implementation that serves wherever it can; None: the dispatcher's rules alone.
+
+    Attributes:
+        deterministic: results have the same bits every time, even where they could be had faster without.
+    """
 
     attention: str | None = None
+    deterministic: bool = True
 
 
 _NOTHING = Choice()

@@ -25,6 +25,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     implementation: str | None = None,
+    deterministic: bool | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(softcap(scale q k^T)) v over the keys that the mask shows; grouped-query where K < N.
 
@@ -34,6 +35,9 @@ def attention(
         softcap: bound c of the scores, c tanh(score / c); None: unbounded.
         implementation: a name in IMPLEMENTATIONS; None: the one that the program prefers (`prefer`) if it serves the call, or else the
             fastest that does.
+        deterministic: False allows gradients that do not have the same bits twice, if that may be faster; None: as the program prefers
+            (with the same bits, if it says nothing). Only "mosaic_gpu" makes use of it, for heads of up to 128. The others add in one order
+            anyway; only "cudnn" does as XLA's settings say, whatever is asked for here.
 
     Returns:
         [B, T, N, H] in the dtype of q. A row that sees nothing is zero.
@@ -48,7 +52,8 @@ def attention(
     chosen = IMPLEMENTATIONS[name]
     if (reason := chosen.unsupported(q, k, mask, softcap)) is not None:
         raise ValueError(f"attention implementation {name!r} cannot serve this call: {reason}")
-    compute = functools.partial(chosen.compute, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap)
+    freedom = {"deterministic": _deterministic(deterministic)} if chosen.faster_in_any_order else {}
+    compute = functools.partial(chosen.compute, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap, **freedom)
     return on_each_device(compute, q, k, v, mask) if chosen.per_device else compute(q, k, v, mask)
 
 
@@ -61,8 +66,11 @@ def _check(q: Array, k: Array, v: Array, mask: IntervalMask | None) -> None:
         raise ValueError(f"the mask has the intervals of {mask.start.shape} rows, the queries have {q.shape[:2]}")
 
 
-def prefer(name: str | None) -> contextlib.AbstractContextManager[None]:
+def prefer(name: str | None = None, *, deterministic: bool = True) -> contextlib.AbstractContextManager[None]:
     """Within, calls that name no implementation use this one wherever it can serve them; what else is picked is logged.
+
+    Args:
+        deterministic: of calls that do not say; see `attention`.
 
     Raises:
         InputError: there is none of that name, or it serves no call on this machine.
@@ -71,7 +79,11 @@ def prefer(name: str | None) -> contextlib.AbstractContextManager[None]:
         raise InputError(f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}")
     if name is not None and (reason := IMPLEMENTATIONS[name].absent()) is not None:
         raise InputError(f"attention implementation {name!r} cannot be used here: {reason}")
-    return choice.choosing(choice.Choice(attention=name))
+    return choice.choosing(choice.Choice(attention=name, deterministic=deterministic))
+
+
+def _deterministic(asked: bool | None) -> bool:
+    return choice.current().deterministic if asked is None else asked
 
 
 def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) -> str:

@@ -17,12 +17,14 @@ class Implementation(NamedTuple):
         compute: (q, k, v, mask, scale, softcap) -> [B, T, N, H].
         unsupported: (q, k, mask, softcap) -> why it cannot serve a call; None if it can.
         absent: why it cannot serve any call on this machine; None if it can.
+        faster_in_any_order: compute takes `deterministic` as well, and may be faster without.
         per_device: called on each device of a mesh for its own rows and heads, as the compiler cannot split it, or not well.
     """
 
     compute: Callable[..., Array]
     unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: None
     absent: Callable[[], str | None] = lambda: None
+    faster_in_any_order: bool = False
     per_device: bool = False
 
 
@@ -50,5 +52,5 @@ IMPLEMENTATIONS = {
     "xla_chunked": Implementation(xla_chunked.attention, per_device=True),
     "splash": Implementation(splash.attention, splash.unsupported, splash.absent, per_device=True),
     "cudnn": Implementation(cudnn.attention, cudnn.unsupported, cudnn.absent),
-    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper, _no_hopper, per_device=True),
+    "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper, _no_hopper, faster_in_any_order=True, per_device=True),
 }

@@ -5,10 +5,14 @@ A process of its own, because the CUDA plugin reads its environment once:
     echo '[{"kernel": "forward", "head_dim": 128}]' | \
         PYTHONPATH=.:.aot python tests/kernels/mosaic_gpu/compile_for_h200.py
 
-A case may also say tile, masked (which of the table's tiles), intervals (1 or 2), softcap, dtype, batch, rows, keys, heads and kv_heads.
+The kernels are forward, queries, keys and fused; "whole" is attention with its gradients, "layers" two layers of it, rematerialised. A case
+may also say tile, masked (which of the table's tiles), intervals (1 or 2), softcap, dtype, batch, rows, keys, heads, kv_heads and
+deterministic. With --table instead of cases, a table of every kernel for every head dimension.
+
 Needs jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, as `make aot` brings them, and no other wheel of CUDA.
 """
 
+import functools
 import json
 import os
 import re
@@ -26,7 +30,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from mmjax.kernels.attention import IntervalMask
-from mmjax.kernels.attention.mosaic_gpu import attention, tuning
+from mmjax.kernels.attention.mosaic_gpu import attention, backward_fused, tuning
 from mmjax.kernels.attention.mosaic_gpu.backward_keys import gradient_of_keys
 from mmjax.kernels.attention.mosaic_gpu.backward_queries import gradient_of_queries
 from mmjax.kernels.attention.mosaic_gpu.forward import forward
@@ -50,7 +54,7 @@ device_description_str: "NVIDIA H200"
 """
 
 DEFAULTS = {"masked": True, "intervals": 1, "softcap": None, "dtype": "bfloat16", "batch": 2, "rows": 1024, "keys": 1024}
-DEFAULTS |= {"heads": 8, "kv_heads": 2}
+DEFAULTS |= {"heads": 8, "kv_heads": 2, "deterministic": True}
 
 
 def arguments(case, placement):
@@ -69,14 +73,31 @@ def arguments(case, placement):
 def function(case):
     sizes = tuning.tiles(case["head_dim"], masked=case["masked"])
     kernel, scale, softcap = case["kernel"], case["head_dim"] ** -0.5, case["softcap"]
-    if kernel == "whole":
-        loss = lambda q, k, v, dout, mask: (attention(q, k, v, mask, scale, softcap).astype(jnp.float32) * dout).sum()  # noqa: E731
-        return lambda q, k, v, dout, log_total, delta, mask: jax.grad(loss, (0, 1, 2))(q, k, v, dout, mask)
+    if kernel in ("whole", "layers"):
+        attend = functools.partial(attention, scale=scale, softcap=softcap, deterministic=case["deterministic"])
+        return gradients_of_layers(attend) if kernel == "layers" else gradients_of_attention(attend)
     tile = tuning.Tile(*case["tile"]) if "tile" in case else getattr(sizes, kernel)
     if kernel == "forward":
         return lambda q, k, v, dout, log_total, delta, mask: forward(q, k, v, mask, scale, softcap, tile)
-    gradient = {"queries": gradient_of_queries, "keys": gradient_of_keys}[kernel]
+    gradient = {"queries": gradient_of_queries, "keys": gradient_of_keys, "fused": backward_fused.gradients}[kernel]
     return lambda *arrays: gradient(*arrays, scale, softcap, tile)
+
+
+def gradients_of_attention(attend):
+    def loss(q, k, v, dout, mask):
+        return (attend(q, k, v, mask).astype(jnp.float32) * dout).sum()
+
+    return lambda q, k, v, dout, log_total, delta, mask: jax.grad(loss, (0, 1, 2))(q, k, v, dout, mask)
+
+
+def gradients_of_layers(attend):
+    """As in a decoder: the same layer in a loop, made again in the backward pass."""
+
+    def loss(q, k, v, dout, mask):
+        layer = jax.checkpoint(lambda x, _: (x + attend(x, k, v, mask), None))
+        return (jax.lax.scan(layer, q, None, length=2)[0].astype(jnp.float32) * dout).sum()
+
+    return lambda q, k, v, dout, log_total, delta, mask: jax.grad(loss, (0, 1, 2))(q, k, v, dout, mask)
 
 
 def said_while(action):
@@ -121,9 +142,33 @@ def needs(case, placement):
     }
 
 
+def every_kernel():
+    """Each kernel for each head dimension, without and with a mask where the table of tiles knows a difference, and with a softcap."""
+    for head_dim in tuning.HEAD_DIMENSIONS:
+        for kernel in tuning.Tiles._fields:
+            plain, masked = (getattr(tuning.tiles(head_dim, masked=masked), kernel) for masked in (False, True))
+            variants = [{}, {"softcap": 30.0}] if plain == masked else [{"masked": False}, {}, {"softcap": 30.0}]
+            yield from ({"kernel": kernel, "head_dim": head_dim} | variant for variant in variants if masked)
+
+
+def table(cases):
+    """As Markdown; memory in bytes, with what is spilled as stack, stores and loads together."""
+    columns = ("registers", "spilled", "shared", "wgmma_count", "temporary")
+    yield "| head dimension | kernel | tile, rows x keys | softcap | " + " | ".join(columns) + " |"
+    yield "|---" * (4 + len(columns)) + "|"
+    for case in cases:
+        tile = getattr(tuning.tiles(case["head_dim"], masked=case["masked"]), case["kernel"])
+        what = (case["head_dim"], case["kernel"], f"{tile.rows} x {tile.keys}", "yes" if case["softcap"] else "no")
+        yield "| " + " | ".join(str(number) for number in (*what, *(case.get(column, case.get("error")) for column in columns))) + " |"
+
+
 def main():
     device = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
     placement = jax.sharding.NamedSharding(topologies.make_mesh(device, (1,), ("x",)), jax.sharding.PartitionSpec())
+    if "--table" in sys.argv:
+        for line in table(needs(case, placement) for case in every_kernel()):
+            print(line, flush=True)
+        return
     for case in json.load(sys.stdin):
         print(json.dumps(needs(case, placement)), flush=True)
 

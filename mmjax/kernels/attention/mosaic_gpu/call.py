@@ -1,4 +1,4 @@
-"""Attention with its gradient from the three kernels, and what a call must be like for them to serve it."""
+"""Attention with its gradient from the kernels, and what a call must be like for them to serve it."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.kernels import _plgpu as gpu
 from mmjax.kernels.attention.mask import IntervalMask
-from mmjax.kernels.attention.mosaic_gpu import plan, tuning
+from mmjax.kernels.attention.mosaic_gpu import backward_fused, plan, tuning
 from mmjax.kernels.attention.mosaic_gpu.backward_keys import gradient_of_keys
 from mmjax.kernels.attention.mosaic_gpu.backward_queries import gradient_of_queries
 from mmjax.kernels.attention.mosaic_gpu.forward import forward
@@ -24,6 +24,7 @@ _TYPES = (jnp.bfloat16, jnp.float16)
 class _Settings:
     scale: float
     softcap: float | None
+    deterministic: bool
     tiles: tuning.Tiles
     interpreter: gpu.Interpreter | None
 
@@ -36,6 +37,7 @@ def attention(
     scale: float,
     softcap: float | None,
     *,
+    deterministic: bool = True,
     tiles: tuning.Tiles | None = None,
     interpreter: gpu.Interpreter | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -44,6 +46,8 @@ def attention(
     What lies in a tile of which something is seen must be finite, seen or not: its weight is zero, and zero times NaN is NaN.
 
     Args:
+        deterministic: gradients have the same bits every time, from two kernels. Otherwise they come from one that does less and adds to
+            dq in any order, except where that has no registers left: for heads of 256 it is the two kernels all the same.
         tiles: other sizes than the table's, for tuning and tests.
         interpreter: run on the CPU in the interpreter of Mosaic GPU, for tests.
 
@@ -54,7 +58,7 @@ def attention(
     if reason:
         raise ValueError(f"attention on Hopper: {reason}")
     tiles = tiles or tuning.tiles(q.shape[3], masked=mask is not None)
-    settings = _Settings(float(scale), None if softcap is None else float(softcap), tiles, interpreter)
+    settings = _Settings(float(scale), None if softcap is None else float(softcap), deterministic, tiles, interpreter)
     intervals = plan.clipped(mask, q.shape[0], q.shape[1], k.shape[1]).intervals
     return _attend(settings, *(_in_eights(x) for x in (q, k, v)), intervals)[:, : q.shape[1]]
 
@@ -111,6 +115,8 @@ def _backward(settings: _Settings, kept: Any, dout: Array) -> tuple[Array, Array
     q, k, v, intervals, out, log_total = kept
     delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
     arguments = (q, k, v, dout, log_total, delta, IntervalMask.of(intervals), settings.scale, settings.softcap)
+    if not settings.deterministic and settings.tiles.fused is not None:
+        return *backward_fused.gradients(*arguments, settings.tiles.fused, settings.interpreter), None
     dq = gradient_of_queries(*arguments, settings.tiles.queries, settings.interpreter)
     dk, dv = gradient_of_keys(*arguments, settings.tiles.keys, settings.interpreter)
     return dq, dk, dv, None

@@ -51,4 +51,4 @@ class Ring(NamedTuple):
         gpu.barrier_arrive(self.free.at[self._slot(visit)])
 
     def _slot(self, visit: jax.Array) -> jax.Array:
-        return jax.lax.rem(visit, jnp.int32(self.memory[0].shape[0]))
+        return gpu.opaque(jax.lax.rem(visit, jnp.int32(self.memory[0].shape[0])))

@@ -22,20 +22,22 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Of the three kernels."""
+    """Of the kernels. fused: None where registers do not suffice for that one, and the other two are used in its place."""
 
     forward: Tile
     queries: Tile
     keys: Tile
+    fused: Tile | None
 
 
+# Of forward, queries, keys, fused.
 _HOPPER = {
-    (64, False): Tiles(forward=Tile(64, 256, 2), queries=Tile(64, 128, 2), keys=Tile(128, 64, 2)),
-    (64, True): Tiles(forward=Tile(64, 128, 3), queries=Tile(64, 128, 2), keys=Tile(64, 64, 3)),
-    (80, False): Tiles(forward=Tile(64, 128, 3), queries=Tile(64, 64, 3), keys=Tile(64, 64, 3)),
-    (96, False): Tiles(forward=Tile(64, 128, 3), queries=Tile(64, 64, 3), keys=Tile(64, 64, 3)),
-    (128, False): Tiles(forward=Tile(64, 128, 3), queries=Tile(64, 64, 3), keys=Tile(64, 64, 3)),
-    (256, False): Tiles(forward=Tile(64, 64, 2), queries=Tile(64, 32, 2, apart=True), keys=Tile(64, 64, 2, split=True)),
+    (64, False): Tiles(Tile(64, 256, 2), Tile(64, 128, 2), Tile(128, 64, 2), Tile(64, 64, 3)),
+    (64, True): Tiles(Tile(64, 128, 3), Tile(64, 128, 2), Tile(64, 64, 3), Tile(64, 64, 3)),
+    (80, False): Tiles(Tile(64, 128, 3), Tile(64, 64, 3), Tile(64, 64, 3), Tile(64, 64, 2)),
+    (96, False): Tiles(Tile(64, 128, 3), Tile(64, 64, 3), Tile(64, 64, 3), Tile(64, 64, 2)),
+    (128, False): Tiles(Tile(64, 128, 3), Tile(64, 64, 3), Tile(64, 64, 3), Tile(64, 64, 2)),
+    (256, False): Tiles(Tile(64, 64, 2), Tile(64, 32, 2, apart=True), Tile(64, 64, 2, split=True), None),
 }
 """By head dimension, and whether there is a mask; where the second line is missing, the first holds for both.
 
