@@ -33,8 +33,7 @@ def by_xla(attend, q, k, v, dout, mask):
 
 def in_small_tiles(*call):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(xla_chunked, "ROWS", 64)
-        patch.setattr(xla_chunked, "KEYS", 64)
+        patch.setitem(xla_chunked.TILES, "cpu", xla_chunked.Tile(64, 64, alone=True))
         return by_xla(xla_chunked.attention, *call)
 
 
