@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AOT := .aot
 AOT_READY := $(AOT)/.ready
+# The assembler that ends a compilation for a GPU: that of an installed CUDA, or else of packages.
+AOT_EXTRAS := aot $(if $(and $(wildcard /usr/local/cuda/bin/ptxas),$(wildcard /usr/local/cuda/nvvm/libdevice/*.bc)),,aot-cuda)
 WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
@@ -37,8 +39,9 @@ aot: $(AOT_READY)  ## compilers for GPUs and TPUs, for the tests that compile fo
 $(AOT_READY): $(READY)
 	rm -rf $(AOT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target $(AOT) -c constraints.txt \
-		$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["aot"])') \
-		|| { rm -rf $(AOT); echo "make aot: pip could not bring the compilers (the extra [aot] of pyproject.toml)"; exit 1; }
+		$$($(BIN)/python -c 'import sys, tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+			print(*[package for name in sys.argv[1:] for package in extras[name]])' $(AOT_EXTRAS)) \
+		|| { rm -rf $(AOT); echo "make aot: pip could not bring the compilers (extras $(AOT_EXTRAS) of pyproject.toml)"; exit 1; }
 	@touch $@
 
 oracle:  ## a second environment with PyTorch and transformers, for live parity and the step-time benchmark

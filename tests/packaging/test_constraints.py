@@ -14,7 +14,7 @@ PINNED = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(
 PINNED = {canonicalize_name(name): version for name, version in PINNED.items()}
 
 
-@pytest.mark.parametrize("extra", ["demo", "dev", "aot"])
+@pytest.mark.parametrize("extra", ["demo", "dev", "aot", "aot-cuda"])
 def test_what_is_installed_for_development_is_pinned(extra):
     wanted = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra])]
     missing = {wish.name for wish in wanted if canonicalize_name(wish.name) not in PINNED}
