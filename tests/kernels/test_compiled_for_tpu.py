@@ -36,6 +36,15 @@ def test_every_mask_and_head_dimension(topology):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_on_a_mesh_every_device_has_its_own_rows_and_heads(topology):
+    """Which the compiler refuses to arrange by itself ("Mosaic kernels cannot be automatically partitioned")."""
+    whole, split = ahead_of_time.needs(SCRIPT, *({"topology": topology, "mask": "segments", "split": split} for split in (None, (2, 2))))
+    check(split)
+    assert split["gathered"] == 0 and split["largest"] <= whole["largest"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_memory_grows_with_the_length_and_not_with_its_square(topology):
     """Forward and backward of 8k and 16k tokens. With fewer heads, all that is temporary at 8k fits in the memory of the core of a v5e,
     and is not counted."""
