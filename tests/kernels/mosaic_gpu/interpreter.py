@@ -1,4 +1,5 @@
-"""What tests add to the interpreter of Mosaic GPU: stores that add, which it does not know in jax 0.11.2, and a record of what kernels do.
+"""What tests add to the interpreter of Mosaic GPU in jax 0.11.2: stores that add, products of matrices that the detector of races sees, and
+a record of what kernels do.
 
 Leans on names that are private in jax, where the interpreter calls back into Python.
 """
@@ -10,7 +11,10 @@ import threading
 from typing import NamedTuple
 from unittest import mock
 
+import jax
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
+
+from mmjax.kernels import _plgpu as gpu
 
 _asked = threading.local()
 _adding = threading.Lock()
@@ -71,6 +75,35 @@ def additions():
         yield
 
 
+def _watched_product(*, product=gpu_callbacks.wgmma, **arguments):
+    memory, thread = gpu_callbacks._get_shared_memory(), arguments["thread"]
+    if memory.detect_races:
+        # Like TMA, a product has a clock of its own, which its warpgroup knows once it has the result.
+        clock = memory.get_clock(thread)
+        clock.inc(memory.get_next_tma_thread_id())
+        for operand in "ab":
+            key, access = _accessed(memory, arguments, operand)
+            races = gpu_callbacks.get_races()
+            races.check_read(thread, clock.async_smem_clock.copy(), key, access, source_info=arguments["source_info"])
+        with memory.lock:
+            memory.clocks[thread].update(clock)
+    return product(**arguments)
+
+
+WATCHING = gpu.Interpreter(detect_races=True, num_tma_threads_per_device=512)
+"""With as many clocks as a block of a small test has copies and products: two that share one would seem to come one after the other."""
+
+
+@contextlib.contextmanager
+def watched_products():
+    """Within it, the detector of races sees wgmma read its operands, which it does not by itself.
+
+    It sees that when the product is issued, and not that the reading goes on until it is waited for.
+    """
+    with mock.patch.object(gpu_callbacks, "wgmma", _watched_product):
+        yield
+
+
 @contextlib.contextmanager
 def last_blocks_first():
     """Within it, kernels run their blocks one after the other as ever, but in the opposite order."""
@@ -112,11 +145,9 @@ def recorded():
     @functools.wraps(gpu_callbacks.copy_gmem_to_smem)
     def fetch(*, fetch=gpu_callbacks.copy_gmem_to_smem, **arguments):
         memory = gpu_callbacks._get_shared_memory()
-        key = gpu_callbacks.HostAllocationKey.from_array(arguments["src_allocation_key_as_array"])
-        transforms = gpu_callbacks.jax.tree.map(int, gpu_callbacks._remove_noop_transforms(arguments["src_transforms"]))
-        shape, place = memory.buffer_shape_and_dtype(key).shape, memory.access(key, transforms).range
+        key, access = _accessed(memory, arguments, "src")
         with lock:
-            record.fetches.append(Fetch(_block(arguments), tuple(shape), tuple(place)))
+            record.fetches.append(Fetch(_block(arguments), tuple(memory.buffer_shape_and_dtype(key).shape), tuple(access.range)))
         return fetch(**arguments)
 
     @functools.wraps(gpu_callbacks.wgmma)
@@ -127,6 +158,13 @@ def recorded():
 
     with mock.patch.multiple(gpu_callbacks, copy_gmem_to_smem=fetch, wgmma=product):
         yield record
+
+
+def _accessed(memory, arguments, name):
+    """Which memory a callback was given by a name, and which part of it."""
+    key = gpu_callbacks.HostAllocationKey.from_array(arguments[f"{name}_allocation_key_as_array"])
+    transforms = jax.tree.map(int, gpu_callbacks._remove_noop_transforms(arguments[f"{name}_transforms"]))
+    return key, memory.access(key, transforms)
 
 
 def _block(arguments):

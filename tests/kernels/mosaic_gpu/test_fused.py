@@ -95,10 +95,10 @@ def races(head_dim):
     q, k, v, dout = exact.inputs(136, 200, 2, 1, head_dim)
     mask = plan.clipped(exact.windows(136, 200, 100), 1, 136, 200)
     sizes = tuning.tiles(head_dim, masked=True)
-    watching = gpu.Interpreter(detect_races=True)
+    watching = interpreter.WATCHING
     out, log_total = forward(q, k, v, mask, head_dim**-0.5, None, sizes.forward, gpu.Interpreter())
     delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
-    with interpreter.additions():
+    with interpreter.additions(), interpreter.watched_products():
         jax.block_until_ready(backward_fused.gradients(q, k, v, dout, log_total, delta, mask, head_dim**-0.5, None, sizes.fused, watching))
     return gpu.races_found()
 

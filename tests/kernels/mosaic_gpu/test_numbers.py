@@ -143,15 +143,16 @@ def test_no_races(head_dim):
     mask = plan.clipped(exact.windows(136, 200, 100), 1, 136, 200)
     sizes = tuning.tiles(head_dim, masked=True)
     small = tuning.Tiles(*(size and size._replace(stages=2, keys=min(size.keys, 64)) for size in sizes))
-    watching = gpu.Interpreter(detect_races=True)
-    out, log_total = jax.block_until_ready(forward(q, k, v, mask, head_dim**-0.5, None, small.forward, watching))
-    assert not gpu.races_found()
-    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
-    arguments = q, k, v, dout, log_total, delta, mask, head_dim**-0.5, None
-    jax.block_until_ready(gradient_of_queries(*arguments, small.queries, watching))
-    assert not gpu.races_found()
-    jax.block_until_ready(gradient_of_keys(*arguments, small.keys, watching))
-    assert not gpu.races_found()
+    watching = interpreter.WATCHING
+    with interpreter.watched_products():
+        out, log_total = jax.block_until_ready(forward(q, k, v, mask, head_dim**-0.5, None, small.forward, watching))
+        assert not gpu.races_found()
+        delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
+        arguments = q, k, v, dout, log_total, delta, mask, head_dim**-0.5, None
+        jax.block_until_ready(gradient_of_queries(*arguments, small.queries, watching))
+        assert not gpu.races_found()
+        jax.block_until_ready(gradient_of_keys(*arguments, small.keys, watching))
+        assert not gpu.races_found()
 
 
 @pytest.mark.parametrize(
