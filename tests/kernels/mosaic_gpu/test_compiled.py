@@ -15,6 +15,7 @@ from mmjax.kernels.attention.mosaic_gpu import tuning
 ROOT = pathlib.Path(__file__).parents[3]
 SHARED_MEMORY = 227 * 1024
 KERNELS = ("forward", "queries", "keys", "fused")
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None, reason="compiling for a GPU needs jax-cuda13-plugin and jax-cuda13-pjrt"
 )
