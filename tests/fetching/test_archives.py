@@ -40,7 +40,7 @@ def test_the_version_is_asked_for_and_the_progress_told(deb, apt_get, inbox):
     told = []
     apt_get(f'test "$*" = "-qq download {packages.PACKAGE}=1.0" || exit 9', "printf half > part", "sleep 0.5", f"cp {deb} .", "rm part")
     path = archives.download(packages.archive_of(deb), inbox, told.append)
-    assert path == inbox / packages.DEB and max(told) == len("half")
+    assert path == inbox / packages.DEB and len("half") in told
     archives.verify(packages.archive_of(deb), path)
 
 

@@ -96,8 +96,10 @@ WATCHING = gpu.Interpreter(detect_races=True, num_tma_threads_per_device=512)
 
 @contextlib.contextmanager
 def watched_products():
-    """Within it, the detector of races sees wgmma read its operands, which it does not by itself. It sees it when the product is issued, and
-    not that the reading goes on until it is waited for."""
+    """Within it, the detector of races sees wgmma read its operands, which it does not by itself.
+
+    It sees that when the product is issued, and not that the reading goes on until it is waited for.
+    """
     with mock.patch.object(gpu_callbacks, "wgmma", _watched_product):
         yield
 
