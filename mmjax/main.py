@@ -170,10 +170,13 @@ def _names() -> list[str]:
 
 def _dispatch(options: Options) -> None:
     """Everything from here on may import jax."""
+    import logging as python_logging
+
     from absl import logging
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO if options.verbose else logging.ERROR)
+    python_logging.getLogger("mmjax.kernels").setLevel(python_logging.INFO if options.verbose else python_logging.WARNING)
     if options.mode == "plan":
         os.environ["JAX_PLATFORMS"] = "cpu"  # a plan needs no accelerator, and must not take one from a run
     recipe, workdir = _read(options)

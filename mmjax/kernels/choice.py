@@ -1,9 +1,9 @@
 """What a program prefers where a kernel has several implementations, for calls that name none."""
 
 import contextlib
-import contextvars
 import dataclasses
-from collections.abc import Iterator
+
+import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +18,13 @@ class Choice:
     deterministic: bool = True
 
 
-_NOTHING = Choice()
-_CURRENT = contextvars.ContextVar("mmjax_kernels", default=_NOTHING)
+_CURRENT = jax.make_user_context(default_value=Choice())
+"""Part of what compiled functions are kept under: one that was traced under another choice is traced again."""
 
 
 def current() -> Choice:
-    return _CURRENT.get()
+    return _CURRENT.value
 
 
-@contextlib.contextmanager
-def choosing(choice: Choice) -> Iterator[None]:
-    """For what is traced within. A function that was compiled before stays as it is."""
-    before = _CURRENT.set(choice)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(before)
+def choosing(choice: Choice) -> contextlib.AbstractContextManager[None]:
+    return _CURRENT(choice)

@@ -1,6 +1,7 @@
 """Attention: every implementation against the definition, and the mask against a mask written with loops."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +179,47 @@ def test_memory_grows_with_rows_and_not_with_scores():
     assert long < 4.5 * short and long < 32768 * 32768 / 8  # bytes; a dense mask of a bit for each score is larger
 
 
+@pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE])
+@pytest.mark.usefixtures("small_tiles")
+def test_padding_may_be_anything(implementation):
+    """Of a packed row, in the same tiles as what is seen; so may the gradient of its results."""
+    segments = jnp.asarray([[1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 0]])
+    mask, real = IntervalMask.from_segments(segments), (segments > 0)[..., None, None]
+    clean = make_inputs(4, 2, keys=7)
+    weight = jax.random.normal(jax.random.key(9), clean[0].shape)
+
+    def of(*arrays):
+        out, back = jax.vjp(lambda *x: attention(*x, mask, implementation=implementation), *arrays[:3])
+        return out, *back(arrays[3])
+
+    poisoned = of(*(jnp.where(real, x, jnp.nan) for x in (*clean, weight)))
+    for got, wanted in zip(poisoned, of(*clean, weight), strict=True):
+        np.testing.assert_allclose(got, jnp.where(real, wanted, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE])
+def test_intervals_outside_the_keys_show_nothing(implementation):
+    mask = IntervalMask.from_media(jnp.asarray([[0, 1, 1, 3, 3, 3, 3], [1, 1, 1, 1, 2, 2, 2]]), tokens=9)
+    out = attention(*make_inputs(2, 1), mask, implementation=implementation)
+    assert not np.any(out[0, [0, 3, 4, 5, 6]]) and not np.any(out[1, 4:]) and np.all(np.any(out[1, :4], axis=(1, 2)))
+
+
+def test_there_is_attention_within_shard_map():
+    """Of its own or another's: where jax looks which values differ between devices, sums must begin with values that may."""
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("x")
+    arrays = make_inputs(2, 1)
+    split = jax.shard_map(lambda *x: attention(*x, implementation="xla_chunked"), mesh=mesh, in_specs=(rows,) * 3, out_specs=rows)
+    np.testing.assert_allclose(split(*arrays), attention(*arrays), atol=1e-6)
+    jax.grad(lambda *x: split(*x).sum())(*arrays)
+
+
+def test_no_rows_or_keys():
+    q, k, v = make_inputs(2, 1)
+    assert attention(q[:0], k[:0], v[:0]).shape == (0, 7, 2, 8)
+    assert not np.any(attention(q, k[:, :0], v[:, :0], implementation="xla_chunked"))
+
+
 def test_hidden_keys_do_not_matter():
     q, k, v = make_inputs(2, 1)
     mask = IntervalMask(jnp.full((2, 7), 2), jnp.full((2, 7), 6))
@@ -194,8 +236,8 @@ def test_bfloat16_stays_bfloat16_and_close():
 
 
 def goes_tile_by_tile(*arguments):
-    """Whether attention is a loop; the function is a new one each time, as what was traced before stays."""
-    return "while" in str(jax.make_jaxpr(lambda *x: attention(*x))(*arguments))
+    """Whether attention is a loop. What was traced under another preference is traced again."""
+    return "while" in str(jax.make_jaxpr(attention)(*arguments))
 
 
 def test_what_a_program_prefers_serves_wherever_it_can():
@@ -213,14 +255,20 @@ def test_what_cannot_be_preferred_is_refused_in_words():
             pass
 
 
-def test_what_serves_no_such_call_is_not_taken(monkeypatch):
-    """An implementation that is preferred, but not for masks: it says why, and another one serves."""
+def test_what_serves_no_such_call_is_not_taken(monkeypatch, caplog):
+    """An implementation that is preferred, but not for masks: why is said once, for all to see, and another one serves."""
+    sys.modules["mmjax.kernels.attention.api"]._refused.cache_clear()
     refusing = IMPLEMENTATIONS["xla_chunked"]._replace(unsupported=lambda q, k, mask, softcap: "no masks" if mask is not None else None)
     monkeypatch.setitem(IMPLEMENTATIONS, "xla_chunked", refusing)
     q, k, v = make_inputs(2, 1)
     with prefer("xla_chunked"):
         assert not goes_tile_by_tile(q, k, v, MASKS["intervals"])
+        assert not goes_tile_by_tile(q[:1], k[:1], v[:1], IntervalMask.full(1, 7, 9))
         assert goes_tile_by_tile(q, k, v)
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention: 'xla_chunked' cannot serve some calls, and another does: no masks"
+    ]
+    assert caplog.records[0].levelname == "WARNING"
 
 
 def test_wrong_calls_are_refused_in_words():
@@ -231,6 +279,8 @@ def test_wrong_calls_are_refused_in_words():
     with pytest.raises(ValueError, match=r"intervals of \(2, 7\) rows, the queries have \(2, 5\)"):
         attention(*make_inputs(2, 2, length=5), MASKS["intervals"])
     q, k, v = make_inputs(2, 2)
+    with pytest.raises(ValueError, match="keys are float32 and values bfloat16"):
+        attention(q, k, v.astype(jnp.bfloat16))
     with pytest.raises(ValueError, match="'cudnn' cannot serve this call: it would need the mask as an array"):
         attention(q, k, v, MASKS["intervals"], implementation="cudnn")
     with pytest.raises(ValueError, match="'splash' cannot serve this call: it knows full and causal masks"):

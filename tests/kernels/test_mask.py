@@ -36,6 +36,20 @@ def test_classes_of_tiles(case, sizes):
         assert classes[b, i, j] == (FULL if whole else PARTIAL if tile.any() else SKIP)
 
 
+def test_a_tile_whose_keys_two_intervals_show_twice_is_not_full():
+    start, end = jnp.zeros((1, 4), jnp.int32), jnp.full((1, 4), 2, jnp.int32)
+    assert tile_classes(IntervalMask(start, end, start, end), 4, 4, 4).tolist() == [[[PARTIAL]]]
+
+
+@given(masks())
+@settings(max_examples=60, deadline=None)
+def test_keys_that_are_seen(case):
+    keys, mask = case
+    seen = np.asarray(mask.dense(keys))
+    np.testing.assert_array_equal(mask.is_seen(keys), seen.any(axis=1))
+    np.testing.assert_array_equal(mask.sees_something(keys), seen.any(axis=2))
+
+
 @given(masks())
 @settings(max_examples=60, deadline=None)
 def test_rows_that_see_a_key(case):
@@ -93,4 +107,4 @@ def test_only_packed_segments_are_known_as_such(prefixes):
     mask = IntervalMask.from_segments(segments, prefixes)
     assert mask.form == ("segments" if prefixes is None else "intervals")
     assert mask.within(1).form == "intervals"
-    np.testing.assert_array_equal(mask.sees_something(), [[True, True, True, True, False]])
+    np.testing.assert_array_equal(mask.sees_something(5), [[True, True, True, True, False]])

@@ -39,6 +39,7 @@ def test_values_and_gradients_are_those_of_one_device(found, case):
 
 def test_nothing_is_sent_between_devices(found):
     assert found["rows that the mesh divides"]["sent"] == []
+    assert found["rows that the mesh divides"]["sent by tiles"] == []
 
 
 def test_a_device_has_its_share_of_rows_and_heads(found):
@@ -78,11 +79,22 @@ def _compare(batch, mesh):
         program = step.lower(*(jax.device_put(x, places) for x in (q, k, v, weight))).compile()
         got = program(*(jax.device_put(x, places) for x in (q, k, v, weight)))
     errors = [np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(b) for a, b in zip(got[1], wanted[1], strict=True)]
-    # The sum of the loss is not part of the kernel; it is a single number.
-    sent = [
-        shape for shape in re.findall(r"= (\S+) (?:all-gather|all-to-all|all-reduce|collective-permute)", program.as_text()) if "," in shape
-    ]
-    return {"errors": [float(error) for error in errors], "sent": sent, "seen": seen[0]}
+    sent = {"sent": _sent(program), "sent by tiles": _sent(_by_tiles(mesh, places, batch))}
+    return {"errors": [float(error) for error in errors], "seen": seen[0]} | sent
+
+
+def _by_tiles(mesh, places, batch):
+    """Attention that is named, as models call it."""
+    with jax.set_mesh(mesh):
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places) for x in arrays(batch)[:3]]
+        step = jax.grad(lambda *x: attention(*x, implementation="xla_chunked").sum(), (0, 1, 2))
+        return jax.jit(step, out_shardings=places).lower(*shapes).compile()
+
+
+def _sent(program):
+    """Arrays that travel; the sum of a loss is not part of a kernel, and is a single number."""
+    results = re.findall(r"= (\S+) (?:all-gather|all-to-all|all-reduce|collective-permute)", program.as_text())
+    return [shape for shape in results if "," in shape]
 
 
 def _gradients(attend):

@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from mmjax.errors import InputError
 from mmjax.kernels import choice
@@ -13,6 +15,7 @@ from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.placement import on_each_device
 from mmjax.typing import Array, Float
 
+_LOGGER = logging.getLogger(__name__)
 _FEW_SCORES = 256 * 256  # of a head: below, to hold them all is as fast, and no weights are computed twice
 
 
@@ -46,6 +49,8 @@ def attention(
         ValueError: shapes do not fit each other, or the implementation is unknown or cannot serve the call; none is taken in its place.
     """
     _check(q, k, v, mask)
+    if 0 in (*q.shape, *k.shape):
+        return jnp.zeros_like(q)
     name = _pick(q, k, mask, softcap) if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}")
@@ -54,11 +59,25 @@ def attention(
         raise ValueError(f"attention implementation {name!r} cannot serve this call: {reason}")
     freedom = {"deterministic": _deterministic(deterministic)} if chosen.faster_in_any_order else {}
     compute = functools.partial(chosen.compute, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap, **freedom)
-    return on_each_device(compute, q, k, v, mask) if chosen.per_device else compute(q, k, v, mask)
+    serve = functools.partial(on_each_device, compute) if chosen.per_device else compute
+    if mask is None or mask.form in ("full", "causal"):
+        return serve(q, k, v, mask)
+    return _without_padding(serve, q, k, v, mask)
+
+
+def _without_padding(serve: Callable[..., Array], q: Array, k: Array, v: Array, mask: IntervalMask) -> Array:
+    """With zeros where a row sees nothing and where a key is seen by none: what stands there may be anything, even NaN, which times a
+    weight of zero would be NaN."""
+    rows, keys = mask.sees_something(k.shape[1])[..., None, None], mask.is_seen(k.shape[1])[..., None, None]
+    return jnp.where(rows, serve(jnp.where(rows, q, 0), jnp.where(keys, k, 0), jnp.where(keys, v, 0), mask), 0)
 
 
 def _check(q: Array, k: Array, v: Array, mask: IntervalMask | None) -> None:
-    if q.shape[2] % k.shape[2]:
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} must have four axes: [B, T, N, H], [B, S, K, H] twice")
+    if k.dtype != v.dtype:
+        raise ValueError(f"keys are {k.dtype} and values {v.dtype}; they must be of one type")
+    if not k.shape[2] or q.shape[2] % k.shape[2]:
         raise ValueError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key/value heads: the second must divide the first")
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit: they are [B, T, N, H], [B, S, K, H] twice")
@@ -92,10 +111,10 @@ def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) 
     for name in _preferred(backend):
         reason = IMPLEMENTATIONS[name].unsupported(q, k, mask, softcap)
         if reason is None:
-            return _logged(name, backend)
-        _logged(f"not {name}: {reason}", backend)
+            return _picked(name, backend)
+        _refused(name, reason, asked=name == choice.current().attention)
     few = q.shape[1] * k.shape[1] < _FEW_SCORES
-    return _logged("xla" if few else "xla_chunked", backend)
+    return _picked("xla" if few else "xla_chunked", backend)
 
 
 def _preferred(backend: str) -> list[str]:
@@ -106,7 +125,13 @@ def _preferred(backend: str) -> list[str]:
 
 
 @functools.cache
-def _logged(what: str, backend: str) -> str:
+def _picked(name: str, backend: str) -> str:
     """Says once what was picked."""
-    logging.getLogger(__name__).info("attention on %s: %s", backend, what)
-    return what
+    _LOGGER.info("attention on %s: %s", backend, name)
+    return name
+
+
+@functools.cache
+def _refused(name: str, reason: str, asked: bool) -> None:
+    """Says once what was not picked, so that whoever asked for it sees it."""
+    _LOGGER.log(logging.WARNING if asked else logging.INFO, "attention: %r cannot serve some calls, and another does: %s", name, reason)

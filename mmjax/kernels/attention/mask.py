@@ -46,6 +46,7 @@ class IntervalMask:
     def of(cls, intervals: Sequence[tuple[Int[Array, "B T"], Int[Array, "B T"]]]) -> "IntervalMask":
         """The mask of one or two intervals, as `intervals` gives them."""
         (start, end), *more = intervals
+        assert len(more) <= 1, "a mask has two intervals at most"
         return cls(start, end, *(more[0] if more else (None, None)))
 
     @classmethod
@@ -119,9 +120,20 @@ class IntervalMask:
         seen = [(start[..., None] <= position) & (position < end[..., None]) for start, end in self.intervals]
         return functools.reduce(jnp.logical_or, seen)
 
-    def sees_something(self) -> Bool[Array, "B T"]:
-        """Which rows see any key."""
-        return functools.reduce(jnp.logical_or, [end > start for start, end in self.intervals])
+    def sees_something(self, keys: int) -> Bool[Array, "B T"]:
+        """Which rows see any of so many keys."""
+        clipped = [(jnp.maximum(start, 0), jnp.minimum(end, keys)) for start, end in self.intervals]
+        return functools.reduce(jnp.logical_or, [end > start for start, end in clipped])
+
+    def is_seen(self, keys: int) -> Bool[Array, "B S"]:
+        """Which of so many keys any row sees."""
+        batch = jnp.arange(self.start.shape[0])[:, None]
+        change = jnp.zeros((self.start.shape[0], keys + 1), jnp.int32)
+        for start, end in self.intervals:
+            start, end = jnp.clip(start, 0, keys), jnp.clip(end, 0, keys)
+            rows = (end > start).astype(jnp.int32)
+            change = change.at[batch, start].add(rows).at[batch, end].add(-rows)
+        return jnp.cumsum(change, axis=1)[:, :keys] > 0
 
 
 def _run_ends(numbers: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:

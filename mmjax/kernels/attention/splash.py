@@ -1,7 +1,8 @@
 """Attention on TPUs: splash attention, which ships with jax, for the masks that it knows without holding them.
 
 It has one kernel for the forward and two for the backward pass, skips tiles that a causal mask hides, and compares segment ids in the
-others.
+others. It takes no scale: queries are scaled before, and where they are not float32 and the scale is no power of two (heads of 128:
+2 ** -3.5), that rounds them once more.
 """
 
 import functools
@@ -54,7 +55,7 @@ def attention(
     of_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     out = jax.vmap(of_head)(grouped, k, v, ids)[:, :, :, :length]
     out = out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
-    return out if mask is None else jnp.where(mask.sees_something()[..., None, None], out, 0)
+    return out if mask is None else jnp.where(mask.sees_something(keys)[..., None, None], out, 0)
 
 
 def _segments(mask: IntervalMask | None, batch: int, length: int, keys: int, rows_more: int, keys_more: int) -> Any:

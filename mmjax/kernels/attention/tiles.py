@@ -20,7 +20,12 @@ def tile_classes(mask: IntervalMask, keys: int, rows_per_tile: int, keys_per_til
     rows = mask.start.shape[1]
     tiles = -(-keys // keys_per_tile)
     begin = jnp.arange(tiles, dtype=jnp.int32) * keys_per_tile
-    seen = sum(_overlap(start[..., None], end[..., None], begin, begin + keys_per_tile) for start, end in mask.intervals)
+    intervals = [(start[..., None], end[..., None]) for start, end in mask.intervals]
+    seen = sum(_overlap(start, end, begin, begin + keys_per_tile) for start, end in intervals)
+    if len(intervals) == 2:  # what both hold counts once
+        (start, end), (other_start, other_end) = intervals
+        both = jnp.maximum(start, other_start), jnp.minimum(end, other_end)
+        seen -= _overlap(*both, begin, begin + keys_per_tile)
     pad = ((0, 0), (0, -rows % rows_per_tile), (0, 0))
     some = _by_tile(jnp.pad(seen > 0, pad, constant_values=False), rows_per_tile).any(axis=2)
     every = _by_tile(jnp.pad(seen == keys_per_tile, pad, constant_values=True), rows_per_tile).all(axis=2)

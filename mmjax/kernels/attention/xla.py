@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.typing import Array, Float
 
-MASKED = -1e30  # finite, so that a row that sees nothing gives numbers (masked away below) and not NaN
+MASKED = -1e30  # finite, so that a row that sees nothing gives numbers (the door makes them zero) and not NaN
 
 
 def attention(
@@ -22,9 +22,11 @@ def attention(
     batch, length, heads, head_dim = q.shape
     keys, kv_heads = k.shape[1:3]
     group = heads // kv_heads
-    q = (q * scale).swapaxes(1, 2).reshape(batch, kv_heads, group * length, head_dim)
+    exact = q.dtype == jnp.float32  # otherwise the product would be rounded once more
+    q = (q * scale if exact else q).swapaxes(1, 2).reshape(batch, kv_heads, group * length, head_dim)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     scores = jnp.einsum("BKTH,BKSH->BKTS", q, k, preferred_element_type=jnp.float32)
+    scores = scores if exact else scores * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if mask is not None:
@@ -32,7 +34,4 @@ def attention(
         scores = jnp.where(seen, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("BKTS,BKSH->BKTH", weights, v)
-    out = out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
-    if mask is None:
-        return out
-    return jnp.where(mask.sees_something()[..., None, None], out, 0)
+    return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2).astype(q.dtype)

@@ -104,12 +104,13 @@ def _prepare(mask: IntervalMask | None, sizes: tuple[int, int, int], tile: tuple
 def _attend(
     settings: _Settings, q: Float[Array, "A I b K R H"], k: Float[Array, "A J b K W H"], v: Float[Array, "A J b K W H"], mask: _Mask
 ) -> Float[Array, "A I b K R H"]:
-    return _forward(settings, q, k, v, mask)[0]
+    return _forward(settings, q, k, v, mask)[0]  # the gradient keeps more of it
 
 
 def _forward(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array, Any]:
     out, log_total = jax.lax.map(lambda block: _forward_block(settings, *block), (q, k, v, mask))
-    return out, (q, k, v, mask, out, log_total)
+    # In float32 for the gradient: where one weight is near one, the two terms of dS almost cancel, and what was rounded off would remain.
+    return out.astype(q.dtype), (q, k, v, mask, out, log_total)
 
 
 def _forward_block(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array, Array]:
@@ -126,11 +127,11 @@ def _forward_block(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mas
             new = jnp.einsum("bKRW,bKWH->bKRH", weights.astype(v.dtype), v[at], preferred_element_type=jnp.float32)
             return out * less[..., None] + new, higher, total * less + weights.sum(axis=-1)
 
-        nothing = jnp.zeros(rows.shape[:-1], jnp.float32)
-        begin = jnp.zeros(rows.shape, jnp.float32), nothing + _MASKED, nothing
+        nothing = _zeros(rows[..., 0])
+        begin = _zeros(rows), nothing + _MASKED, nothing
         out, top, total = jax.lax.fori_loop(0, seen_by.visits, visit, begin)
         total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # nothing seen: 0 / tiny
-        return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
+        return out / total[..., None], top + jnp.log(total)
 
     return jax.lax.map(of_rows, (q, mask))
 
@@ -163,11 +164,10 @@ def _backward_block(
             dv = dv.at[at].add(jnp.einsum("bKRW,bKRH->bKWH", weights.astype(v.dtype), dout, preferred_element_type=jnp.float32))
             return dq, dk, dv
 
-        dq, dk, dv = jax.lax.fori_loop(0, seen_by.visits, visit, (jnp.zeros(rows.shape, jnp.float32), *carry))
+        dq, dk, dv = jax.lax.fori_loop(0, seen_by.visits, visit, (_zeros(rows), *carry))
         return (dk, dv), dq.astype(q.dtype)
 
-    begin = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    (dk, dv), dq = jax.lax.scan(of_rows, begin, (q, mask, gradient, log_total, weighted))
+    (dk, dv), dq = jax.lax.scan(of_rows, (_zeros(k), _zeros(v)), (q, mask, gradient, log_total, weighted))
     return dq, dk.astype(k.dtype), dv.astype(v.dtype)
 
 
@@ -185,6 +185,12 @@ def _scores(settings: _Settings, rows: Array, keys: Array, mask: _Mask, tile: Ar
     seen = [(start[..., None] <= place) & (place < end[..., None]) for start, end in mask.intervals]
     visible = functools.reduce(jnp.logical_or, seen)[:, None]
     return jnp.where(visible, scores, _MASKED), visible
+
+
+def _zeros(like: Array) -> Array:
+    """In float32. They are computed from `like` so that within `jax.shard_map` they count as different on each device, as what is added to
+    them does; the compiler sees that they are constant."""
+    return jnp.where(like == like, jnp.float32(0), jnp.float32(0))
 
 
 def _visible(values: Array, seen: Bool[Array, "b 1 R W"] | None) -> Array:

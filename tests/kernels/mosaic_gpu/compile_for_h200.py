@@ -9,7 +9,8 @@ The kernels are forward, queries, keys and fused; "whole" is attention with its 
 may also say tile, masked (which of the table's tiles), intervals (1 or 2), softcap, dtype, batch, rows, keys, heads, kv_heads and
 deterministic. With --table instead of cases, a table of every kernel for every head dimension.
 
-Needs jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, as `make aot` brings them, and no other wheel of CUDA.
+Needs jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, as `make aot` brings them, and an assembler: that of CUDA, or that of the
+extra aot-cuda.
 """
 
 import functools
@@ -78,7 +79,7 @@ def function(case):
         return gradients_of_layers(attend) if kernel == "layers" else gradients_of_attention(attend)
     tile = tuning.Tile(*case["tile"]) if "tile" in case else getattr(sizes, kernel)
     if kernel == "forward":
-        return lambda q, k, v, dout, log_total, delta, mask: forward(q, k, v, mask, scale, softcap, tile)
+        return lambda q, k, v, dout, log_total, delta, mask: forward(q, k, v, mask, scale, softcap, tile, remainder=True)
     gradient = {"queries": gradient_of_queries, "keys": gradient_of_keys, "fused": backward_fused.gradients}[kernel]
     return lambda *arrays: gradient(*arrays, scale, softcap, tile)
 

@@ -100,20 +100,24 @@ type _Intervals = tuple[tuple[Array, Array], ...]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(settings: _Settings, q: Array, k: Array, v: Array, intervals: _Intervals) -> Array:
-    return _forward(settings, q, k, v, intervals)[0]
+    mask = IntervalMask.of(intervals)
+    return forward(q, k, v, mask, settings.scale, settings.softcap, settings.tiles.forward, settings.interpreter)[0]
 
 
 def _forward(settings: _Settings, q: Array, k: Array, v: Array, intervals: _Intervals) -> tuple[Array, Any]:
     mask = IntervalMask.of(intervals)
-    out, log_total = forward(q, k, v, mask, settings.scale, settings.softcap, settings.tiles.forward, settings.interpreter)
-    # With these names a rematerialisation policy can keep the two, and the forward kernel need not run again.
-    out, log_total = checkpoint_name(out, "attention_out"), checkpoint_name(log_total, "attention_log_total")
-    return out, (q, k, v, intervals, out, log_total)
+    found = forward(q, k, v, mask, settings.scale, settings.softcap, settings.tiles.forward, settings.interpreter, remainder=True)
+    # With these names a rematerialisation policy can keep the three, and the forward kernel need not run again.
+    names = ("attention_out", "attention_log_total", "attention_remainder")
+    out, log_total, remainder = (checkpoint_name(array, name) for array, name in zip(found, names, strict=True))
+    return out, (q, k, v, intervals, out, log_total, remainder)
 
 
 def _backward(settings: _Settings, kept: Any, dout: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, intervals, out, log_total = kept
-    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
+    q, k, v, intervals, out, log_total, remainder = kept
+    # Where one weight is near one, the two terms of dS almost cancel, and what was rounded off the result would remain.
+    whole = out.astype(jnp.float32) + remainder.astype(jnp.float32)
+    delta = jnp.sum(whole * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
     arguments = (q, k, v, dout, log_total, delta, IntervalMask.of(intervals), settings.scale, settings.softcap)
     if not settings.deterministic and settings.tiles.fused is not None:
         return *backward_fused.gradients(*arguments, settings.tiles.fused, settings.interpreter), None

@@ -42,8 +42,11 @@ def forward(
     softcap: float | None,
     tile: Tile,
     interpreter: gpu.Interpreter | None = None,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """The result, and for each row the logarithm to base two of the sum of its exponentials: infinity where it sees nothing."""
+    *,
+    remainder: bool = False,
+) -> tuple[Array, ...]:
+    """The result [B, T, N, H]; for each row the logarithm [B, N, T] to base two of the sum of its exponentials, infinity where it sees
+    nothing; and if wanted the remainder: what was rounded off the result, like it."""
     batch, rows, heads, head_dim = q.shape
     keys, kv_heads = k.shape[1:3]
     owned = COMPUTING * tile.rows
@@ -60,11 +63,16 @@ def forward(
         spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype) if interpreter else None,
     )
 
-    block = functools.partial(_Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart)
-    out_type = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32))
+    def block(*references: gpu.Ref) -> _Block:
+        if not remainder:
+            references = (*references[:-1], None, references[-1])
+        return functools.partial(_Block, *references)(scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart)
+
+    like_q = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    out_type = (like_q, jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32), *(like_q,) * remainder)
     kernel = launch(block, "attention_forward", out_type, memory, (heads, padded // owned, batch), interpreter)
-    out, log_total = kernel(q, k, v, plan.bounds(mask, padded), visits.order, visits.counts)
-    return out, log_total[:, :, :rows]
+    out, log_total, *rest = kernel(q, k, v, plan.bounds(mask, padded), visits.order, visits.counts)
+    return out, log_total[:, :, :rows], *rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +85,7 @@ class _Block(BlockOfRows):
     count: gpu.Ref
     out: gpu.Ref
     log_total: gpu.Ref
+    remainder: gpu.Ref | None
     memory: _Memory
     _: dataclasses.KW_ONLY
     scale: float
@@ -101,12 +110,19 @@ class _Block(BlockOfRows):
         gpu.when(warpgroup == 0)(self.turn)
 
         something = weight > 0
-        q[...] = (total * scores.along(jnp.where(something, 1 / weight, 0.0), total.shape, 0)).astype(q.dtype)
+        result = total * scores.along(jnp.where(something, 1 / weight, 0.0), total.shape, 0)
+        rounded = result.astype(q.dtype)
+        q[...] = rounded
         self.memory.log_total.at[warpgroup][...] = jnp.where(something, highest + jnp.log2(weight), jnp.inf)
         gpu.commit_shared()
         gpu.copy_out(q, self.out.at[batch, rows, head])
         gpu.copy_out(self.memory.log_total.at[warpgroup], self.log_total.at[batch, head, rows])
         gpu.wait_copies_out(0)
+        if self.remainder is not None:
+            q[...] = (result - rounded.astype(jnp.float32)).astype(q.dtype)
+            gpu.commit_shared()
+            gpu.copy_out(q, self.remainder.at[batch, rows, head])
+            gpu.wait_copies_out(0)
 
     def turn(self) -> None:
         gpu.barrier_arrive(self.memory.turn)
