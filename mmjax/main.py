@@ -8,7 +8,8 @@
     export      writes the last checkpoint, or --checkpoint, as folders for transformers and other tools
     plan        says what the recipe will cost, on --topology (such as h100:8) if given
 
-Exit codes: 0 done, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 preempted and safely saved.
+Exit codes: 0 done, 1 something unexpected, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 preempted and safely
+saved, 130 left at once by a second Ctrl-C.
 """
 
 import dataclasses

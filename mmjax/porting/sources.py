@@ -61,6 +61,8 @@ def open_source(path: Path) -> Iterator[Source]:
     if _is_checkpoint(path):
         yield _Checkpoint(path)
         return
+    if (path / "checkpoints").is_dir() and (path / "summary.json").is_file():
+        raise InputError(f"{path} is a run. Name one of its checkpoints: {path / 'checkpoints'}/STAGE/STEP.")
     with open_pretrained(path) as opened:
         yield _Model(path, opened)
 
@@ -71,7 +73,9 @@ class _Model(Source):
     def __init__(self, path: Path, opened: Pretrained):
         self._path, self._opened = path, opened
         ours = is_orbax(path)
-        self.what = "a folder of Orbax" if ours else "a folder of Hugging Face" if path.is_dir() else "a file"
+        of_gguf = path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))
+        folder = "a folder of Orbax" if ours else "a folder of GGUF" if of_gguf else "a folder of Hugging Face"
+        self.what = folder if path.is_dir() else "a file"
         self.target = HUGGING_FACE if ours else ORBAX
         self.config, self.origins, self.lines, self.unused = opened.config, opened.origins, opened.lines, opened.unused
         self.notes, self.nbytes, self.dtype = opened.notes, opened.nbytes, opened.dtype

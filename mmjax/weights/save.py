@@ -130,7 +130,7 @@ def find_writer(config: DecoderConfig | ViTConfig, origin: Origin | None = None)
         known = ", ".join(family.name for family in FAMILIES)
         raise InputError(
             f"No family of published models has the form of this {type(config).__name__.removesuffix('Config')}, so transformers could not "
-            f"read it: {config}. mmjax writes {known}."
+            f"read it. mmjax writes {known}."
         )
     return next((family for family in fitting if origin and family.name == origin.family), fitting[0])
 
