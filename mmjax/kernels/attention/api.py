@@ -43,7 +43,8 @@ def attention(
             anyway; only "cudnn" does as XLA's settings say, whatever is asked for here.
 
     Returns:
-        [B, T, N, H] in the dtype of q. A row that sees nothing is zero.
+        [B, T, N, H] in the dtype of q. A row that sees nothing is zero. What it holds, and what keys hold that nobody sees, does not matter
+        to XLA's implementations, be it NaN; to kernels, for which that would be another pass over all arrays, it must be finite.
 
     Raises:
         ValueError: shapes do not fit each other, or the implementation is unknown or cannot serve the call; none is taken in its place.
@@ -60,7 +61,7 @@ def attention(
     freedom = {"deterministic": _deterministic(deterministic)} if chosen.faster_in_any_order else {}
     compute = functools.partial(chosen.compute, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap, **freedom)
     serve = functools.partial(on_each_device, compute) if chosen.per_device else compute
-    if mask is None or mask.form in ("full", "causal"):
+    if mask is None or mask.form in ("full", "causal") or not chosen.any_padding:
         return serve(q, k, v, mask)
     return _without_padding(serve, q, k, v, mask)
 

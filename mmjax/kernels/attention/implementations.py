@@ -18,6 +18,8 @@ class Implementation(NamedTuple):
         unsupported: (q, k, mask, softcap) -> why it cannot serve a call; None if it can.
         absent: why it cannot serve any call on this machine; None if it can.
         faster_in_any_order: compute takes `deterministic` as well, and may be faster without.
+        any_padding: rows that see nothing and keys that none sees may hold anything, as they are made zero before, and the rows again
+            after, which costs XLA nothing. A kernel makes the rows zero itself, and all must be finite.
         per_device: called on each device of a mesh for its own rows and heads, as the compiler cannot split it, or not well.
     """
 
@@ -25,6 +27,7 @@ class Implementation(NamedTuple):
     unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: None
     absent: Callable[[], str | None] = lambda: None
     faster_in_any_order: bool = False
+    any_padding: bool = False
     per_device: bool = False
 
 
@@ -47,9 +50,9 @@ def _unsupported_on_hopper(q: Any, k: Any, mask: IntervalMask | None, softcap: f
 
 
 IMPLEMENTATIONS = {
-    "reference": Implementation(reference.attention),
-    "xla": Implementation(xla.attention),
-    "xla_chunked": Implementation(xla_chunked.attention, per_device=True),
+    "reference": Implementation(reference.attention, any_padding=True),
+    "xla": Implementation(xla.attention, any_padding=True),
+    "xla_chunked": Implementation(xla_chunked.attention, any_padding=True, per_device=True),
     "splash": Implementation(splash.attention, splash.unsupported, splash.absent, per_device=True),
     "cudnn": Implementation(cudnn.attention, cudnn.unsupported, cudnn.absent),
     "mosaic_gpu": Implementation(_on_hopper, _unsupported_on_hopper, _no_hopper, faster_in_any_order=True, per_device=True),
