@@ -28,10 +28,10 @@ run: setup  ## train, score and report the default recipe (about ten minutes on 
 	$(BIN)/python -m mmjax.main --config=configs/cos.py
 
 test: setup  ## the tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: setup  ## what takes longer: kills, signals, whole jobs
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 aot: $(AOT_READY)  ## compilers for GPUs and TPUs, for the tests that compile for them (350 MB, 1.1 GB unpacked)
 

@@ -30,6 +30,7 @@ def measure(names, case=SMALL, directions=("forward", "backward", "gradient"), s
     return attention_shape.measure(case, makers, directions, clock, rounds=3, target=1e-4, bounds=BOUNDS)
 
 
+@pytest.mark.slow
 def test_every_direction_is_timed():
     results = measure(["xla_chunked"], directions=("forward", "backward"))
     assert all(len(results[direction]["xla_chunked"]["seconds"]) == 3 for direction in ("forward", "backward"))

@@ -88,7 +88,8 @@ def test_intervals_that_reach_behind_the_keys_end_with_them():
         np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(wanted, np.float32))
 
 
-@pytest.mark.parametrize("poisoned", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("poisoned", [0, 1])
 def test_tiles_that_nobody_sees_are_not_computed(poisoned):
     """Two packed texts, each of whole tiles of every kernel; one is NaN throughout: any tile of the two together would spread it."""
     half = 128
