@@ -16,7 +16,7 @@ from mmjax.kernels.placement import on_each_device
 from mmjax.typing import Array, Float
 
 _LOGGER = logging.getLogger(__name__)
-_FEW_SCORES = 256 * 256  # of a head: below, to hold them all is as fast, and no weights are computed twice
+_FEW_SCORES = 256 * 512  # of a head: up to here, to hold them all is as fast or faster, and no weights are computed twice
 
 
 def attention(
@@ -114,7 +114,7 @@ def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) 
         if reason is None:
             return _picked(name, backend)
         _refused(name, reason, asked=name == choice.current().attention)
-    few = q.shape[1] * k.shape[1] < _FEW_SCORES
+    few = q.shape[1] * k.shape[1] <= _FEW_SCORES
     return _picked("xla" if few else "xla_chunked", backend)
 
 
