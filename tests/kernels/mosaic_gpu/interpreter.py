@@ -59,8 +59,7 @@ class _MaybeAddition(_Store):
 
 
 def _store(*, reduction_op, store=gpu_callbacks.copy_smem_to_gmem, **arguments):
-    if reduction_op not in (None, "add"):
-        raise NotImplementedError(f"stores that add are known, and none of {reduction_op!r}")
+    assert reduction_op in (None, "add"), f"stores that add are known, and none that do {reduction_op!r}"
     _asked.to_add = reduction_op == "add"
     try:
         return store(reduction_op=None, **arguments)
