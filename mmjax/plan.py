@@ -197,7 +197,7 @@ def _decoder_bytes(model: VLMConfig, tokens: int) -> float:
         "dots": 3 * c.width + projected + 2 * c.mlp_width,
         "full": c.width,
     }
-    return _blocks(model, c.layers, elements, c.heads * tokens, True)
+    return _blocks(model, c.depth, elements, c.heads * tokens, True)
 
 
 def _blocks(model: VLMConfig, layers: int, elements: Mapping[str, int], weights: int, trained: bool) -> float:

@@ -8,6 +8,25 @@ Norm = Literal["layer", "rms"]
 
 
 @dataclass(frozen=True)
+class Span:
+    """Blocks of an encoder or a decoder that lie in one stack.
+
+    Attributes:
+        path: of the stack, below that of its part: "layers", or such as "translators/0/layers".
+        start, stop: which blocks of the published model they are, or, of trained ones, begin as.
+    """
+
+    path: str
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """How many blocks."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
 class ViTConfig:
     """A vision transformer in the pre-norm form of CLIP (arXiv:2103.00020), with what SigLIP and DINOv2 do otherwise as fields.
 
@@ -20,8 +39,9 @@ class ViTConfig:
         patch_bias: whether the patch projection has a bias (CLIP: no).
         gated_mlp: silu(gate(x)) * up(x) in the place of activation(up(x)) (DINOv2 giant).
         layer_scale: a learned factor per channel on what each half of a block adds (DINOv2, arXiv:2304.07193).
-        final_norm: a norm after the last block, for `VisionEncoder.last` and `pooled`; a connector never reads it.
+        final_norm: a norm after the last block, for `VisionEncoder.last` and `pooled`, and for connectors that ask for it.
         pooling_head: one learned query that reads all patches (SigLIP, arXiv:2303.15343), for `VisionEncoder.pooled`.
+        late: so many of the last blocks lie in a stack of their own, "late/layers", so that they can be trained without the others.
         weight_std: standard deviation of the truncated normal initialisation of kernels; None: fan_in ** -0.5.
         embedding_std: the same for the class token and the position table.
         image_mean, image_std: per channel, of pixels scaled to [0, 1].
@@ -43,6 +63,7 @@ class ViTConfig:
     layer_scale: bool = False
     final_norm: bool = False
     pooling_head: bool = False
+    late: int = 0
     weight_std: float | None = 0.02
     embedding_std: float = 0.02
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -57,6 +78,12 @@ class ViTConfig:
     def patches(self) -> int:
         return self.grid**2
 
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The stacks that the blocks lie in, in the order in which they run."""
+        early = self.layers - self.late
+        return tuple(span for span in (Span("layers", 0, early), Span("late/layers", early, self.layers)) if span.size)
+
 
 @dataclass(frozen=True)
 class ResamplerConfig:
@@ -68,6 +95,7 @@ class ResamplerConfig:
         feature_layers: the encoder outputs a query reads, in turn: k means after k blocks.
         width: of the queries and of the features.
         query_std, weight_std: initialisation, as in ViTConfig.
+        boundaries: whether a learned vector stands before and another one behind the visual tokens of a picture.
         parents: for each scale, the index of the scale of the stage before that it is grown from (transition `inflate`); empty: scale i
         from i.
     """
@@ -84,12 +112,13 @@ class ResamplerConfig:
     norm_epsilon: float = 1e-5
     query_std: float = 0.02
     weight_std: float | None = 0.02
+    boundaries: bool = False
     parents: tuple[int, ...] = ()
 
     def visual_tokens(self, vision: ViTConfig) -> int:
         """L: visual tokens per image."""
         del vision  # the queries alone decide; the window rule is checked by the config
-        return sum(self.queries)
+        return sum(self.queries) + 2 * self.boundaries
 
 
 @dataclass(frozen=True)
@@ -107,17 +136,27 @@ class LinearConfig:
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """Every patch through down(activation(up(x))), with biases: the connector of LLaVA-1.5 (arXiv:2310.03744)."""
+    """Every patch through down(activation(up(x))), with biases: the connector of LLaVA-1.5 (arXiv:2310.03744), and, with the three choices
+    below, that of surrogate grafting (arXiv:2505.22664).
+
+    Attributes:
+        class_token: whether the encoder's class token becomes a visual token, too, the first one.
+        final_norm: whether features are read through the norm that the encoder ends in.
+        boundaries: whether a learned vector stands before and another one behind the visual tokens of a picture.
+    """
 
     kind: Literal["mlp"]
     feature_layers: tuple[int, ...]
     hidden_width: int
     activation: Activation = "gelu"
     weight_std: float | None = 0.02
+    class_token: bool = False
+    final_norm: bool = False
+    boundaries: bool = False
 
     def visual_tokens(self, vision: ViTConfig) -> int:
         """L: visual tokens per image."""
-        return vision.patches
+        return vision.patches + self.class_token + 2 * self.boundaries
 
 
 ConnectorConfig = ResamplerConfig | LinearConfig | MLPConfig
@@ -176,7 +215,13 @@ RopeScaling = Llama3Scaling | LinearScaling | DynamicScaling | YarnScaling
 class DecoderConfig:
     """A Llama decoder: RMSNorm, grouped-query attention, SwiGLU, rotary positions; with what its relatives do otherwise as fields.
 
+    With `replaced` it is a surrogate (arXiv:2505.22664): some ranges of its blocks are left out, and a few trained ones, which begin as the
+    first of those, stand in the place of each range.
+
     Attributes:
+        layers: blocks of the published model, those that are left out included; `depth` says how many run.
+        replaced: ranges [first, end) of blocks, in order; empty: all are there.
+        translators: trained blocks in the place of each range.
         vocabulary: V; 0 only in a recipe whose tokenizer is yet to be built from its training text: then it is set to what that one needs.
         heads, kv_heads: N and K; K divides N.
         context_length: tokens that it was trained to read at once; None: unknown. Nothing here depends on it.
@@ -207,8 +252,35 @@ class DecoderConfig:
     sliding_window: int | None = None
     experts: int = 0
     experts_per_token: int = 2
+    replaced: tuple[tuple[int, int], ...] = ()
+    translators: int = 1
     weight_std: float | None = 0.02
     embedding_std: float = 0.02
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The stacks that the blocks lie in, in the order in which they run: one, or in turn those that are kept and translators."""
+        if not self.replaced:
+            return (Span("layers", 0, self.layers),)
+        found, kept, begin = [], 0, 0
+        for number, (first, end) in enumerate((*self.replaced, (self.layers, self.layers))):
+            if first > begin:
+                found.append(Span(f"kept/{kept}/layers", begin, first))
+                kept += 1
+            if first < end:
+                found.append(Span(f"translators/{number}/layers", first, first + self.translators))
+            begin = end
+        return tuple(found)
+
+    @property
+    def depth(self) -> int:
+        """Blocks that run."""
+        return sum(span.size for span in self.spans)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Which blocks of the published model they are, or begin as."""
+        return tuple(block for span in self.spans for block in range(span.start, span.stop))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.models.boundaries import Boundaries
 from mmjax.models.config import ConnectorConfig, LinearConfig, MLPConfig
 from mmjax.models.linear import Linear
 from mmjax.models.mlp import ACTIVATIONS
@@ -21,15 +22,18 @@ class LinearConnector(nnx.Module):
 
 
 class MLPConnector(nnx.Module):
-    """Every patch of the last feature layer through a two-layer perceptron (LLaVA-1.5)."""
+    """Every patch of the last feature layer, and the class token if it stands before them, through a two-layer perceptron."""
 
     def __init__(self, c: MLPConfig, width: int, output_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.up = Linear(width, c.hidden_width, axes=("embed", "mlp"), bias=True, std=c.weight_std, dtype=dtype, rngs=rngs)
         self.down = Linear(c.hidden_width, output_width, axes=("mlp", "embed"), bias=True, std=c.weight_std, dtype=dtype, rngs=rngs)
-        self.activation = c.activation
+        if c.boundaries:
+            self.boundaries = Boundaries(output_width, rngs)
+        self.config = c
 
     def __call__(self, features: tuple[Float[Array, "B P D"], ...]) -> Float[Array, "B L E"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(features[-1])))
+        tokens = self.down(ACTIVATIONS[self.config.activation](self.up(features[-1])))
+        return self.boundaries(tokens) if self.config.boundaries else tokens
 
 
 def make_connector(

@@ -10,7 +10,7 @@ from mmjax.kernels.attention import IntervalMask, attention
 from mmjax.mesh_axes import gather_for_use, keep_rows
 from mmjax.models.attention import Projections
 from mmjax.models.config import DecoderConfig
-from mmjax.models.layers import Remat, scan, stack
+from mmjax.models.layers import Remat, put_stacks, run
 from mmjax.models.linear import Linear, product_in_float32, truncated_normal
 from mmjax.models.mlp import SwiGLU
 from mmjax.models.moe import MoE
@@ -35,7 +35,7 @@ class KVCache:
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, slots: int, dtype: jnp.dtype) -> "KVCache":
-        shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
+        shape = (config.depth, batch, slots, config.kv_heads, config.head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
 
 
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, remat: Remat = "none", unroll: int = 1):
         c = config
         self.embedding = nnx.Param(truncated_normal(rngs.params(), (c.vocabulary, c.width), c.embedding_std), axes=("vocabulary", "embed"))
-        self.layers = stack(lambda rngs: DecoderBlock(c, dtype, rngs), c.layers, rngs)
+        put_stacks(self, c.spans, lambda rngs: DecoderBlock(c, dtype, rngs), rngs)
         self.norm = RMSNorm(c.width, c.norm_epsilon)
         if not c.tied_head:
             axes = ("embed", "vocabulary")
@@ -129,7 +129,7 @@ class Decoder(nnx.Module):
         def body(block: DecoderBlock, x: Array, cached: tuple[Array, Array] | None) -> tuple[Array, tuple[Array, Array] | None]:
             return block(x, turn, mask, cached, length)
 
-        x, cached = scan(self.layers, body, embeddings.astype(self.dtype), cached, remat=self.remat, unroll=self.unroll)
+        x, cached = run(self, c.spans, body, embeddings.astype(self.dtype), cached, remat=self.remat, unroll=self.unroll)
         if cache is not None and cached is not None:
             cache = dataclasses.replace(cache, keys=cached[0], values=cached[1])
         return self.norm(x), cache

@@ -1,10 +1,13 @@
 """A stack of equal blocks as one block with stacked parameters [layers, ...], run by a scan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+from mmjax.models.config import Span
 
 Remat = Literal["none", "dots", "full"]
 
@@ -21,6 +24,65 @@ def stack(make_block: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.R
         return make_block(rngs)
 
     return make(rngs)
+
+
+class Stack(nnx.Module):
+    """A stack below a name of its own: "layers" in its path says that its parameters have an axis of layers."""
+
+    def __init__(self, layers: nnx.Module):
+        self.layers = layers
+
+
+def put_stacks(module: nnx.Module, spans: Iterable[Span], make_block: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> None:
+    """Gives a module a stack at the path of each span."""
+    for span in spans:
+        layers = stack(make_block, span.size, rngs)
+        match span.path.split("/"):
+            case [name]:
+                setattr(module, name, layers)
+            case [name, inner]:
+                assert inner == "layers"
+                setattr(module, name, Stack(layers))
+            case [name, number, inner]:
+                assert inner == "layers"
+                if not hasattr(module, name):
+                    setattr(module, name, nnx.List([]))
+                assert len(getattr(module, name)) == int(number), "stacks come in the order of their numbers"
+                getattr(module, name).append(Stack(layers))
+
+
+def run[Carry](
+    module: nnx.Module,
+    spans: Sequence[Span],
+    body: Callable[[Any, Carry, Any], tuple[Carry, Any]],
+    carry: Carry,
+    per_layer: Any = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    remat: Remat = "none",
+    unroll: int = 1,
+) -> tuple[Carry, Any]:
+    """`scan` over the stacks of a module, one after the other; `start`, `stop` and `per_layer` count over all of them."""
+    if len(spans) == 1:
+        return scan(_at(module, spans[0]), body, carry, per_layer, start=start, stop=stop, remat=remat, unroll=unroll)
+    outputs, done = [], 0
+    stop = sum(span.size for span in spans) if stop is None else stop
+    for span in spans:
+        first, last = max(start - done, 0), min(stop - done, span.size)
+        if first < last:
+            beside = jax.tree.map(lambda x, done=done, size=span.size: x[done : done + size], per_layer)
+            carry, out = scan(_at(module, span), body, carry, beside, start=first, stop=last, remat=remat, unroll=unroll)
+            outputs.append(out)
+        done += span.size
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+
+def _at(module: Any, span: Span) -> nnx.Module:
+    """The stack at the path of a span."""
+    for name in span.path.split("/"):
+        module = module[int(name)] if name.isdecimal() else getattr(module, name)
+    return module
 
 
 def scan[Carry](

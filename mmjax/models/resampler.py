@@ -11,6 +11,7 @@ from flax import nnx
 
 from mmjax.kernels.attention import attention
 from mmjax.models.attention import Projections
+from mmjax.models.boundaries import Boundaries
 from mmjax.models.config import ResamplerConfig
 from mmjax.models.linear import Linear, truncated_normal
 from mmjax.models.mlp import MLP
@@ -84,8 +85,11 @@ class Resampler(nnx.Module):
         self.scales = nnx.List([Scale(c, window, queries, dtype, rngs) for window, queries in zip(c.windows, c.queries, strict=True)])
         self.norm = make_norm(c.norm, c.width, c.norm_epsilon)
         self.projection = Linear(c.width, output_width, axes=("embed", None), bias=True, std=c.weight_std, dtype=dtype, rngs=rngs)
+        if c.boundaries:
+            self.boundaries = Boundaries(output_width, rngs)
+        self.bounded = c.boundaries
 
     def __call__(self, features: tuple[Float[Array, "B P D"], ...]) -> Float[Array, "B L E"]:
         """Features of every level to visual tokens, coarse scales first."""
-        tokens = jnp.concatenate([scale(features) for scale in self.scales], axis=1)
-        return self.projection(self.norm(tokens))
+        tokens = self.projection(self.norm(jnp.concatenate([scale(features) for scale in self.scales], axis=1)))
+        return self.boundaries(tokens) if self.bounded else tokens

@@ -9,7 +9,7 @@ from flax import nnx
 from mmjax.kernels.attention import attention
 from mmjax.models.attention import Projections
 from mmjax.models.config import ViTConfig
-from mmjax.models.layers import Remat, scan, stack
+from mmjax.models.layers import Remat, put_stacks, run
 from mmjax.models.linear import Linear, truncated_normal
 from mmjax.models.mlp import MLP, SwiGLU
 from mmjax.models.norms import make_norm
@@ -59,7 +59,7 @@ class ViT(nnx.Module):
         self.position = nnx.Param(table, axes=(None, "embed"))
         if c.embedding_norm:
             self.embedding_norm = make_norm(c.norm, c.width, c.norm_epsilon)
-        self.layers = stack(lambda rngs: VisionBlock(c, dtype, rngs), c.layers, rngs)
+        put_stacks(self, c.spans, lambda rngs: VisionBlock(c, dtype, rngs), rngs)
         if c.final_norm:
             self.final_norm = make_norm(c.norm, c.width, c.norm_epsilon)
         if c.pooling_head:
@@ -84,9 +84,8 @@ class ViT(nnx.Module):
         x, done, features = self.embed(pixels), 0, []
         for wanted in layers:
             if wanted > done:
-                x, _ = scan(
-                    self.layers, lambda block, x, _: (block(x), None), x, start=done, stop=wanted, remat=self.remat, unroll=self.unroll
-                )
+                body = lambda block, x, _: (block(x), None)  # noqa: E731
+                x, _ = run(self, self.config.spans, body, x, start=done, stop=wanted, remat=self.remat, unroll=self.unroll)
                 done = wanted
             features.append(x)
         return tuple(features)

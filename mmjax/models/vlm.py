@@ -5,7 +5,7 @@ from flax import nnx
 
 from mmjax.kernels.attention import IntervalMask
 from mmjax.models import lora
-from mmjax.models.config import VLMConfig
+from mmjax.models.config import MLPConfig, VLMConfig
 from mmjax.models.connectors import make_connector
 from mmjax.models.decoder import Decoder
 from mmjax.models.vit import ViT
@@ -27,9 +27,19 @@ class VLM(nnx.Module):
     def encode_images(self, images: UInt8[AnyArray, "B I h w 3"]) -> Float[Array, "B I L D"]:
         """Visual tokens of every picture slot, in the compute dtype."""
         rows, per_row = images.shape[:2]
-        features = self.vision(images.reshape(rows * per_row, *images.shape[2:]), self.config.connector.feature_layers)
-        tokens = self.connector(features)
+        tokens = self.connector(self.features(images.reshape(rows * per_row, *images.shape[2:])))
         return tokens.reshape(rows, per_row, *tokens.shape[1:])
+
+    def features(self, images: UInt8[AnyArray, "B h w 3"]) -> tuple[Float[Array, "B P D"], ...]:
+        """What the connector reads of each picture: a value for each of its feature layers, with the class token in front if it asks."""
+        connector = self.config.connector
+        if not isinstance(connector, MLPConfig):
+            return self.vision(images, connector.feature_layers)
+        found = self.vision.hidden_states(images, connector.feature_layers)
+        if connector.final_norm:
+            found = tuple(map(self.vision.final_norm, found))
+        skipped = int(self.config.vision.class_token and not connector.class_token)
+        return tuple(x[:, skipped:] for x in found)
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """Embeddings of the row: the table's at text, the connector's where `image_slot` points; zero for a slot that holds no picture."""

@@ -19,6 +19,7 @@ gradient.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 
@@ -161,16 +162,21 @@ def _vision(counter: _Counter, model: VLMConfig, images: int) -> bool:
     counter.linear("vision/patch", images * config.patches, False)
     needs = any(counter.trains(f"vision/{name}") for name in ("patch", "class_token", "position", "embedding_norm"))
 
-    def block(needs: bool) -> bool:
-        normed = needs or counter.trains("vision/layers/norm_attention")
-        query, key, value = (counter.linear(f"vision/layers/attention/{name}", rows, normed) for name in ("query", "key", "value"))
+    def block(path: str, needs: bool) -> bool:
+        normed = needs or counter.trains(f"{path}/norm_attention")
+        query, key, value = (counter.linear(f"{path}/attention/{name}", rows, normed) for name in ("query", "key", "value"))
         mixed = counter.attention(rows, tokens, config.width, (query, key, value))
-        needs = counter.linear("vision/layers/attention/output", rows, mixed) or needs
-        normed = needs or counter.trains("vision/layers/norm_mlp")
-        inner = [counter.linear(f"vision/layers/mlp/{name}", rows, normed) for name in (("gate", "up") if config.gated_mlp else ("up",))]
-        return counter.linear("vision/layers/mlp/down", rows, any(inner)) or needs
+        needs = counter.linear(f"{path}/attention/output", rows, mixed) or needs
+        normed = needs or counter.trains(f"{path}/norm_mlp")
+        inner = [counter.linear(f"{path}/mlp/{name}", rows, normed) for name in (("gate", "up") if config.gated_mlp else ("up",))]
+        return counter.linear(f"{path}/mlp/down", rows, any(inner)) or needs
 
-    return counter.layers(max(model.connector.feature_layers), block, needs)
+    read = max(model.connector.feature_layers)
+    for span in config.spans:
+        count = min(read, span.stop) - span.start
+        needs = counter.layers(count, functools.partial(block, f"vision/{span.path}"), needs) if count > 0 else needs
+    normed = isinstance(model.connector, MLPConfig) and model.connector.final_norm
+    return needs or (normed and counter.trains("vision/final_norm"))
 
 
 def _resampler(counter: _Counter, model: VLMConfig, images: int, features: bool) -> bool:
@@ -190,7 +196,9 @@ def _resampler(counter: _Counter, model: VLMConfig, images: int, features: bool)
             hidden = counter.linear(f"{path}/mlp/up", queries, needs or counter.trains(f"{path}/norm_mlp"))
             needs = counter.linear(f"{path}/mlp/down", queries, hidden) or needs
         outputs = outputs or needs
-    return counter.linear("connector/projection", images * model.visual_tokens, outputs or counter.trains("connector/norm"))
+    rows = images * sum(config.queries)
+    needs = counter.linear("connector/projection", rows, outputs or counter.trains("connector/norm"))
+    return needs or counter.trains("connector/boundaries")
 
 
 def _linear_connector(counter: _Counter, model: VLMConfig, images: int, features: bool) -> bool:
@@ -200,27 +208,31 @@ def _linear_connector(counter: _Counter, model: VLMConfig, images: int, features
 
 def _mlp_connector(counter: _Counter, model: VLMConfig, images: int, features: bool) -> bool:
     counter.part = "connector"
-    rows = images * model.visual_tokens
-    return counter.linear("connector/down", rows, counter.linear("connector/up", rows, features))
+    assert isinstance(model.connector, MLPConfig)
+    rows = images * (model.visual_tokens - 2 * model.connector.boundaries)
+    needs = counter.linear("connector/down", rows, counter.linear("connector/up", rows, features))
+    return needs or counter.trains("connector/boundaries")
 
 
 def _decoder(counter: _Counter, model: VLMConfig, tokens: int, needs: bool) -> bool:
     config = model.decoder
     counter.part = "decoder"
 
-    def block(needs: bool) -> bool:
-        normed = needs or counter.trains("decoder/layers/norm_attention")
-        query, key, value = (counter.linear(f"decoder/layers/attention/{name}", tokens, normed) for name in ("query", "key", "value"))
+    def block(path: str, needs: bool) -> bool:
+        normed = needs or counter.trains(f"{path}/norm_attention")
+        query, key, value = (counter.linear(f"{path}/attention/{name}", tokens, normed) for name in ("query", "key", "value"))
         mixed = counter.attention(tokens, tokens / 2, config.heads * config.head_dim, (query, key, value))
-        needs = counter.linear("decoder/layers/attention/output", tokens, mixed) or needs
-        normed = needs or counter.trains("decoder/layers/norm_mlp")
+        needs = counter.linear(f"{path}/attention/output", tokens, mixed) or needs
+        normed = needs or counter.trains(f"{path}/norm_mlp")
         rows = tokens * (config.experts_per_token if config.experts else 1)
         if config.experts:
-            counter.linear("decoder/layers/mlp/router", tokens, normed)
-        inner = [counter.linear(f"decoder/layers/mlp/{name}", rows, normed) for name in ("gate", "up")]
-        return counter.linear("decoder/layers/mlp/down", rows, any(inner)) or needs
+            counter.linear(f"{path}/mlp/router", tokens, normed)
+        inner = [counter.linear(f"{path}/mlp/{name}", rows, normed) for name in ("gate", "up")]
+        return counter.linear(f"{path}/mlp/down", rows, any(inner)) or needs
 
-    return counter.layers(config.layers, block, needs) or counter.trains("decoder/norm")
+    for span in config.spans:
+        needs = counter.layers(span.size, functools.partial(block, f"decoder/{span.path}"), needs)
+    return needs or counter.trains("decoder/norm")
 
 
 # Dense bfloat16 FLOP/s of one device, by what its kind contains; the first match counts. From the vendors' data sheets, which also print
