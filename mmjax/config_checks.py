@@ -8,12 +8,14 @@ from mmjax import transitions
 from mmjax.data.templates import CHAT
 from mmjax.errors import InputError
 from mmjax.evaluation import tasks
+from mmjax.initial_weights import parts_of
 from mmjax.kernels.attention import IMPLEMENTATIONS
 from mmjax.models import parameters
 from mmjax.models.config import ConnectorConfig, DecoderConfig, LinearConfig, MLPConfig, ResamplerConfig, ViTConfig
 from mmjax.recipe import RANDOM, DataConfig, OptimizerConfig, Recipe, Stage
 from mmjax.schema import suggestion
 from mmjax.training import sharding, trackers
+from mmjax.transitions import surrogate
 from mmjax.vocabulary import with_vocabulary
 
 Problems = Iterator[str]
@@ -111,6 +113,8 @@ def _vision(path: str, vision: ViTConfig) -> Problems:
             f"{path}.image_size is {vision.image_size}, which is no whole number of patches of {vision.patch_size} pixels; "
             f"{low or vision.patch_size} and {low + vision.patch_size} are."
         )
+    if not 0 <= vision.late <= vision.layers:
+        yield f"{path}.late is {vision.late}; it is a number of blocks, from 0 to layers = {vision.layers}."
     if vision.width % vision.heads:
         yield f"{path}.width is {vision.width}, which heads = {vision.heads} does not divide."
 
@@ -127,6 +131,10 @@ def _connector(path: str, connector: ConnectorConfig, vision: ViTConfig) -> Prob
         yield f"{path}.feature_layers is {connector.feature_layers}; the {connector.kind} connector reads one."
     if isinstance(connector, MLPConfig):
         yield from _positive(path, connector, "hidden_width")
+        if connector.class_token and not vision.class_token:
+            yield f"{path}.class_token is true, but the encoder has none (vision.class_token)."
+        if connector.final_norm and not vision.final_norm:
+            yield f"{path}.final_norm is true, but the encoder ends in none (vision.final_norm)."
     if isinstance(connector, ResamplerConfig):
         yield from _positive(path, connector, "width", "head_dim", "mlp_width")
         if connector.width != vision.width:
@@ -169,6 +177,7 @@ def _decoder(path: str, decoder: DecoderConfig) -> Problems:
         yield f"{path}.mlp_bias is true, but experts have no biases."
     if decoder.sliding_window is not None and decoder.sliding_window < 1:
         yield f"{path}.sliding_window is {decoder.sliding_window}; it is a number of tokens, or none."
+    yield from (f"{path}.{problem}." for problem in surrogate.problems(decoder))
     if decoder.vocabulary < 0:
         yield f"{path}.vocabulary is {decoder.vocabulary}; it is 0 (as many as the tokenizer needs) or more."
 
@@ -210,7 +219,7 @@ def _change(before: Stage | None, stage: Stage) -> Problems:
         return
     try:
         old, new = (with_vocabulary(one.model, one.model.decoder.vocabulary or _ANY) for one in (before, stage))
-        transitions.plan(stage.transitions, old, new, stage=stage.name)
+        transitions.plan(stage.transitions, old, new, stage=stage.name, loaded=parts_of(stage.weights))
     except InputError as error:
         yield f"config, {error}"
 

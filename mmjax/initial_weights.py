@@ -14,12 +14,15 @@ from mmjax.errors import InputError
 from mmjax.fetch import resolved
 from mmjax.mesh_axes import parameter_shardings
 from mmjax.models import parameters
-from mmjax.models.config import LanguageModelConfig, ModelConfig, VisionEncoderConfig, VLMConfig
+from mmjax.models.config import LanguageModelConfig, ModelConfig, Span, VisionEncoderConfig, VLMConfig
 from mmjax.models.position_table import resize_table
 from mmjax.recipe import RANDOM, Stage
 from mmjax.training.state import Start
 from mmjax.transitions import Entry, Manifest
+from mmjax.transitions.stacks import in_one_stack
+from mmjax.transitions.surrogate import describe
 from mmjax.typing import Params
+from mmjax.weights.opened import Cut
 from mmjax.weights.pretrained import Origin, Pretrained, open_pretrained
 
 PARTS = ("vision", "connector", "decoder")
@@ -28,8 +31,12 @@ _BEFORE = "before:"  # marks parameters of the stage before, among those that we
 
 # Settings that say how fresh numbers are drawn, or nothing about the function.
 _FREE = {"weight_std", "embedding_std", "query_std", "context_length", "parents"}
-# Settings of an encoder that may differ: fewer blocks are read, positions are resized, and what stands behind the features is left out.
-_FREE_VISION = {"image_size", "layers", "final_norm", "pooling_head"}
+# Settings that may differ by part. Of an encoder fewer blocks are read, positions are resized, and what stands behind the features is left
+# out; blocks lie in one stack in the file and in several in the recipe; of a decoder that is a surrogate, some are left out.
+_FREE_OF_PART = {
+    "vision": {"image_size", "layers", "final_norm", "pooling_head", "late"},
+    "decoder": {"replaced", "translators"},
+}
 
 
 class InitialWeights:
@@ -40,7 +47,9 @@ class InitialWeights:
         self._shapes = {path: shape for path, shape in parameters.abstract(model)[1].items() if path.split("/")[0] in sources}
         for part, (path, opened) in sources.items():
             problems = list(_differences(part, _part_config(opened.config, part), _part_config(model, part)))
-            problems += [f"{name} is in the recipe, but not in the file" for name in self._paths(part) if name not in opened.shapes]
+            problems += [
+                f"{name} is in the recipe, but not in the file" for name in self._names(part).values() if name not in opened.shapes
+            ]
             if problems:
                 listed = "\n".join(f"  {line}" for line in problems[:8])
                 raise InputError(f"{path} is not the {part} of the recipe:\n{listed}\nThe recipe's settings must be those of the file.")
@@ -48,6 +57,14 @@ class InitialWeights:
     def _paths(self, part: str) -> list[str]:
         """Parameters that the part's file has to give: all but low-rank updates, which begin fresh."""
         return [path for path in self._shapes if path.startswith(f"{part}/") and not path.endswith(("/lora_a", "/lora_b"))]
+
+    def _names(self, part: str) -> dict[str, str]:
+        """The path of each of those in the file."""
+        return {path: self._in_one_stack(path)[0] for path in self._paths(part)}
+
+    def _in_one_stack(self, path: str) -> tuple[str, Span | None]:
+        part = path.split("/")[0]
+        return (path, None) if part == "connector" else in_one_stack(path, getattr(self.model, part))
 
     @property
     def paths(self) -> dict[str, str]:
@@ -62,10 +79,14 @@ class InitialWeights:
     @property
     def notes(self) -> dict[str, str]:
         """What happens to a parameter on the way, by its path."""
+        found = {}
+        if self.model.decoder.replaced:
+            spans = {path: self._in_one_stack(path)[1] for path in self.paths if path.startswith("decoder/")}
+            found = {path: describe(span, self.model.decoder) for path, span in spans.items() if span is not None}
         before, after = self._grids()
-        if before == after:
-            return {}
-        return {POSITION: f"{before} x {before} to {after} x {after}, bicubic, half-pixel centres"}
+        if before != after:
+            found[POSITION] = f"{before} x {before} to {after} x {after}, bicubic, half-pixel centres"
+        return found
 
     def read(self, shardings: Mapping[str, Sharding] | None, low: Sequence[str], dtype: Any) -> Params:
         """The parameters, as they stand in the files: the position table may belong to another grid (`finish`).
@@ -80,9 +101,12 @@ class InitialWeights:
         params: Params = {}
         for part, (_, opened) in self._sources.items():
             wanted = {name: opened.shapes[name] if name == POSITION else self._shapes[name] for name in self._paths(part)}
+            spans = {path: self._in_one_stack(path) for path in wanted}
+            cuts = {path: Cut(name, span.start) for path, (name, span) in spans.items() if span is not None and name != path}
             placed = None if shardings is None else {name: _fitting(shardings[name], shape) for name, shape in wanted.items()}
             for chosen, kind in ((set(low), dtype), (set(wanted) - set(low), jnp.float32)):
-                params |= opened.read({name: shape for name, shape in wanted.items() if name in chosen}, placed, dtype=kind)
+                some = {name: shape for name, shape in wanted.items() if name in chosen}
+                params |= opened.read(some, placed, dtype=kind, cuts={path: cut for path, cut in cuts.items() if path in some})
         return params
 
     def finish(self, params: Params) -> Params:
@@ -163,13 +187,15 @@ def begin(stage: Stage, start: Start, manifest: Manifest, mesh: Mesh, say: Calla
         before = {path.removeprefix(_BEFORE): value for path, value in given.items() if path.startswith(_BEFORE)}
         return start.make(before) | finish({path: value for path, value in given.items() if not path.startswith(_BEFORE)})
 
-    entries = [
-        Entry.of(shapes[entry.target], entry.target, sources[entry.target], "loaded", notes.get(entry.target, ""))
-        if entry.target in sources
-        else entry
-        for entry in manifest.entries
-    ]
-    return Start(given, make), dataclasses.replace(manifest, entries=tuple(entries))
+    read = {path: Entry.of(shapes[path], path, source, "loaded", notes.get(path, "")) for path, source in sources.items()}
+    entries = {entry.target: entry for entry in manifest.entries} | read
+    return Start(given, make), dataclasses.replace(manifest, entries=tuple(entries[path] for path in sorted(entries)))
+
+
+def parts_of(weights: Mapping[str, str]) -> set[str]:
+    """Parts of a model that a stage's `weights` give."""
+    named = {name for name, path in weights.items() if path != RANDOM}
+    return set(PARTS) if "model" in named else named
 
 
 def _parts(opened: Mapping[str, tuple[str, Pretrained]]) -> Iterator[tuple[str, tuple[str, Pretrained]]]:
@@ -199,7 +225,7 @@ def _differences(part: str, file: Any, recipe: Any) -> Iterator[str]:
     if type(file) is not type(recipe):
         yield f"model.{part}.kind is {recipe.kind} in the recipe and {file.kind} in the file"
         return
-    free = _FREE | (_FREE_VISION if part == "vision" else set())
+    free = _FREE | _FREE_OF_PART.get(part, set())
     for field in dataclasses.fields(recipe):
         ours, theirs = getattr(recipe, field.name), getattr(file, field.name)
         if field.name not in free and not _same(ours, theirs):

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
@@ -115,7 +116,10 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
 
 
 def read_params(checkpoint: pathlib.Path, fitted: Recipe, shardings: Mapping[str, Sharding] | None = None) -> Params:
-    """The parameters of a checkpoint folder of this recipe (with its vocabulary). Raises InputError if another recipe made it."""
+    """The parameters of a checkpoint folder of this recipe (with its vocabulary), or those that `shardings` names, read to where it says.
+
+    Raises InputError if another recipe made it.
+    """
     params, metadata = load_params(checkpoint, shardings)
     if metadata.get("config_digest") != digest(fitted):
         raise InputError(f"{checkpoint} was made by another recipe; name the one that made it, or its --workdir alone.")
@@ -258,9 +262,12 @@ class _Run:
                 found = Start({}, lambda _: parameters.initialize(stage.model, key))
             else:
                 old, names = before.model, stage.transitions
-                manifest = transitions.plan(names, old, stage.model, stage=stage.name)
-                given, self.params = self._finished_params(before, mesh), None  # the stage will consume these arrays
-                found = Start(given, lambda given: transitions.apply(names, given, old, stage.model, key, stage=stage.name)[0])
+                loaded = initial_weights.parts_of(stage.weights)
+                manifest = transitions.plan(names, old, stage.model, stage=stage.name, loaded=loaded)
+                needed = {source for entry in manifest.entries for source in entry.sources}
+                given, self.params = self._finished_params(before, mesh, needed), None  # the stage will consume these arrays
+                make = functools.partial(transitions.apply, names, old=old, new=stage.model, key=key, stage=stage.name, loaded=loaded)
+                found = Start(given, lambda given: make(given)[0])
             if stage.weights:
                 found, manifest = initial_weights.begin(stage, found, manifest, mesh, self.say)
             if before is None:
@@ -280,12 +287,13 @@ class _Run:
                 "trained, and no weights were loaded into them. What comes of it measures cost, not quality."
             )
 
-    def _finished_params(self, stage: Stage, mesh: Mesh) -> Params:
-        """Those of a finished stage, laid out on the mesh if they are not in memory yet."""
+    def _finished_params(self, stage: Stage, mesh: Mesh, needed: Collection[str] | None = None) -> Params:
+        """Those of a finished stage, or only what is needed of them, laid out on the mesh if they are not in memory yet."""
         if self.params is None:
             folder = self.workdir.checkpoints / stage.name / str(stage.steps)
-            self.params = read_params(folder, self.fitted, _places(stage, mesh))
-        return self.params
+            places = {path: place for path, place in _places(stage, mesh).items() if needed is None or path in needed}
+            self.params = read_params(folder, self.fitted, places)
+        return {path: value for path, value in self.params.items() if needed is None or path in needed}
 
     def _show(self, stage: Stage, rows: Rows) -> None:
         """The first row as the model will read it: on paper, and on the screen the first time."""

@@ -153,10 +153,10 @@ class Checkpoints:
 
 
 def load_params(checkpoint: pathlib.Path, shardings: Mapping[str, Sharding] | None = None) -> tuple[Params, dict[str, Any]]:
-    """All parameters of a checkpoint folder, without the optimizer; and its metadata.
+    """Parameters of a checkpoint folder, without the optimizer; and its metadata.
 
     Args:
-        shardings: where each parameter goes, by path; None: all to the first device.
+        shardings: where each parameter goes, by path: others are not read; None: all of them to the first device.
 
     Raises:
         InputError: the folder is no checkpoint of mmjax, or it is damaged.
@@ -166,10 +166,13 @@ def load_params(checkpoint: pathlib.Path, shardings: Mapping[str, Sharding] | No
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         record = _load_record(checkpoint.absolute())
+        places = {path: path.partition("/")[2] for path in record.arrays if path.startswith(("trainable/", "frozen/"))}
         wanted = {
-            path: jax.ShapeDtypeStruct(array["shape"], array["dtype"], sharding=(shardings or {}).get(path.partition("/")[2], device))
-            for path, array in record.arrays.items()
-            if path.startswith(("trainable/", "frozen/"))
+            path: jax.ShapeDtypeStruct(
+                record.arrays[path]["shape"], record.arrays[path]["dtype"], sharding=device if shardings is None else shardings[name]
+            )
+            for path, name in places.items()
+            if shardings is None or name in shardings
         }
         loaded = _load_arrays(checkpoint.absolute(), wanted)
         record.verify(loaded)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from mmjax.transitions.inflate import inflate
 from mmjax.transitions.lora import attach_lora, merge_lora
 from mmjax.transitions.manifest import Entry, Manifest
 from mmjax.transitions.positions import resize_positions, resize_positions_half_pixel
+from mmjax.transitions.surrogate import graft, surrogate
 from mmjax.typing import Array, Params
 
 Transition = Callable[[Params, VLMConfig, VLMConfig, Array], tuple[Params, list[Entry]]]
@@ -26,10 +27,14 @@ TRANSITIONS: dict[str, Transition] = {
     "resize_positions_half_pixel": resize_positions_half_pixel,
     "attach_lora": attach_lora,
     "merge_lora": merge_lora,
+    "surrogate": surrogate,
+    "graft": graft,
 }
 
 
-def apply(names: Iterable[str], params: Params, old: VLMConfig, new: VLMConfig, key: Array, *, stage: str) -> tuple[Params, Manifest]:
+def apply(
+    names: Iterable[str], params: Params, old: VLMConfig, new: VLMConfig, key: Array, *, stage: str, loaded: Collection[str] = ()
+) -> tuple[Params, Manifest]:
     """The parameters with which a stage begins. Nothing is left at a default and nothing is dropped unsaid: the manifest has it all.
 
     Args:
@@ -38,6 +43,7 @@ def apply(names: Iterable[str], params: Params, old: VLMConfig, new: VLMConfig, 
         old, new: models of the stage before and of this one.
         key: of `jax.random.key`, for what is initialized.
         stage: name of the stage that begins, for the manifest and for messages.
+        loaded: parts of the model ("vision", "connector", "decoder") that are read from files afterwards, so that they may be missing.
 
     Raises:
         InputError: there is no such transition, or it cannot be done (see each); or afterwards a parameter of `new` is missing, has another
@@ -52,7 +58,7 @@ def apply(names: Iterable[str], params: Params, old: VLMConfig, new: VLMConfig, 
             raise InputError(f"stage {stage!r}, transition {name!r}: {error}") from None
         origins |= {entry.target: _from_start(entry, origins) for entry in entries}
     try:
-        completeness.check(params, names, old, new)
+        completeness.check(params, names, old, new, loaded)
     except InputError as error:
         raise InputError(f"stage {stage!r}: {error}") from None
     all_entries = tuple(origins.get(path) or Entry.of(value, path, path, "copied") for path, value in sorted(params.items()))
@@ -60,12 +66,12 @@ def apply(names: Iterable[str], params: Params, old: VLMConfig, new: VLMConfig, 
     return params, Manifest(all_entries, stage, names, tuple(sorted(given.keys() - used)))
 
 
-def plan(names: Iterable[str], old: VLMConfig, new: VLMConfig, *, stage: str) -> Manifest:
+def plan(names: Iterable[str], old: VLMConfig, new: VLMConfig, *, stage: str, loaded: Collection[str] = ()) -> Manifest:
     """The manifest that `apply` will return, from the two models alone: no parameter is computed. Raises InputError as `apply` would."""
     manifests = []
 
     def run(params: Params, seed: Array) -> Params:
-        params, manifest = apply(names, params, old, new, jax.random.key(seed), stage=stage)
+        params, manifest = apply(names, params, old, new, jax.random.key(seed), stage=stage, loaded=loaded)
         manifests.append(manifest)
         return params
 

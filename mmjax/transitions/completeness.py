@@ -1,7 +1,7 @@
 """Whether parameters are those of a model: every path present, none unknown, each of its shape, and none that would change its meaning."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax.numpy as jnp
 
@@ -17,22 +17,26 @@ SHOWN = 8  # paths of one kind that a message lists
 HEADS = "the columns of trained weights belong to the heads they were trained for"
 
 
-def check(params: Params, names: tuple[str, ...], old: VLMConfig, new: VLMConfig) -> None:
-    """Checks the outcome of the transitions `names`.
+def check(params: Params, names: tuple[str, ...], old: VLMConfig, new: VLMConfig, loaded: Collection[str] = ()) -> None:
+    """Checks the outcome of the transitions `names`; parts in `loaded` may be missing.
 
     A matrix may be bfloat16 where the model says float32: a frozen one is kept so, and made float32 when it is trained.
 
     Raises:
         InputError: listing what is missing, unexpected, misshapen or reinterpreted, and naming the transition that would help.
     """
-    problems = [*_leaves(params, names, new), *_meaning(names, old, new)]
+    problems = [*_leaves(params, names, new, loaded), *_meaning(names, old, new)]
     if problems:
         raise InputError("the parameters of the stage before do not become this stage's:\n" + "\n".join(f"  {line}" for line in problems))
 
 
-def _leaves(params: Params, names: tuple[str, ...], new: VLMConfig) -> Iterator[str]:
+def _leaves(params: Params, names: tuple[str, ...], new: VLMConfig, loaded: Collection[str]) -> Iterator[str]:
     expected = parameters.abstract(new)[1]
-    missing = {path: f"missing: {path} {leaf.shape}" for path, leaf in expected.items() if path not in params}
+    missing = {
+        path: f"missing: {path} {leaf.shape}"
+        for path, leaf in expected.items()
+        if path not in params and (path.split("/")[0] not in loaded or is_lora(path))
+    }
     unexpected = {path: f"unexpected: {path} {tuple(value.shape)}" for path, value in params.items() if path not in expected}
     misshapen = {
         path: f"misshapen: {path} is {tuple(params[path].shape)} and should be {leaf.shape}"
@@ -59,6 +63,12 @@ def _hints(missing: dict[str, str], unexpected: dict[str, str], misshapen: dict[
         yield "the scales of the connector change: 'inflate' grows them out of those before"
     if positions.PATH in misshapen and not any(name.startswith("resize_positions") for name in names):
         yield "the grid of patches changes: 'resize_positions' resizes the position table (or 'resize_positions_half_pixel')"
+    if "surrogate" not in names and any(path.startswith(("decoder/kept/", "decoder/translators/")) for path in missing):
+        yield "blocks of the decoder are left out: 'surrogate' does that (or the stage's weights.decoder, which then gives what is left)"
+    if any(path.startswith("decoder/layers/") for path in missing) and any(path.startswith("decoder/kept/") for path in unexpected):
+        yield "a surrogate becomes whole again: 'graft', and the stage's weights.decoder names the decoder"
+    if "graft" in names and any(path.startswith("decoder/") for path in missing):
+        yield "'graft' leaves the surrogate's decoder behind: name the whole one in the stage's weights.decoder"
     if "attach_lora" not in names and any(is_lora(path) for path in missing):
         yield "low-rank updates begin: 'attach_lora' adds them"
     if "merge_lora" not in names and any(is_lora(path) for path in unexpected):
@@ -72,6 +82,9 @@ def _meaning(names: tuple[str, ...], old: VLMConfig, new: VLMConfig) -> Iterator
         before, after = getattr(getattr(old, part), field), getattr(getattr(new, part), field)
         if before != after:
             yield f"{name} was {before} and is now {after}: {HEADS}"
+    ranges = [(model.decoder.replaced, model.decoder.translators) for model in (old, new)]
+    if all(replaced for replaced, _ in ranges) and ranges[0] != ranges[1]:
+        yield f"decoder.replaced was {ranges[0][0]} and is now {ranges[1][0]}: its stacks are those of other blocks"
     if "merge_lora" not in names and min(old.lora.rank, new.lora.rank) > 0 and not math.isclose(old.lora.alpha, new.lora.alpha):
         alphas = f"lora.alpha was {old.lora.alpha:g} and is now {new.lora.alpha:g}"
         yield f"{alphas}, which would rescale trained low-rank updates; 'merge_lora' them first"

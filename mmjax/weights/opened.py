@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import jax
@@ -51,6 +52,18 @@ class Line:
     ours: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Some blocks of a stacked parameter of a file, as a parameter of their own.
+
+    Attributes:
+        path: of the stacked parameter; first: the block that ours begins with.
+    """
+
+    path: str
+    first: int
+
+
 class Pretrained(Protocol):
     """A model that is open for reading. Use it as a context manager.
 
@@ -88,12 +101,14 @@ class Pretrained(Protocol):
         shardings: Mapping[str, Sharding] | None = None,
         *,
         dtype: Any = jnp.float32,
+        cuts: Mapping[str, Cut] = MappingProxyType({}),
         progress: Progress = lambda _: None,
     ) -> Params:
         """Parameters, or those of `shapes` only.
 
         Args:
             shapes: which parameters, by path. A stack may have fewer layers than there are: the first ones are read.
+            cuts: by path, those of `shapes` that are some blocks of another parameter.
             shardings: where each will lie; None: on the first device.
             dtype: of matrices; vectors (norms, biases) are float32.
             progress: told the bytes that were read.
@@ -137,9 +152,13 @@ def matrix_paths(config: ModelConfig, paths: Iterable[str]) -> set[str]:
     return {path for path in paths if sum(name != "layers" for name in axes[path]) >= 2}
 
 
-def stored(config: ModelConfig, shapes: Mapping[str, Any], dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Parameters of a config with the dtypes that they are kept in: matrices in `dtype`, vectors in float32."""
-    matrices = matrix_paths(config, shapes)
+def stored(
+    config: ModelConfig, shapes: Mapping[str, Any], dtype: Any, cuts: Mapping[str, Cut] = MappingProxyType({})
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Parameters of a config, or blocks of them, with the dtypes that they are kept in: matrices in `dtype`, vectors in float32."""
+    names = {path: cuts[path].path if path in cuts else path for path in shapes}
+    whole = matrix_paths(config, names.values())
+    matrices = {path for path, name in names.items() if name in whole}
     return {path: jax.ShapeDtypeStruct(shape.shape, dtype if path in matrices else jnp.float32) for path, shape in shapes.items()}
 
 

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from mmjax.schema import KeyPath, convert, to_plain
 from mmjax.typing import Array, Params
 from mmjax.weights.config_json import dumps, read_config
 from mmjax.weights.drafts import published_at
-from mmjax.weights.opened import Line, Origin, Pretrained, Progress, Shapes, common_dtype, line, matrix_paths, stored
+from mmjax.weights.opened import Cut, Line, Origin, Pretrained, Progress, Shapes, common_dtype, line, matrix_paths, stored
 from mmjax.weights.published import SHOWN, shapes_of
 
 CONFIG = "mmjax.json"
@@ -122,15 +123,19 @@ class OrbaxFolder(Pretrained):
         shardings: Mapping[str, Sharding] | None = None,
         *,
         dtype: Any = jnp.float32,
+        cuts: Mapping[str, Cut] = MappingProxyType({}),
         progress: Progress = lambda _: None,
     ) -> Params:
-        wanted = stored(self.config, self.shapes if shapes is None else shapes, dtype)
+        wanted = stored(self.config, self.shapes if shapes is None else shapes, dtype, cuts)
         first = SingleDeviceSharding(jax.devices()[0])
         params: Params = {}
         for path, shape in wanted.items():
             sharding = shardings[path] if shardings else first
-            params[path] = self._read(path, jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding))
-            progress(math.prod(shape.shape) * jnp.dtype(self._found[path].dtype).itemsize)
+            name, begin = (cuts[path].path, cuts[path].first) if path in cuts else (path, 0)
+            until = (begin + shape.shape[0], *shape.shape[1:]) if begin else shape.shape  # Orbax leaves out last layers, and no first ones
+            value = self._read(name, jax.ShapeDtypeStruct(until, shape.dtype, sharding=sharding))
+            params[path] = value[begin:] if begin else value
+            progress(math.prod(until) * jnp.dtype(self._found[name].dtype).itemsize)
         return params
 
     def close(self) -> None:

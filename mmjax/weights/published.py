@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from mmjax.weights.config_json import CONFIG, ConfigJson, read_config
 from mmjax.weights.families import BY_MODEL_TYPE, Family, PartConfig, gguf, kept
 from mmjax.weights.gguf import GGUFSource
 from mmjax.weights.open import open_weights
-from mmjax.weights.opened import Line, Origin, Pretrained, Progress, Shapes, common_dtype, matrix_paths, stored
+from mmjax.weights.opened import Cut, Line, Origin, Pretrained, Progress, Shapes, common_dtype, matrix_paths, stored
 from mmjax.weights.placing import Placer
 from mmjax.weights.rules import Piece, Rule, count, pieces
 from mmjax.weights.sound import check_sound
@@ -131,13 +132,16 @@ class Published(Pretrained):
         shardings: Mapping[str, Sharding] | None = None,
         *,
         dtype: Any = jnp.float32,
+        cuts: Mapping[str, Cut] = MappingProxyType({}),
         progress: Progress = lambda _: None,
     ) -> Params:
-        wanted = stored(self.config, self.shapes if shapes is None else shapes, dtype)
+        wanted = stored(self.config, self.shapes if shapes is None else shapes, dtype, cuts)
+        names = {path: cuts[path].path if path in cuts else path for path in wanted}
         params: Params = {}
         for part in self.parts:
-            own = {path: shape for path, shape in wanted.items() if path in part.shapes}
-            found = pieces([rule for rule in part.rules if rule.ours in own], own)
+            own = {path: shape for path, shape in wanted.items() if names[path] in part.shapes}
+            rules = [dataclasses.replace(rule, ours=path) for path in own for rule in part.rules if rule.ours == names[path]]
+            found = pieces(rules, own, {path: cut.first for path, cut in cuts.items()})
             params |= Placer(part.source, part.names, own, shardings, progress).place(found)
         return params
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import jax
 
@@ -70,12 +71,18 @@ def prefixed(rules: Iterable[Rule], theirs: str) -> list[Rule]:
     return [dataclasses.replace(rule, theirs=theirs + rule.theirs) for rule in rules]
 
 
-def pieces(rules: Iterable[Rule], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> list[Piece]:
-    """What every rule means for parameters of these shapes, in the order of the rules. Every parameter has exactly one rule."""
+def pieces(
+    rules: Iterable[Rule], shapes: Mapping[str, jax.ShapeDtypeStruct], first: Mapping[str, int] = MappingProxyType({})
+) -> list[Piece]:
+    """What every rule means for parameters of these shapes, in the order of the rules. Every parameter has exactly one rule.
+
+    Args:
+        first: by path, the layer of theirs that is the first one of ours; 0 for the others.
+    """
     rules = list(rules)
     ours = [rule.ours for rule in rules]
     assert sorted(ours) == sorted(shapes), sorted(set(ours) ^ set(shapes)) or "a parameter has two rules"
-    return [piece for rule in rules for piece in _expand(rule, shapes[rule.ours].shape)]
+    return [piece for rule in rules for piece in _expand(rule, shapes[rule.ours].shape, first.get(rule.ours, 0))]
 
 
 def count(rule: Rule, shape: Shape) -> int:
@@ -88,12 +95,13 @@ def _leading(rule: Rule) -> list[str]:
     return [name for name in ("layer", "expert") if f"{{{name}}}" in rule.theirs]
 
 
-def _expand(rule: Rule, shape: Shape) -> Iterator[Piece]:
+def _expand(rule: Rule, shape: Shape, first: int) -> Iterator[Piece]:
     leading = _leading(rule)
     sizes, own = shape[: len(leading)], shape[len(leading) :]
     theirs = rule.layout.theirs(own)
     count = theirs[0] if rule.parts > 1 else None
     whole = (theirs[0] * rule.parts, *theirs[1:]) if rule.parts > 1 else theirs
     for index in itertools.product(*map(range, sizes)):
-        name = rule.theirs.format(**dict(zip(leading, index, strict=True)))
+        at = dict(zip(leading, index, strict=True))
+        name = rule.theirs.format(**at | {"layer": at.get("layer", 0) + first})
         yield Piece(name, whole, rule.ours, index, rule.layout, rule.part * (count or 0), count)

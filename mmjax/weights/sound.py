@@ -7,8 +7,9 @@ from typing import Any
 
 from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, Llama3Scaling, ModelConfig, ViTConfig, YarnScaling
+from mmjax.transitions import surrogate
 
-_MAY_BE_ZERO = {"experts", "rank", "feature_layers", "parents"}
+_MAY_BE_ZERO = {"experts", "rank", "feature_layers", "parents", "late"}
 _MAY_BE_NEGATIVE = {"image_mean"}
 
 
@@ -47,6 +48,7 @@ def _of_decoder(config: DecoderConfig) -> Iterator[str]:
         yield f"rotary positions change between the frequencies {scaling.low_frequency_factor} and {scaling.high_frequency_factor}"
     if isinstance(scaling, YarnScaling) and not 0 < scaling.beta_slow < scaling.beta_fast:
         yield f"rotary positions change between {scaling.beta_slow} and {scaling.beta_fast} turns"
+    yield from surrogate.problems(config)
     if config.experts and config.experts_per_token > config.experts:
         yield f"there are {config.experts} experts, of which every token would have {config.experts_per_token}"
 
@@ -56,5 +58,7 @@ def _of_encoder(config: ViTConfig) -> Iterator[str]:
         yield f"the width is {config.width}, which the number of heads, {config.heads}, does not divide"
     if config.patch_size > config.image_size:
         yield f"patches are {config.patch_size} pixels wide, and pictures {config.image_size}"
+    if config.late > config.layers:
+        yield f"{config.late} late blocks are more than the {config.layers} that there are"
     if 0 in config.image_std:
         yield "the deviation of pixels is zero"

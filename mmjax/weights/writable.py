@@ -1,22 +1,23 @@
-"""Models in the form that published ones have: without low-rank updates, and with the norm that their encoders end in."""
+"""Models in the form that published ones have: no low-rank updates, blocks in one stack, and the norm that their encoders end in."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from mmjax.models.config import LanguageModelConfig, LoRAConfig, ModelConfig, VisionEncoderConfig, VLMConfig
+from mmjax.models.config import DecoderConfig, LanguageModelConfig, LoRAConfig, ModelConfig, VisionEncoderConfig, VLMConfig
 from mmjax.transitions.lora import is_lora, merged_kernel
+from mmjax.transitions.stacks import join
 from mmjax.typing import Params
 
 
 def writable(config: ModelConfig) -> ModelConfig:
     """The config of a model as it is written; it computes the same."""
     if isinstance(config, LanguageModelConfig):
-        return config
-    vision = dataclasses.replace(config.vision, final_norm=True) if _lacks_norm(config) else config.vision
+        return dataclasses.replace(config, decoder=_one_stack(config.decoder))
+    vision = dataclasses.replace(config.vision, late=0, final_norm=config.vision.final_norm or _lacks_norm(config))
     if isinstance(config, VisionEncoderConfig):
         return dataclasses.replace(config, vision=vision)
-    return dataclasses.replace(config, vision=vision, lora=LoRAConfig())
+    return dataclasses.replace(config, vision=vision, decoder=_one_stack(config.decoder), lora=LoRAConfig())
 
 
 def writable_params(params: Params, config: ModelConfig) -> Params:
@@ -24,14 +25,22 @@ def writable_params(params: Params, config: ModelConfig) -> Params:
 
     Hidden states, which is what a connector reads, do not depend on that norm.
     """
+    if not isinstance(config, VisionEncoderConfig):
+        params = join(params, "decoder", config.decoder.spans)
     if isinstance(config, LanguageModelConfig):
         return params
+    params = join(params, "vision", config.vision.spans)
     if isinstance(config, VLMConfig):
         params = _merged(params, config)
     if _lacks_norm(config):
         width = config.vision.width
         params = params | {"vision/final_norm/scale": jnp.ones(width), "vision/final_norm/bias": jnp.zeros(width)}
     return params
+
+
+def _one_stack(decoder: DecoderConfig) -> DecoderConfig:
+    """A surrogate as a decoder of so many blocks."""
+    return dataclasses.replace(decoder, layers=decoder.depth, replaced=(), translators=1)
 
 
 def _lacks_norm(config: VLMConfig | VisionEncoderConfig) -> bool:

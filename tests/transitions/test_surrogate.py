@@ -1,0 +1,203 @@
+"""Surrogates: which blocks they have, that they compute what the target computes as far as they go, and the way back."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import transitions
+from mmjax.errors import InputError
+from mmjax.kernels.attention import IntervalMask
+from mmjax.models import parameters
+from mmjax.models.config import DecoderConfig, LanguageModelConfig, MLPConfig
+from mmjax.transitions.stacks import cut, in_one_stack, join
+
+KEY = jax.random.key(0)
+
+
+def decoder(layers: int, *replaced: tuple[int, int], translators: int = 1) -> DecoderConfig:
+    return DecoderConfig(
+        vocabulary=8,
+        width=8,
+        layers=layers,
+        heads=2,
+        kv_heads=1,
+        head_dim=4,
+        mlp_width=8,
+        replaced=replaced,
+        translators=translators,
+        weight_std=0.3,
+        embedding_std=1.0,
+    )
+
+
+# Facts of the official code (arXiv:2505.22664): which blocks the surrogate of each target has; "T" marks translators.
+@pytest.mark.parametrize(
+    ("layers", "replaced", "blocks", "trained"),
+    [
+        (28, ((16, 27),), (*range(17), 27), (16,)),
+        (32, ((17, 31),), (*range(18), 31), (17,)),
+        (80, ((40, 79),), (*range(41), 79), (40,)),
+        (36, ((22, 35),), (*range(23), 35), (22,)),
+        (12, ((3, 6), (8, 11)), (0, 1, 2, 3, 6, 7, 8, 11), (3, 6)),
+    ],
+)
+def test_blocks_of_published_surrogates(layers, replaced, blocks, trained):
+    config = decoder(layers, *replaced)
+    assert config.blocks == blocks
+    assert config.depth == len(blocks)
+    positions = [i for span in config.spans for i in [span.path.startswith("translators/")] * span.size]
+    assert tuple(i for i, is_translator in enumerate(positions) if is_translator) == trained
+
+
+def test_several_translators_begin_as_blocks_on_end():
+    config = decoder(12, (3, 7), (8, 11), translators=2)
+    assert config.blocks == (0, 1, 2, 3, 4, 7, 8, 9, 11)
+    assert [span.path for span in config.spans if "translators" in span.path] == ["translators/0/layers", "translators/1/layers"]
+
+
+def test_a_range_at_either_end_leaves_no_empty_stack():
+    assert [span.path for span in decoder(6, (0, 2)).spans] == ["translators/0/layers", "kept/0/layers"]
+    assert [span.path for span in decoder(6, (4, 6)).spans] == ["kept/0/layers", "translators/0/layers"]
+
+
+@pytest.fixture
+def models(make_model):
+    def make(*replaced: tuple[int, int], layers: int = 6):
+        return make_model(decoder=dataclasses.asdict(decoder(layers, *replaced)), connector={"boundaries": True})
+
+    return make
+
+
+def hidden(params, config: DecoderConfig, blocks: int) -> jax.Array:
+    """States after so many blocks, before the final norm."""
+    names = {path: value for path, value in params.items() if path.startswith("decoder/")}
+    names = join(names, "decoder", config.spans)
+    shallow = dataclasses.replace(config, layers=blocks, replaced=())
+    names = {path: value[:blocks] if path.startswith("decoder/layers/") else value for path, value in names.items()}
+    names["decoder/norm/scale"] = jnp.ones_like(names["decoder/norm/scale"])
+    model = parameters.abstract(LanguageModelConfig(shallow, compute_dtype="float32"))[0].merge(names)
+    tokens = jnp.arange(6)[None]
+    states = model.decoder.embed_tokens(tokens)
+    return model.decoder(states, tokens, IntervalMask.from_segments(jnp.ones((1, 6), jnp.int32)))[0]
+
+
+def logits(params, config: DecoderConfig) -> jax.Array:
+    names = {path: value for path, value in params.items() if path.startswith("decoder/")}
+    model = parameters.abstract(LanguageModelConfig(config, compute_dtype="float32"))[0].merge(names)
+    return model(jnp.arange(6)[None])
+
+
+def test_up_to_the_translator_a_surrogate_computes_what_its_target_does_bit_for_bit(models, random_params):
+    target, small = models(), models((2, 5))
+    params = random_params(target)
+    made, _ = transitions.apply(("surrogate",), params, target, small, KEY, stage="s")
+    for blocks in (1, 2, 3):  # the translator is the third: it begins as block 2
+        np.testing.assert_array_equal(hidden(made, small.decoder, blocks), hidden(params, target.decoder, blocks))
+    assert not np.allclose(hidden(made, small.decoder, 4), hidden(params, target.decoder, 4))
+
+
+def test_a_range_of_one_block_gives_the_whole_model(models, random_params):
+    target, small = models(), models((3, 4))
+    params = random_params(target)
+    made, _ = transitions.apply(("surrogate",), params, target, small, KEY, stage="s")
+    np.testing.assert_array_equal(logits(made, small.decoder), logits(params, target.decoder))
+
+
+def test_what_needs_no_copy_is_none(models, random_params):
+    target, small = models(), models((2, 5))
+    params = random_params(target)
+    made, manifest = transitions.apply(("surrogate",), params, target, small, KEY, stage="s")
+    for path, value in params.items():
+        if not path.startswith("decoder/layers/"):
+            assert made[path] is value
+    notes = {entry.target.split("/")[1]: entry.note for entry in manifest.entries if "/layers/" in entry.target and entry.note}
+    assert notes["translators"] == "begins as block 2, in the place of 2 to 4"
+    assert {entry.note for entry in manifest.entries if entry.target.startswith("decoder/kept/")} == {"blocks 0 to 1", "block 5"}
+
+
+def test_grafting_takes_encoder_and_connector_and_nothing_else(models, random_params):
+    target, small = models(), models((2, 5))
+    whole = random_params(target)
+    trained = random_params(small, seed=1)
+    made, manifest = transitions.apply(("graft",), trained, small, target, KEY, stage="g", loaded={"decoder"})
+    assert set(made) == {path for path in whole if not path.startswith("decoder/")}
+    assert all(made[path] is trained[path] for path in made)
+    assert set(manifest.dropped) == {path for path in trained if path.startswith("decoder/")}
+    decoder_of_target = {path: value for path, value in whole.items() if path.startswith("decoder/")}
+    back, _ = transitions.apply(("surrogate",), made | decoder_of_target, target, small, KEY, stage="s")
+    for path in made:
+        assert back[path] is trained[path], path
+    assert any(path.startswith("connector/boundaries/") for path in made)
+
+
+def test_a_plan_of_grafting_computes_nothing(models):
+    manifest = transitions.plan(("graft",), models((2, 5)), models(), stage="g", loaded={"decoder"})
+    assert {entry.target.split("/")[0] for entry in manifest.entries} == {"vision", "connector"}
+
+
+@pytest.mark.parametrize(
+    ("names", "old", "new", "loaded", "message"),
+    [
+        (("surrogate",), ((2, 5),), ((2, 5),), (), "already"),
+        (("surrogate",), (), (), (), "no surrogate"),
+        (("graft",), (), (), ("decoder",), "no surrogate"),
+        (("graft",), ((2, 5),), ((2, 5),), ("decoder",), "still a surrogate"),
+        (("graft",), ((2, 5),), (), (), "weights.decoder"),
+        ((), ((2, 5),), (), (), "'graft'"),
+        ((), (), ((2, 5),), (), "'surrogate'"),
+        ((), ((2, 5),), ((1, 4),), (), "missing|is now"),
+        ((), ((1, 3),), ((2, 4),), (), "is now|misshapen"),
+    ],
+)
+def test_what_cannot_be_done_says_why(models, names, old, new, loaded, message):
+    with pytest.raises(InputError, match=message):
+        transitions.plan(names, models(*old), models(*new), stage="s", loaded=loaded)
+
+
+@pytest.mark.parametrize(("field", "value"), [("vocabulary", 16), ("width", 16), ("layers", 7), ("rope_theta", 5e5)])
+def test_a_target_that_the_surrogate_was_not_cut_from_is_refused(models, field, value):
+    small, target = models((2, 5)), models()
+    other = dataclasses.replace(target, decoder=dataclasses.replace(target.decoder, **{field: value}))
+    with pytest.raises(InputError, match=f"decoder.{field} of the surrogate is"):
+        transitions.plan(("graft",), small, other, stage="s", loaded={"decoder"})
+
+
+def test_stacks_come_apart_and_together_again(models, random_params):
+    target, small = models(), models((2, 5))
+    params = random_params(target)
+    apart = cut(params, "decoder", small.decoder.spans)
+    assert set(apart) == set(parameters.abstract(small)[1])
+    joined = join(apart, "decoder", small.decoder.spans)
+    for path, value in joined.items():
+        source, _ = in_one_stack(path, target.decoder) if path.startswith("decoder/") else (path, None)
+        expected = params[source]
+        if path.startswith("decoder/layers/"):
+            expected = expected[jnp.array(small.decoder.blocks)]
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_late_blocks_of_an_encoder_lie_apart_and_compute_the_same(make_model, random_params):
+    whole = make_model(vision={"layers": 4}, connector={"feature_layers": (2, 4)})
+    apart = dataclasses.replace(whole, vision=dataclasses.replace(whole.vision, late=1))
+    params = random_params(whole)
+    pixels = jax.random.randint(KEY, (1, 1, 28, 28, 3), 0, 255).astype(jnp.uint8)
+    expected = parameters.abstract(whole)[0].merge(params).encode_images(pixels)
+    found = parameters.abstract(apart)[0].merge(cut(params, "vision", apart.vision.spans)).encode_images(pixels)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_visual_tokens_of_the_papers_connector(make_model):
+    connector = MLPConfig("mlp", (2,), 16, class_token=True, final_norm=True, boundaries=True)
+    model = dataclasses.replace(make_model(vision={"final_norm": True}), connector=connector)
+    structure, shapes = parameters.abstract(model)
+    assert model.visual_tokens == 16 + 1 + 2
+    assert shapes["connector/boundaries/start"].shape == (12,)
+    params = parameters.initialize(model, KEY)
+    pixels = jnp.zeros((2, 1, 28, 28, 3), jnp.uint8)
+    tokens = structure.merge(params).encode_images(pixels)
+    assert tokens.shape == (2, 1, 19, 12)
+    np.testing.assert_array_equal(tokens[0, 0, 0], params["connector/boundaries/start"].astype(tokens.dtype))
+    np.testing.assert_array_equal(tokens[0, 0, -1], params["connector/boundaries/end"].astype(tokens.dtype))
