@@ -111,12 +111,14 @@ class OptimizerConfig:
     """AdamW (arXiv:1711.05101) with linear warm-up and a cosine to `final_scale` times the peak.
 
     Attributes:
+        schedule: "cosine" falls from the end of the warm-up to the end of the stage; "cosine_over_all" is the part after the warm-up of one
+            that falls over all steps, scaled to begin at the peak (arXiv:2505.22664, official code).
         clip_norm: bound on the global norm of the gradient; None: no clipping.
         groups: the first match decides; no weight decay ever falls on norms, biases, and other vectors.
     """
 
     learning_rate: float
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_over_all", "constant"] = "cosine"
     warmup_steps: int = 0
     final_scale: float = 0.0
     beta1: float = 0.9

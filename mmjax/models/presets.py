@@ -1,6 +1,8 @@
 """Published models by name."""
 
-from mmjax.models.config import DecoderConfig, ViTConfig
+import dataclasses
+
+from mmjax.models.config import DecoderConfig, Llama3Scaling, ViTConfig
 
 
 def clip_vit_l14(image_size: int = 224, layers: int = 24) -> ViTConfig:
@@ -17,6 +19,40 @@ def llama3_8b() -> DecoderConfig:
     """Llama-3-8B (arXiv:2407.21783, table 3)."""
     return DecoderConfig(
         vocabulary=128_256, width=4096, layers=32, heads=32, kv_heads=8, head_dim=128, mlp_width=14_336, rope_theta=500_000.0
+    )
+
+
+def llama31_8b() -> DecoderConfig:
+    """Llama-3.1-8B (arXiv:2407.21783, table 3), whose rotary positions are stretched to 128k tokens."""
+    return dataclasses.replace(llama3_8b(), rope_scaling=Llama3Scaling("llama3", 8.0, 1.0, 4.0, 8192), context_length=131_072)
+
+
+def llama31_70b() -> DecoderConfig:
+    """Llama-3.1-70B (arXiv:2407.21783, table 3)."""
+    return dataclasses.replace(llama31_8b(), width=8192, layers=80, heads=64, mlp_width=28_672)
+
+
+def llama32_3b() -> DecoderConfig:
+    """Llama-3.2-3B, from its config.json."""
+    scaling = Llama3Scaling("llama3", 32.0, 1.0, 4.0, 8192)
+    return dataclasses.replace(llama31_8b(), width=3072, layers=28, heads=24, mlp_width=8192, rope_scaling=scaling, tied_head=True)
+
+
+def qwen3_4b() -> DecoderConfig:
+    """Qwen3-4B (arXiv:2505.09388), from its config.json."""
+    return DecoderConfig(
+        vocabulary=151_936,
+        width=2560,
+        layers=36,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        mlp_width=9728,
+        rope_theta=1_000_000.0,
+        norm_epsilon=1e-6,
+        context_length=40_960,
+        tied_head=True,
+        query_key_norm=True,
     )
 
 
