@@ -10,7 +10,7 @@ from mmjax.config import load
 from mmjax.data.loader import batches
 from mmjax.data.rows import make_rows
 from mmjax.recipe import Stage
-from mmjax.run import prepare_tokenizer
+from mmjax.saved_runs import prepare_tokenizer
 
 ITEMSIZE = 4  # float32, in which the default recipe computes
 LONG = 2048

@@ -134,7 +134,7 @@ def extend(workdir: pathlib.Path, steps: int) -> None:
     from mmjax import evaluation
     from mmjax.data.rows import make_rows
     from mmjax.models import parameters
-    from mmjax.run import prepare_tokenizer
+    from mmjax.saved_runs import prepare_tokenizer
     from mmjax.training.checkpoint import load_params
     from mmjax.training.loop import train_stage
     from mmjax.training.preemption import StopSignal

@@ -36,7 +36,7 @@ def prepare(config: str, stage_name: str, folder: pathlib.Path) -> None:
     from mmjax.data.loader import batches
     from mmjax.data.rows import make_rows
     from mmjax.models import parameters
-    from mmjax.run import prepare_tokenizer
+    from mmjax.saved_runs import prepare_tokenizer
 
     recipe, stage = stage_of(config, stage_name)
     tokenizer, recipe = prepare_tokenizer(recipe, folder)
@@ -64,7 +64,7 @@ def serve(config: str, stage_name: str, folder: pathlib.Path) -> None:
     import numpy as np
 
     from mmjax.models import parameters
-    from mmjax.run import prepare_tokenizer
+    from mmjax.saved_runs import prepare_tokenizer
     from mmjax.training import state as training_state
     from mmjax.training.step import make_train_step
     from mmjax.typing import Batch

@@ -10,7 +10,7 @@ from mmjax.errors import InputError
 from mmjax.fetch import resolved
 from mmjax.initial_weights import open_initial
 from mmjax.recipe import Recipe, Stage
-from mmjax.run import find_checkpoint, prepare_tokenizer, read_params
+from mmjax.saved_runs import find_checkpoint, prepare_tokenizer, read_params
 from mmjax.weights.config_json import PICTURES, dumps
 from mmjax.weights.opened import Origin
 from mmjax.weights.save import save_params
@@ -33,14 +33,14 @@ def export(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None, c
     _, fitted = prepare_tokenizer(recipe, workdir.path, build=False)
     save_params(read_params(folder, fitted), fitted.stages[stage.name].model, target, origins=origins(fitted, stage.name))
     if stage.data.resize == "stretch":
-        _stretch(target / VISION / PICTURES)
+        stretch(target / VISION / PICTURES)
     if recipe.tokenizer.kind == "huggingface" and recipe.tokenizer.path:
         write_tokenizer(resolved(recipe.tokenizer.path), target / DECODER)
     (console or Console()).print(f"{folder} is now in {target}", highlight=False, soft_wrap=True, markup=False)
     return target
 
 
-def _stretch(path: pathlib.Path) -> None:
+def stretch(path: pathlib.Path) -> None:
     """Pictures are made as the stage has seen them, without a cut, whatever the family is used to."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     crop = settings.pop("crop_size", None)

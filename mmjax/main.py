@@ -3,7 +3,7 @@
     python -m mmjax.main --config=configs/cos.py[:variant] [--config.<path>=<value> ...] [--workdir=DIR] [--mode=MODE]
 
     train       (default) trains every stage, scores the last one and writes a report; the same command again goes on where it stopped
-    evaluate    scores the last checkpoint, or --checkpoint
+    evaluate    scores the last checkpoint, or --checkpoint, or what a stage begins with: --begin
     generate    answers --prompt about --image
     export      writes the last checkpoint, or --checkpoint, as folders for transformers and other tools
     plan        says what the recipe will cost, on --topology (such as h100:8) if given
@@ -36,7 +36,7 @@ DONE, WRONG_INPUT, NOT_FINITE, PREEMPTED, INTERRUPTED = 0, 2, 3, 75, 130
 # Flags beside those that every mode has: --config, --workdir, --mode, --verbose.
 MODES = {
     "train": ("stop_after_steps",),
-    "evaluate": ("checkpoint",),
+    "evaluate": ("checkpoint", "begin"),
     "generate": ("checkpoint", "image", "prompt"),
     "plan": ("topology",),
     "export": ("checkpoint",),
@@ -61,6 +61,7 @@ class Options:
     image: str | None = None
     prompt: str | None = None
     checkpoint: str | None = None
+    begin: str | None = None
     topology: str | None = None
     stop_after_steps: int | None = None
     verbose: bool = False
@@ -118,7 +119,9 @@ def _check(options: Options, given: dict[str, Any]) -> None:
             raise InputError(f"--config.{next(iter(options.overrides))} changes a config file, but there is no --config.")
         if options.workdir is None and options.checkpoint is None:
             raise InputError("--config is missing, such as --config=configs/cos.py (or --workdir=..., of a run that was begun).")
-    for name in ("config", "workdir", "checkpoint", "image"):
+    if options.begin is not None and options.checkpoint is not None:
+        raise InputError("--begin scores what a stage begins with, and --checkpoint what a stage has saved: only one of them can be meant.")
+    for name in ("config", "workdir", "checkpoint", "begin", "image"):
         if given.get(name) == "":
             raise InputError(f"--{name} is empty.")
     if options.stop_after_steps is not None and options.stop_after_steps < 1:
@@ -155,6 +158,7 @@ def _define_flags() -> flags.FlagValues:
         "image": "generate: path of a picture.",
         "prompt": "generate: what to ask.",
         "checkpoint": "evaluate, generate, export: a folder checkpoints/<stage>/<step> instead of the newest.",
+        "begin": "evaluate: a stage, to be scored before its first step: an encoder that was just grafted, for one.",
         "topology": "plan: the devices, such as h100:8, h200:64 or v5p:4x4x4.",
     }
     for name, text in texts.items():
@@ -195,7 +199,7 @@ def _dispatch(options: Options) -> None:
     elif options.mode == "train":
         run.train(recipe, workdir, stop_after_steps=options.stop_after_steps)
     elif options.mode == "evaluate":
-        run.evaluate(recipe, workdir, checkpoint=options.checkpoint)
+        run.evaluate(recipe, workdir, checkpoint=options.checkpoint, begin=options.begin)
     else:
         print(run.generate(recipe, workdir, image=options.image, prompt=options.prompt, checkpoint=options.checkpoint))
 

@@ -3,28 +3,29 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping
 
 import jax
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding
 from rich.console import Console
 
-from mmjax import evaluation, initial_weights, mesh_axes, report, transitions, vocabulary
+from mmjax import evaluation, initial_weights, mesh_axes, report, transitions
 from mmjax.data.examples import Example, Image, SampleError, Text
 from mmjax.data.preview import preview, save_preview
 from mmjax.data.rows import Rows, make_rows
 from mmjax.data.templates import Turn, find_template
-from mmjax.data.tokenizer import Tokenizer, WordTokenizer
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import InputError, Preempted
 from mmjax.generate import Generator
 from mmjax.kernels.attention import prefer
 from mmjax.models import parameters
 from mmjax.recipe import DataConfig, LlavaSource, Recipe, Stage
-from mmjax.recipe_json import digest
+from mmjax.saved_runs import find_checkpoint, newest_step, prepare_tokenizer, read_params
+from mmjax.schema import choose, to_plain
 from mmjax.summary import Summary, describe
 from mmjax.training import sharding
-from mmjax.training.checkpoint import load_params
 from mmjax.training.loop import train_stage
 from mmjax.training.preemption import StopSignal
 from mmjax.training.result import StageFiles, StageResult
@@ -61,18 +62,29 @@ def train(recipe: Recipe, workdir: Workdir, *, stop_after_steps: int | None = No
             run.finish()
 
 
-def evaluate(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None, console: Console | None = None) -> None:
-    """Scores the newest state of a run, or a checkpoint folder, and prints the scores. Those of a finished run go into its summary.
+def evaluate(
+    recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None, begin: str | None = None, console: Console | None = None
+) -> None:
+    """Scores the newest state of a run, or a checkpoint folder, and prints the scores. Those of a finished run go into its summary; all
+    go into evaluations.jsonl.
+
+    Args:
+        begin: a stage, of which the parameters that it begins with are scored: those of the stage before, after its transitions.
 
     Raises:
         InputError: there is no such checkpoint, or it belongs to no stage of the recipe.
         Preempted: a stop was requested.
     """
     console = console or Console()
-    stage, folder = find_checkpoint(recipe, workdir, checkpoint)
+    if begin is not None:
+        choose(begin, recipe.stages, "stage")
+    stage, folder = find_checkpoint(recipe, workdir, checkpoint) if begin is None else (recipe.stages[begin], None)
     with _kernels(recipe), workdir.claim(recipe), StopSignal() as stop:
         run = _Run(recipe, workdir, stop, console)
         mesh = sharding.make_mesh(recipe.mesh)
+        if folder is None:
+            run.score_beginning(stage.name, mesh)
+            return
         params = read_params(folder, run.fitted, _places(run.fitted.stages[stage.name], mesh))
         run.say(f"scoring {folder}")
         last = workdir.checkpoints.absolute() / list(recipe.stages)[-1] / str(stage.steps)
@@ -81,10 +93,7 @@ def evaluate(recipe: Recipe, workdir: Workdir, *, checkpoint: str | None = None,
             run.score(again=True)
             run.finish()
             return
-        until = {name: run.fitted.stages[name] for name in list(recipe.stages)[: list(recipe.stages).index(stage.name) + 1]}
-        scores = _scores(dataclasses.replace(run.fitted, stages=until), params, run.tokenizer, stop, None, mesh)
-        for line in describe(scores):
-            run.say(line)
+        run.score_apart(stage.name, params, mesh, step=int(folder.name))
 
 
 def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str | None, checkpoint: str | None = None) -> str:
@@ -115,17 +124,6 @@ def generate(recipe: Recipe, workdir: Workdir, *, image: str | None, prompt: str
     return answers[0][0]
 
 
-def read_params(checkpoint: pathlib.Path, fitted: Recipe, shardings: Mapping[str, Sharding] | None = None) -> Params:
-    """The parameters of a checkpoint folder of this recipe (with its vocabulary), or those that `shardings` names, read to where it says.
-
-    Raises InputError if another recipe made it.
-    """
-    params, metadata = load_params(checkpoint, shardings)
-    if metadata.get("config_digest") != digest(fitted):
-        raise InputError(f"{checkpoint} was made by another recipe; name the one that made it, or its --workdir alone.")
-    return params
-
-
 def request(data: DataConfig, image: str | None, prompt: str, tokenizer: Tokenizer | None = None) -> Example:
     """A prompt as the stage's data would put it: in a conversation the picture stands in the user's turn, elsewhere before everything."""
     template = find_template(data.template, tokenizer)
@@ -134,54 +132,6 @@ def request(data: DataConfig, image: str | None, prompt: str, tokenizer: Tokeniz
         said = (*pictures, Text(f"\n{prompt}")) if pictures else (Text(prompt),)
         return Example((), (template.conversation([Turn("user", said)]),), "prompt")
     return Example(pictures, (template.prompt(prompt),), "prompt")
-
-
-def prepare_tokenizer(recipe: Recipe, folder: pathlib.Path, *, build: bool = True) -> tuple[Tokenizer, Recipe]:
-    """The tokenizer of a run and the recipe with a vocabulary for it.
-
-    Args:
-        folder: of the run. A tokenizer of words is kept there, so that the ids stay the same whatever becomes of the data.
-        build: make one from the training text if there is none yet.
-
-    Raises:
-        InputError: it cannot be read or built, or a decoder has fewer tokens.
-    """
-    path = folder / "tokenizer.json"
-    if recipe.tokenizer.kind != "words":
-        tokenizer = vocabulary.make_tokenizer(recipe)
-    elif path.exists() or not build:
-        tokenizer = WordTokenizer.load(path)
-    else:
-        made = vocabulary.make_tokenizer(recipe)
-        assert isinstance(made, WordTokenizer)
-        made.save(path)
-        tokenizer = made
-    return tokenizer, vocabulary.fit(recipe, tokenizer)
-
-
-def find_checkpoint(recipe: Recipe, workdir: Workdir, checkpoint: str | None) -> tuple[Stage, pathlib.Path]:
-    """The stage and folder of a checkpoint: the given one, or the newest of the last stage that has any.
-
-    Raises:
-        InputError: there is none.
-    """
-    if checkpoint is not None:
-        folder = pathlib.Path(checkpoint).absolute()
-        if not folder.is_dir() or not folder.name.isdecimal():
-            raise InputError(f"There is no checkpoint {checkpoint}: a folder checkpoints/<stage>/<step> is expected.")
-        if folder.parent.name not in recipe.stages:
-            raise InputError(f"{checkpoint} is a checkpoint of stage {folder.parent.name!r}; the recipe has {', '.join(recipe.stages)}.")
-        return recipe.stages[folder.parent.name], folder
-    for stage in reversed(recipe.stages.values()):
-        if (newest := newest_step(workdir.checkpoints / stage.name)) is not None:
-            return stage, workdir.checkpoints / stage.name / str(newest)
-    raise InputError(f"There is no checkpoint in {workdir.path}: train first, or name one with --checkpoint.")
-
-
-def newest_step(folder: pathlib.Path) -> int | None:
-    """The step of the newest checkpoint of a stage, or None."""
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()] if folder.is_dir() else []
-    return max(steps, default=None)
 
 
 class _Run:
@@ -225,6 +175,29 @@ class _Run:
             budget = None if budget is None else max(0, budget - (result.steps - done))
             before, self.params = stage, result.params
         return True
+
+    def score_beginning(self, name: str, mesh: Mesh) -> None:
+        """Scores what a stage begins with. Raises InputError if the stage before it has not finished."""
+        names = list(self.fitted.stages)
+        index, stage = names.index(name), self.fitted.stages[name]
+        before = self.fitted.stages[names[index - 1]] if index else None
+        if before is not None and newest_step(self.workdir.checkpoints / before.name) != before.steps:
+            raise InputError(f"Stage {name!r} begins with what stage {before.name!r} ends with, and that one has not finished.")
+        initial_weights.check(stage)
+        start = self._start(stage, before, jax.random.fold_in(jax.random.key(self.recipe.seed), index))(mesh)
+        params = jax.jit(start.make, out_shardings=_places(stage, mesh))(start.given)
+        self.score_apart(name, params, mesh, step=0)
+
+    def score_apart(self, name: str, params: Params, mesh: Mesh, *, step: int) -> None:
+        """Scores a stage's model with some parameters, and notes the scores beside those of the run."""
+        names = list(self.fitted.stages)
+        until = {other: self.fitted.stages[other] for other in names[: names.index(name) + 1]}
+        scores = _scores(dataclasses.replace(self.fitted, stages=until), params, self.tokenizer, self.stop, None, mesh)
+        record = {"stage": name, "step": step, "evaluation": to_plain(self.recipe.evaluation), "eval": scores}
+        with self.workdir.evaluations.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for line in describe(scores):
+            self.say(line)
 
     def _begun_after(self, index: int) -> bool:
         """Whether a later stage has checkpoints: those of this one may have been removed to save space."""

@@ -55,6 +55,7 @@ class Workdir:
         self.metrics = self.path / "metrics.jsonl"
         self.predictions = self.path / "predictions.jsonl"
         self.summary = self.path / "summary.json"
+        self.evaluations = self.path / "evaluations.jsonl"
         self.report = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
 

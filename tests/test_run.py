@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mmjax import run
+from mmjax import run, saved_runs
 from mmjax.config import digest, recipe_from
 from mmjax.data.examples import Image as Picture
 from mmjax.data.sources import open_source
@@ -127,7 +127,7 @@ def test_manifests_account_for_every_parameter(finished, recipe):
 
 def test_the_vocabulary_fits_the_tokenizer(finished, recipe):
     workdir, _ = finished
-    tokenizer, fitted = run.prepare_tokenizer(recipe, workdir.path, build=False)
+    tokenizer, fitted = saved_runs.prepare_tokenizer(recipe, workdir.path, build=False)
     vocabulary = fitted.stages["finetune"].model.decoder.vocabulary
     assert tokenizer.vocabulary <= vocabulary < tokenizer.vocabulary + 8 and vocabulary % 8 == 0
     params, _ = load_params(workdir.checkpoints / "finetune" / "2")
@@ -138,7 +138,7 @@ def test_a_decoder_without_room_for_the_tokenizer_is_refused(tmp_path, recipe):
     from mmjax.vocabulary import filled
 
     with pytest.raises(InputError, match="vocabulary is 100, but the tokenizer has"):
-        run.prepare_tokenizer(filled(recipe, 100), tmp_path)
+        saved_runs.prepare_tokenizer(filled(recipe, 100), tmp_path)
 
 
 def test_the_same_command_repeats_nothing(finished, recipe, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(finished, recipe,
     """Stopped at the very end of a stage, and within the next one."""
     workdir, _ = finished
     assert "as asked" in train(recipe, tmp_path, stop_after_steps=steps)
-    assert tuple(run.newest_step(tmp_path / "checkpoints" / stage) for stage in STEPS) == newest
+    assert tuple(saved_runs.newest_step(tmp_path / "checkpoints" / stage) for stage in STEPS) == newest
     assert not (tmp_path / "report.html").exists()
     train(recipe, tmp_path)
     expected, _ = load_params(workdir.checkpoints / "finetune" / "2")
@@ -265,7 +265,7 @@ def test_without_a_checkpoint_there_is_nothing_to_score(recipe, tmp_path):
 def test_a_checkpoint_of_another_recipe_is_refused(recipe, tmp_path):
     (tmp_path / "checkpoints" / "other" / "3").mkdir(parents=True)
     with pytest.raises(InputError, match="is a checkpoint of stage 'other'; the recipe has pretrain, finetune"):
-        run.find_checkpoint(recipe, Workdir(tmp_path), str(tmp_path / "checkpoints" / "other" / "3"))
+        saved_runs.find_checkpoint(recipe, Workdir(tmp_path), str(tmp_path / "checkpoints" / "other" / "3"))
 
 
 def test_the_checkpoint_of_a_run_with_other_settings_is_refused(finished, recipe, tmp_path):

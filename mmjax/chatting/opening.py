@@ -8,7 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import run
+from mmjax import saved_runs
 from mmjax.chatting.companions import end_tokens, find_tokenizer, named_tokenizer, picture_loader
 from mmjax.chatting.continuation import Continuation
 from mmjax.data.images import load_image
@@ -82,14 +82,14 @@ def _is_run(path: Path) -> bool:
 def _open_run(path: Path, tokenizer: Tokenizer | None, template: str | None, dtype: Dtype) -> ChatModel:
     whole = (path / "checkpoints").is_dir()
     workdir = Workdir(path if whole else path.absolute().parents[2])
-    own, recipe = run.prepare_tokenizer(workdir.recipe(), workdir.path, build=False)
-    stage, folder = run.find_checkpoint(recipe, workdir, None if whole else str(path))
+    own, recipe = saved_runs.prepare_tokenizer(workdir.recipe(), workdir.path, build=False)
+    stage, folder = saved_runs.find_checkpoint(recipe, workdir, None if whole else str(path))
     tokenizer = tokenizer or own
     name = template or stage.data.template
     form = find_template(name, tokenizer, labels=name == stage.data.template)  # as it was trained: cut where the loss began
     config = writable(stage.model)
     assert isinstance(config, VLMConfig)
-    params = writable_params(run.read_params(folder, recipe), stage.model)
+    params = writable_params(saved_runs.read_params(folder, recipe), stage.model)
     for name, shape in stored(config, params, jnp.dtype(dtype)).items():
         params[name] = params[name].astype(shape.dtype)
     return ChatModel(

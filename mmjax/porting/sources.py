@@ -7,7 +7,7 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
-from mmjax import export, run
+from mmjax import export, saved_runs
 from mmjax.data.tokenizer_writing import write_tokenizer
 from mmjax.errors import InputError
 from mmjax.fetch import resolved
@@ -126,12 +126,12 @@ class _Checkpoint(Source):
         """Raises InputError if it does not belong to a run that can be read."""
         self._path = path.absolute()
         workdir = Workdir(self._path.parents[2])
-        self._recipe: Recipe = run.prepare_tokenizer(workdir.recipe(), workdir.path, build=False)[1]
-        stage: Stage = run.find_checkpoint(self._recipe, workdir, str(path))[0]
+        self._recipe: Recipe = saved_runs.prepare_tokenizer(workdir.recipe(), workdir.path, build=False)[1]
+        stage: Stage = saved_runs.find_checkpoint(self._recipe, workdir, str(path))[0]
         self.what = f"step {path.name} of stage {stage.name}"
         self.config: VLMConfig = self._recipe.stages[stage.name].model
         self.origins = export.origins(self._recipe, stage.name)
-        self._params: Params = run.read_params(self._path, self._recipe)
+        self._params: Params = saved_runs.read_params(self._path, self._recipe)
         self.lines = [line(name, value) for name, value in sorted(self._params.items())]
         self.nbytes = sum(value.nbytes for value in self._params.values())
         self.unused: list[str] = []

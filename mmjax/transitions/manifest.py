@@ -13,6 +13,7 @@ from mmjax.typing import Array
 
 How = Literal["copied", "tiled", "resized", "fresh", "merged", "loaded"]
 SCHEMA_VERSION = 1
+_LISTED = 8  # paths of one part that a summary names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +98,14 @@ class Manifest:
             for part, how, leaves, size, note in rows
         ]
         if self.dropped:
-            lines.append(f"left behind: {', '.join(self.dropped)}")
+            lines.append(f"left behind: {', '.join(self.left_behind())}")
         return "\n".join(lines)
+
+    def left_behind(self) -> list[str]:
+        """Each path that was dropped, or the part of the model of which more were than one can read."""
+        parts = collections.Counter(path.split("/")[0] for path in self.dropped)
+        paths = [path for path in self.dropped if parts[path.split("/")[0]] <= _LISTED]
+        return paths + [f"{number} arrays of the {part}" for part, number in parts.items() if number > _LISTED]
 
     def _rows(self) -> Iterator[tuple[str, str, str, str, str]]:
         groups: dict[tuple[str, str, str], list[Entry]] = collections.defaultdict(list)

@@ -6,6 +6,7 @@ and early blocks, so what the encoder has learned on one holds for the other.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from mmjax.errors import InputError
@@ -81,7 +82,8 @@ def differences(surrogate: DecoderConfig, target: DecoderConfig) -> Iterator[str
     """Settings in which a surrogate and its target disagree, other than what is replaced."""
     for field in dataclasses.fields(DecoderConfig):
         ours, theirs = getattr(surrogate, field.name), getattr(target, field.name)
-        if field.name not in ("replaced", "translators", *_DRAWN) and ours != theirs:
+        equal = math.isclose(ours, theirs, rel_tol=1e-5) if isinstance(ours, float) and isinstance(theirs, float) else ours == theirs
+        if field.name not in ("replaced", "translators", *_DRAWN) and not equal:
             yield f"decoder.{field.name} of the surrogate is {ours}, and of the target {theirs}"
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from mmjax.weights.writing import Tensor, write_safetensors
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What tensors can be written as."""
+PARTS = (whole.VISION, whole.CONNECTOR, whole.DECODER)
+"""Folders of a VLM."""
 
 
 def save_pretrained(module: LanguageModel | VisionEncoder | VLM, directory: Path | str, *, dtype: DTypeLike | None = None) -> None:
@@ -56,13 +58,21 @@ def save_params(
     *,
     origins: Sequence[Origin] = (),
     dtype: DTypeLike | None = None,
+    parts: Collection[str] = PARTS,
     progress: Progress = lambda _: None,
 ) -> None:
-    """As `save_pretrained`, of parameters by path. `progress` is told the bytes that are being written."""
+    """As `save_pretrained`, of parameters by path.
+
+    Args:
+        parts: which of the three folders of a VLM are written; parameters of the others are not needed.
+        progress: told the bytes that are being written.
+    """
     params, config = writable_params(params, config), writable(config)
     kind = _dtype_of(params) if dtype is None else np.dtype(jnp.dtype(dtype_name(dtype, DTYPES)))
     with published_at(directory) as draft:
         for folder, part, rules, settings in _parts(config, origins, kind):
+            if folder and folder not in parts:
+                continue
             _write(draft / folder, part, rules, settings, params, kind, progress)
         _write_pictures(draft, config, origins)
 

@@ -38,7 +38,7 @@ def _stage(name: str, content: dict[str, Any], problem: str | None) -> Html:
         "div",
         tag("h3", title),
         table(["part", "origin", "arrays", "parameters"], _summary(manifest), "manifest"),
-        tag("p", f"Left behind from the stage before: {', '.join(manifest.dropped)}.", class_="note") if manifest.dropped else None,
+        tag("p", f"Left behind from the stage before: {', '.join(manifest.left_behind())}.", class_="note") if manifest.dropped else None,
         fold(f"all {plural(len(manifest.entries), 'array')}", table(_ENTRY_HEAD, map(_entry, manifest.entries), "entries")),
     )
 

@@ -1,0 +1,58 @@
+"""Puts an encoder that was trained on a surrogate before the whole language model, without training anything.
+
+    python -m mmjax.graft --encoder=WORKDIR --decoder=FOLDER --out=FOLDER
+
+--encoder  a run with a surrogate (configs/graft.py), or one of its checkpoints: WORKDIR/checkpoints/STAGE/STEP. Its encoder and connector
+           are taken; of its decoder nothing is read but the embeddings, which must be those of the whole one
+--decoder  the model that the surrogate was cut from: a folder of transformers, or fetched:NAME; its files are copied as they are
+--out      a folder that does not exist yet. `vision`, `connector` and `decoder` in it are what mmjax.weights.load_pretrained and
+           python -m mmjax.chat read, and manifest.json says where every parameter came from
+
+Exit codes: 0 done, 2 it cannot be done, 130 interrupted, 143 terminated; nothing is left behind then.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mmjax import host
+from mmjax.errors import InputError
+from mmjax.interrupts import Terminated, held_back, interruptible
+
+DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (without the program's name) and returns its exit code."""
+    options = _parse(arguments)
+    host.prepare()
+    try:
+        with interruptible():
+            with held_back():
+                from mmjax import grafting
+            grafting.graft(options.encoder, options.decoder, options.out, Console())
+    except InputError as error:
+        print(f"mmjax: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("mmjax: Interrupted; nothing half-made was left.", file=sys.stderr)
+        return INTERRUPTED
+    except Terminated:
+        print("mmjax: Terminated; nothing half-made was left.", file=sys.stderr)
+        return TERMINATED
+    return DONE
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m mmjax.graft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", metavar="WORKDIR", type=Path, required=True, help="a run with a surrogate, or a checkpoint of one")
+    parser.add_argument("--decoder", metavar="FOLDER", required=True, help="the model that the surrogate was cut from")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="the folder that is made")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""A surrogate of a published model, three stages on it, and the ways to the whole model: in the run, and from one run to a folder."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mmjax import graft, grafting, run
+from mmjax.config import recipe_from
+from mmjax.config_checks import check
+from mmjax.errors import InputError
+from mmjax.initial_weights import open_initial
+from mmjax.models import parameters
+from mmjax.models.config import DecoderConfig, LanguageModelConfig, VisionEncoderConfig, ViTConfig
+from mmjax.recipe import Recipe
+from mmjax.training.checkpoint import load_params
+from mmjax.weights import load_pretrained, save_params
+from mmjax.workdir import Workdir
+
+VISION = ViTConfig(image_size=16, patch_size=4, width=8, layers=3, heads=2, mlp_width=8, final_norm=True, weight_std=0.3, embedding_std=0.3)
+DECODER = DecoderConfig(vocabulary=288, width=8, layers=6, heads=2, kv_heads=1, head_dim=4, mlp_width=8, weight_std=0.3, embedding_std=0.3)
+REPLACED = ((2, 5),)
+LATE = ("connector/*", "vision/final_norm/*", "vision/late/*")
+COLORS = ("red", "green", "blue")
+
+
+def publish(folder: pathlib.Path, config, seed: int) -> str:
+    save_params(parameters.initialize(config, jax.random.key(seed)), config, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("published")
+    return {
+        "vision": publish(folder / "encoder", VisionEncoderConfig(VISION), 1),
+        "decoder": publish(folder / "decoder", LanguageModelConfig(DECODER), 2),
+        "other": publish(folder / "other", LanguageModelConfig(DECODER), 3),
+        "wider": publish(folder / "wider", LanguageModelConfig(dataclasses.replace(DECODER, vocabulary=296)), 2),
+    }
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, published: dict[str, str]) -> Recipe:
+    folder = tmp_path_factory.mktemp("data")
+    for index in range(6):
+        Image.new("RGB", (16, 16), COLORS[index % 3]).save(folder / f"{index}.png")
+    lines = [json.dumps({"image": f"{index}.png", "text": f"a {COLORS[index % 3]} square"}) for index in range(6)]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    source = {"kind": "jsonl", "path": str(folder / "data.jsonl"), "image_dir": str(folder)}
+    common = {
+        "data": {"sources": {"colors": source}, "text_length": 12},
+        "optimizer": {"learning_rate": 1e-2},
+        "batch_size": 2,
+        "steps": 2,
+    }
+    surrogate = {"decoder": {"replaced": REPLACED}}
+    connector = {"kind": "mlp", "feature_layers": (3,), "hidden_width": 8, "class_token": True, "final_norm": True, "boundaries": True}
+    tree = {
+        "model": {
+            "vision": dataclasses.asdict(dataclasses.replace(VISION, late=1)),
+            "connector": connector,
+            "decoder": dataclasses.asdict(DECODER),
+            "compute_dtype": "float32",
+        },
+        "stages": {
+            "translator": {
+                "model": surrogate,
+                "weights": {part: published[part] for part in ("vision", "decoder")},
+                "trainable": ("connector/*", "vision/final_norm/*", "decoder/translators/*"),
+                **common,
+            },
+            "encoder": {"model": surrogate, "trainable": LATE, **common},
+            "decoder": {
+                "transitions": ("graft",),
+                "weights": {"decoder": published["decoder"]},
+                "trainable": (*LATE, "decoder/*"),
+                **common,
+            },
+        },
+        "logging": {"every": 1, "trackers": ("jsonl",)},
+    }
+    return recipe_from(tree, name="grafted")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Workdir:
+    workdir = Workdir(tmp_path_factory.mktemp("run") / "run")
+    run.train(recipe, workdir, console=Console(file=io.StringIO()))
+    return workdir
+
+
+def saved(workdir: Workdir, stage: str) -> dict[str, np.ndarray]:
+    return load_params(workdir.checkpoints / stage / "2")[0]
+
+
+def test_a_surrogate_has_the_blocks_of_its_target_and_trains_the_translator_alone(finished, published):
+    target = parameters.split(load_pretrained(published["decoder"]))[1]
+    first = saved(finished, "translator")
+    for path in ("attention/query/kernel", "mlp/up/kernel", "norm_mlp/scale"):
+        whole = target[f"decoder/layers/{path}"]
+        np.testing.assert_array_equal(first[f"decoder/kept/0/layers/{path}"], whole[:2])
+        np.testing.assert_array_equal(first[f"decoder/kept/1/layers/{path}"], whole[5:])
+        assert not np.array_equal(first[f"decoder/translators/0/layers/{path}"], whole[2:3])
+    np.testing.assert_array_equal(first["decoder/embedding"], target["decoder/embedding"])
+    notes = {entry["target"]: entry["note"] for entry in json.loads(finished.manifest("translator").read_text())["entries"]}
+    assert notes["decoder/translators/0/layers/mlp/up/kernel"] == "begins as block 2, in the place of 2 to 4"
+
+
+def test_the_encoder_learns_while_the_surrogate_is_frozen(finished):
+    first, second = saved(finished, "translator"), saved(finished, "encoder")
+    changed = {path for path in first if not np.array_equal(first[path], second[path])}
+    assert {path.split("/")[0] for path in changed} == {"connector", "vision"}
+    assert any(path.startswith("vision/late/") for path in changed) and not any(path.startswith("vision/layers/") for path in changed)
+    assert {"connector/boundaries/start", "connector/boundaries/end", "vision/final_norm/scale"} <= changed
+
+
+def test_grafting_in_the_run_leaves_the_surrogate_behind(finished):
+    manifest = json.loads(finished.manifest("decoder").read_text())
+    how = {(entry["target"].split("/")[0], entry["how"]) for entry in manifest["entries"]}
+    assert how == {("vision", "copied"), ("connector", "copied"), ("decoder", "loaded")}
+    assert manifest["dropped"] and all(path.startswith("decoder/") for path in manifest["dropped"])
+    assert saved(finished, "decoder")["decoder/layers/mlp/up/kernel"].shape[0] == 6
+
+
+def test_of_the_surrogate_only_what_is_grafted_is_read_again(finished, recipe, tmp_path, monkeypatch):
+    again = Workdir(tmp_path / "run")
+    shutil.copytree(finished.path, again.path)
+    shutil.rmtree(again.checkpoints / "decoder")
+    summary = json.loads(again.summary.read_text())
+    summary["stages"] = summary["stages"][:2]
+    again.summary.write_text(json.dumps(summary))
+    asked = []
+
+    def load(folder, shardings=None):
+        asked.append((folder.parent.name, set(shardings)))
+        return load_params(folder, shardings)
+
+    monkeypatch.setattr("mmjax.saved_runs.load_params", load)
+    run.train(recipe, again, console=Console(file=io.StringIO()))
+    (stage, paths), *_ = asked
+    assert stage == "encoder" and {path.split("/")[0] for path in paths} == {"vision", "connector"}
+    for path, value in saved(finished, "decoder").items():
+        np.testing.assert_array_equal(saved(again, "decoder")[path], value, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def grafted(tmp_path_factory, finished, published) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("out") / "model"
+    assert graft.main([f"--encoder={finished.path}", f"--decoder={published['decoder']}", f"--out={out}"]) == 0
+    return out
+
+
+def test_a_folder_has_the_encoder_of_the_run_and_the_files_of_the_decoder(grafted, finished, published):
+    whole = parameters.split(load_pretrained(grafted))[1]
+    trained, target = saved(finished, "encoder"), parameters.split(load_pretrained(published["decoder"]))[1]
+    for path, value in whole.items():
+        if path.startswith("decoder/"):
+            np.testing.assert_array_equal(value, target[path], err_msg=path)
+        elif path.startswith("vision/layers/"):
+            name = path.removeprefix("vision/layers/")
+            both = np.concatenate([trained[f"vision/layers/{name}"], trained[f"vision/late/layers/{name}"]])
+            np.testing.assert_array_equal(value, both, err_msg=path)
+        else:
+            np.testing.assert_array_equal(value, trained[path], err_msg=path)
+    for file in pathlib.Path(published["decoder"]).iterdir():
+        assert (grafted / "decoder" / file.name).read_bytes() == file.read_bytes()
+    assert json.loads((grafted / "manifest.json").read_text())["transitions"] == ["graft"]
+
+
+def test_the_way_there_and_back_leaves_the_encoder_as_it_was(grafted, finished, recipe):
+    """surrogate -> target -> surrogate: a stage on the surrogate that begins with the grafted model."""
+    tree = json.loads(finished.config.read_text())
+    stage = dataclasses.replace(recipe.stages["encoder"], weights={"model": str(grafted)})
+    assert tree["stages"]
+    with open_initial(stage.weights, stage.model) as opened:
+        params = opened.finish(opened.read(None, (), np.float32))
+    before = saved(finished, "encoder")
+    assert set(params) == set(before)
+    for path, value in params.items():
+        if not path.startswith("decoder/translators/"):
+            np.testing.assert_array_equal(value, before[path], err_msg=path)
+
+
+def test_one_workdir_gives_all_three_scores(finished, recipe):
+    out = io.StringIO()
+    settings = {"console": Console(file=out, width=200)}
+    run.evaluate(recipe, finished, checkpoint=str(finished.checkpoints / "encoder" / "2"), **settings)
+    run.evaluate(recipe, finished, begin="decoder", **settings)
+    run.evaluate(recipe, finished, checkpoint=str(finished.checkpoints / "decoder" / "2"), **settings)
+    noted = [json.loads(line) for line in finished.evaluations.read_text().splitlines()]
+    assert [(record["stage"], record["step"]) for record in noted] == [("encoder", 2), ("decoder", 0)]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        ("other", "embeddings differ"),
+        ("wider", "decoder.vocabulary of the surrogate is 288, and of the target 296"),
+        ("vision", "not a language model"),
+        ("nowhere", "no folder of transformers"),
+    ],
+)
+def test_a_decoder_that_the_surrogate_was_not_cut_from(finished, published, tmp_path, decoder, message, capsys):
+    path = published.get(decoder, str(tmp_path / "nowhere"))
+    assert graft.main([f"--encoder={finished.path}", f"--decoder={path}", f"--out={tmp_path / 'out'}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_that_is_none(finished, published, tmp_path):
+    with pytest.raises(InputError, match="no surrogate"):
+        grafting.find_surrogate(finished.checkpoints / "decoder" / "2")
+    with pytest.raises(InputError, match="There is no run"):
+        grafting.find_surrogate(tmp_path)
+
+
+def test_an_encoder_of_other_shapes_and_a_missing_translator(finished, recipe):
+    encoder = recipe.stages["encoder"]
+    smaller = dataclasses.replace(encoder.model.vision, mlp_width=16)
+    other = dataclasses.replace(encoder, model=dataclasses.replace(encoder.model, vision=smaller))
+    with pytest.raises(InputError, match=r"misshapen: vision/.*mlp"):
+        check(dataclasses.replace(recipe, stages=recipe.stages | {"encoder": other}))
+    whole = dataclasses.replace(encoder.model.decoder, replaced=())
+    first = dataclasses.replace(recipe.stages["translator"], trainable=("connector/*",))
+    first = dataclasses.replace(first, model=dataclasses.replace(first.model, decoder=whole))
+    with pytest.raises(InputError, match=r"missing: decoder/(kept|translators)(.|\n)*'surrogate'"):
+        check(dataclasses.replace(recipe, stages=recipe.stages | {"translator": first}))
+
+
+@pytest.mark.parametrize("replaced", [((2, 7),), ((5, 2),), ((2, 4), (3, 5)), ((2, 2),)])
+def test_a_cut_outside_of_the_model(recipe, replaced):
+    stage = recipe.stages["translator"]
+    decoder = dataclasses.replace(stage.model.decoder, replaced=replaced)
+    stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, decoder=decoder))
+    with pytest.raises(InputError, match="which is no range"):
+        check(dataclasses.replace(recipe, stages={"translator": stage}))
