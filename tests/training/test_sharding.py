@@ -1,5 +1,6 @@
 """Layouts, and that a step means the same on every mesh (eight virtual CPU devices, in a process of their own)."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from mmjax import mesh_axes
 from mmjax.errors import InputError
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
+from mmjax.models.config import DecoderConfig, MLPConfig, ResamplerConfig, ViTConfig, VLMConfig
 from mmjax.recipe import DataConfig, MeshConfig, OptimizerConfig, Stage
 from mmjax.training import sharding
 from mmjax.training import state as training_state
@@ -32,6 +33,16 @@ MODEL = VLMConfig(
 STAGE = Stage(
     "s", MODEL, DataConfig(sources={}, text_length=10), OptimizerConfig(1e-2, warmup_steps=2), steps=10, batch_size=16, micro_batches=2
 )
+SURROGATE = VLMConfig(
+    ViTConfig(image_size=16, patch_size=4, width=16, layers=3, heads=2, mlp_width=32, final_norm=True, late=1),
+    MLPConfig(kind="mlp", feature_layers=(3,), hidden_width=32, class_token=True, final_norm=True, boundaries=True),
+    DecoderConfig(vocabulary=40, width=16, layers=6, heads=4, kv_heads=2, head_dim=4, mlp_width=24, replaced=((2, 5),)),
+    compute_dtype="float32",
+)
+ON_SURROGATE = dataclasses.replace(
+    STAGE, model=SURROGATE, trainable=("connector/*", "vision/final_norm/*", "vision/late/*", "decoder/translators/*")
+)
+STAGES = {"whole": STAGE, "surrogate": ON_SURROGATE}
 MESHES = {"data": MeshConfig(), "fsdp": MeshConfig(fsdp=-1, data=1), "fsdp_tensor": MeshConfig(data=1, fsdp=4, tensor=2)}
 
 
@@ -131,19 +142,33 @@ def runs():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", MESHES)
-def test_a_step_is_the_same_on_every_mesh(runs, name):
-    one, many = runs["one"], runs[name]
+def test_a_step_is_the_same_on_every_mesh(runs, stage, name):
+    one, many = runs[stage]["one"], runs[stage][name]
     assert one["losses"][2] < one["losses"][0]
     assert many["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert many["params"].keys() == one["params"].keys()
     for path, value in one["params"].items():
         np.testing.assert_allclose(many["params"][path], value, rtol=1e-4, atol=2e-5, err_msg=path)
+    assert many["gradient"].keys() == one["gradient"].keys()
+    for path, value in one["gradient"].items():
+        np.testing.assert_allclose(many["gradient"][path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.slow
+def test_through_a_frozen_surrogate_the_connector_learns(runs):
+    gradient = runs["surrogate"]["one"]["gradient"]
+    assert {path.split("/")[0] for path in gradient} == {"connector", "vision", "decoder"}
+    assert not any(path.startswith(("decoder/kept", "decoder/embedding", "vision/layers")) for path in gradient)
+    for path, value in gradient.items():
+        assert np.any(value), path
 
 
 @pytest.mark.slow
 def test_each_device_holds_its_share(runs):
-    share = {name: runs[name]["device_elements"] / runs[name]["elements"] for name in ("one", *MESHES)}
+    whole = runs["whole"]
+    share = {name: whole[name]["device_elements"] / whole[name]["elements"] for name in ("one", *MESHES)}
     assert (share["one"], share["data"]) == (1.0, 1.0)
     assert share["fsdp"] < 0.25 and share["fsdp_tensor"] < 0.3
 
@@ -154,7 +179,7 @@ def test_parameters_travel_and_activations_stay(runs, name):
     """Nothing that is sent is larger than the largest parameter; the activations of all rows would be, several times over."""
     activations = STAGE.batch_size // STAGE.micro_batches * (MODEL.visual_tokens + STAGE.data.text_length) * MODEL.decoder.width
     largest = max(int(np.prod(shape.shape)) for shape in parameters.abstract(MODEL)[1].values())
-    assert 0 < runs[name]["largest_sent"] <= largest < activations / 2
+    assert 0 < runs["whole"][name]["largest_sent"] <= largest < activations / 2
     assert "rematerialization" not in runs["stderr"]
 
 
@@ -169,32 +194,40 @@ def test_a_whole_run_on_several_devices(tmp_path, monkeypatch):
 
 
 def _worker() -> None:
-    params = {path: np.asarray(value) for path, value in parameters.initialize(MODEL, jax.random.key(1)).items()}
-    results = {"one": _three_steps(MeshConfig(), jax.devices()[:1], params)}
-    for name, config in MESHES.items():
-        results[name] = _three_steps(config, jax.devices(), params)
+    results = {name: _on_all_meshes(stage) for name, stage in STAGES.items()}
     print(json.dumps(results))
 
 
-def _three_steps(config, devices, params):
+def _on_all_meshes(stage):
+    params = {path: np.asarray(value) for path, value in parameters.initialize(stage.model, jax.random.key(1)).items()}
+    results = {"one": _three_steps(stage, MeshConfig(), jax.devices()[:1], params)}
+    for name, config in MESHES.items():
+        results[name] = _three_steps(stage, config, jax.devices(), params)
+    return results
+
+
+def _three_steps(stage, config, devices, params):
     mesh = sharding.make_mesh(config, devices)
-    structure, shapes = parameters.abstract(MODEL)
-    placed, _ = mesh_axes.parameter_shardings(shapes, parameters.logical_axes(MODEL), mesh)
-    layout = sharding.state_shardings(jax.eval_shape(lambda: training_state.create(params, STAGE, jax.random.key(0))), placed, mesh)
+    structure, shapes = parameters.abstract(stage.model)
+    placed, _ = mesh_axes.parameter_shardings(shapes, parameters.logical_axes(stage.model), mesh)
+    layout = sharding.state_shardings(jax.eval_shape(lambda: training_state.create(params, stage, jax.random.key(0))), placed, mesh)
     with jax.set_mesh(mesh):
-        drawn = training_state.Start({}, lambda _: parameters.initialize(MODEL, jax.random.key(1)))
-        state = training_state.begin(drawn, STAGE, jax.random.key(0), layout)
+        drawn = training_state.Start({}, lambda _: parameters.initialize(stage.model, jax.random.key(1)))
+        state = training_state.begin(drawn, stage, jax.random.key(0), layout)
         assert all(np.array_equal(value, params[path]) for path, value in state.params.items()), "other numbers than on one device"
-        batches = [sharding.place_batch(_batch(seed), mesh) for seed in range(3)]
+        batches = [sharding.place_batch(_batch(stage.model, seed), mesh) for seed in range(3)]
         # The compiled program refuses a state of another layout: that three steps run shows that the layout is kept.
-        step = make_train_step(structure, STAGE, layout).lower(state, batches[0]).compile()
+        step = make_train_step(structure, stage, layout).lower(state, batches[0]).compile()
         losses = []
         for batch in batches:
             state, metrics = step(state, batch)
+            if not losses:
+                gradient = {path: np.asarray(value).tolist() for path, value in state.optimizer.mu.items()}  # but for a factor
             losses.append(float(metrics.loss.compute()))
     values = [*state.trainable.values(), *state.optimizer.mu.values(), *state.optimizer.nu.values()]
     return {
         "losses": losses,
+        "gradient": gradient,
         "params": {path: np.asarray(value).tolist() for path, value in state.params.items()},
         "elements": sum(value.size for value in values),
         "device_elements": sum(value.addressable_shards[0].data.size for value in values),
@@ -210,15 +243,15 @@ def _largest_sent(program):
     return int(max(sizes, default=0))
 
 
-def _batch(seed):
+def _batch(model, seed):
     random = np.random.default_rng(seed % 2)
-    rows, visual, text = STAGE.batch_size, MODEL.visual_tokens, STAGE.data.text_length
+    rows, visual, text = STAGE.batch_size, model.visual_tokens, STAGE.data.text_length
     shape = (rows, visual + text)
-    tokens = random.integers(0, MODEL.decoder.vocabulary, shape).astype(np.int32)
+    tokens = random.integers(0, model.decoder.vocabulary, shape).astype(np.int32)
     place = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     lengths = visual + random.integers(1, text + 1, (rows, 1))
     segments = (place < lengths).astype(np.int32)
-    targets = np.where((place >= visual) & (place < lengths), random.integers(0, MODEL.decoder.vocabulary, shape), -1).astype(np.int32)
+    targets = np.where((place >= visual) & (place < lengths), random.integers(0, model.decoder.vocabulary, shape), -1).astype(np.int32)
     slot = np.where(place < visual, place, -1).astype(np.int32)
     images = random.integers(0, 256, (rows, 1, 16, 16, 3)).astype(np.uint8)
     return Batch(tokens, targets, segments, np.zeros_like(tokens), place.copy(), images, np.ones((rows, 1), bool), slot)

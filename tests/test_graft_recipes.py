@@ -1,0 +1,77 @@
+"""configs/graft.py against the published facts (arXiv:2505.22664 and its official code): sizes, what is trained, learning rates, tokens."""
+
+import dataclasses
+
+import pytest
+
+from mmjax import config
+from mmjax.models import parameters
+from mmjax.training.flops import step_flops
+from mmjax.training.optimizer import make_optimizer
+from tests.test_architecture import ROOT
+
+FILE = str(ROOT / "configs" / "graft.py")
+
+
+def load(variant: str):
+    return config.load(f"{FILE}:{variant}", partial=True)
+
+
+def count(stage, *, part: str = "", trained: bool = False) -> float:
+    """Parameters in millions."""
+    shapes = parameters.abstract(stage.model)[1]
+    globs = stage.trainable if trained else ("*",)
+    return parameters.count({p: s for p, s in shapes.items() if p.startswith(part) and parameters.matches(p, globs)}) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("variant", "whole", "surrogate", "first", "second"),
+    [
+        ("3b", 3212.75, 2206.06, 113.3, 113.4),
+        ("8b", 8030.26, 5194.81, 239.1, 121.8),
+        ("70b", 70553.71, 38038.84, 931.2, 176.3),
+    ],
+)
+def test_sizes_of_decoders_and_of_what_is_trained(variant, whole, surrogate, first, second):
+    translator, encoder, decoder = load(variant).stages.values()
+    assert count(decoder, part="decoder/") == pytest.approx(whole, abs=0.01)
+    assert count(translator, part="decoder/") == count(encoder, part="decoder/") == pytest.approx(surrogate, abs=0.01)
+    assert count(translator, trained=True) == pytest.approx(first, abs=0.05)
+    assert count(encoder, trained=True) == pytest.approx(second, abs=0.05)
+
+
+@pytest.mark.parametrize(("variant", "replaced"), [("3b", (16, 27)), ("8b", (17, 31)), ("70b", (40, 79)), ("qwen3_4b", (22, 35))])
+def test_what_is_replaced(variant, replaced):
+    translator, _, decoder = load(variant).stages.values()
+    assert translator.model.decoder.replaced == (replaced,) and decoder.model.decoder.replaced == ()
+    assert translator.model.decoder.depth == {"3b": 18, "8b": 19, "70b": 42, "qwen3_4b": 24}[variant]
+
+
+def test_a_picture_is_577_tokens_between_two_learned_vectors():
+    assert {stage.model.visual_tokens for stage in load("8b").stages.values()} == {579}
+
+
+# Of a fixed run of torch's recursive cosine; counted from the first update.
+@pytest.mark.parametrize(
+    ("stage", "rates"),
+    [
+        ("translator", {1: 7.5188e-07, 133: 1e-4, 134: 9.9997e-05, 500: 9.7048e-05, 2440: 4.1397e-05}),
+        ("encoder", {1: 3.3784e-07, 148: 5e-5, 500: 4.8823e-05, 2440: 2.5041e-05, 4879: 0.0}),
+    ],
+)
+def test_learning_rates_of_the_official_schedule(stage, rates):
+    found = load("8b").stages[stage]
+    assert found.steps == {"translator": 4393, "encoder": 4880}[stage]
+    for update, rate in rates.items():
+        assert float(make_optimizer(found).learning_rate(update - 1)) == pytest.approx(rate, rel=2e-5, abs=1e-12)
+
+
+def test_few_tokens_on_a_surrogate_save_four_fifths_of_the_stages_that_train_the_encoder():
+    """At 70B shapes with 200 text tokens, against the same stages with 577 tokens on the whole model."""
+
+    def flops(variant: str) -> float:
+        stages = [load(variant).stages[name] for name in ("translator", "encoder")]
+        stages = [dataclasses.replace(stage, data=dataclasses.replace(stage.data, text_length=200)) for stage in stages]
+        return sum(step_flops(stage.model, stage).total * stage.steps for stage in stages)
+
+    assert 1 - flops("70b-cos") / flops("70b-whole") == pytest.approx(0.80, abs=0.02)
