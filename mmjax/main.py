@@ -6,7 +6,7 @@
     evaluate    scores the last checkpoint, or --checkpoint, or what a stage begins with: --begin
     generate    answers --prompt about --image
     export      writes the last checkpoint, or --checkpoint, as folders for transformers and other tools
-    plan        says what the recipe will cost, on --topology (such as h100:8) if given
+    plan        says what the recipe will cost, on --topology (such as h100:8) if given, and what it saves --against another one
 
 Exit codes: 0 done, 1 something unexpected, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 preempted and safely
 saved, 130 left at once by a second Ctrl-C.
@@ -38,7 +38,7 @@ MODES = {
     "train": ("stop_after_steps",),
     "evaluate": ("checkpoint", "begin"),
     "generate": ("checkpoint", "image", "prompt"),
-    "plan": ("topology",),
+    "plan": ("topology", "against"),
     "export": ("checkpoint",),
 }
 
@@ -63,6 +63,7 @@ class Options:
     checkpoint: str | None = None
     begin: str | None = None
     topology: str | None = None
+    against: str | None = None
     stop_after_steps: int | None = None
     verbose: bool = False
 
@@ -121,7 +122,7 @@ def _check(options: Options, given: dict[str, Any]) -> None:
             raise InputError("--config is missing, such as --config=configs/cos.py (or --workdir=..., of a run that was begun).")
     if options.begin is not None and options.checkpoint is not None:
         raise InputError("--begin scores what a stage begins with, and --checkpoint what a stage has saved: only one of them can be meant.")
-    for name in ("config", "workdir", "checkpoint", "begin", "image"):
+    for name in ("config", "workdir", "checkpoint", "begin", "image", "against"):
         if given.get(name) == "":
             raise InputError(f"--{name} is empty.")
     if options.stop_after_steps is not None and options.stop_after_steps < 1:
@@ -160,6 +161,7 @@ def _define_flags() -> flags.FlagValues:
         "checkpoint": "evaluate, generate, export: a folder checkpoints/<stage>/<step> instead of the newest.",
         "begin": "evaluate: a stage, to be scored before its first step: an encoder that was just grafted, for one.",
         "topology": "plan: the devices, such as h100:8, h200:64 or v5p:4x4x4.",
+        "against": "plan: a config file, with a variant if wanted, to compare with; --config.<path>=<value> does not change it.",
     }
     for name, text in texts.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
@@ -188,7 +190,7 @@ def _dispatch(options: Options) -> None:
     if options.mode == "plan":
         from mmjax import plan_table
 
-        plan_table.run(recipe, options.topology)
+        plan_table.run(recipe, options.topology, _read_against(options.against) if options.against else None)
         return
     from mmjax import run
 
@@ -215,6 +217,16 @@ def _read(options: Options) -> "tuple[Recipe, Workdir]":
         return workdir.recipe(), workdir
     recipe = load(options.config, options.overrides, partial=options.mode == "plan")
     return recipe, Workdir(options.workdir or of_checkpoint or default_path(options.config, options.overrides))
+
+
+def _read_against(path: str) -> "Recipe":
+    """The recipe that a plan is compared with: as its config file has it, without the settings of the command line."""
+    from mmjax.config import load
+
+    try:
+        return load(path, partial=True)
+    except InputError as error:
+        raise InputError(f"--against={path}: {error}") from None
 
 
 def _run_of(checkpoint: str) -> pathlib.Path:

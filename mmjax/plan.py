@@ -25,6 +25,7 @@ from mmjax.training import state as training_state
 from mmjax.training.flops import StepFlops, step_flops
 
 PARTS = ("vision", "connector", "decoder")
+ASSUMED_UTILISATION = 0.4
 
 
 @dataclasses.dataclass(frozen=True)

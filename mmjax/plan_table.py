@@ -5,37 +5,46 @@ import dataclasses
 from rich.console import Console
 from rich.table import Table
 
-from mmjax import vocabulary
+from mmjax import plan_against, vocabulary
 from mmjax.errors import InputError
-from mmjax.plan import PARTS, Memory, StagePlan, Topology, make_plan
+from mmjax.plan import ASSUMED_UTILISATION, PARTS, Memory, StagePlan, Topology, make_plan
 from mmjax.recipe import Recipe
-
-ASSUMED_UTILISATION = 0.4
 
 Line = tuple[str, list[str]]
 """A name, and a value for each stage; no values: the heading of what follows."""
 
 
-def run(recipe: Recipe, topology: str | None = None) -> None:
+def run(recipe: Recipe, topology: str | None = None, against: Recipe | None = None, console: Console | None = None) -> None:
     """Prints the plan of a recipe. Where the vocabulary is not known yet, the training text is read for it.
 
+    Args:
+        against: a recipe that it is compared with, after the plan.
+
     Raises:
-        InputError: as `make_plan` and `show`, or the data cannot be read.
+        InputError: as `make_plan`, or the data cannot be read; after all is printed, if a stage does not fit into the memory of a device.
     """
-    devices = Topology.parse(topology) if topology else None
+    devices, console = Topology.parse(topology) if topology else None, console or Console()
+    recipe = _with_vocabulary(recipe)
+    against = _with_vocabulary(against) if against else None
+    plans = make_plan(recipe, devices)
+    baseline = plan_against.plan_baseline(against, devices) if against else []
+    show(recipe, plans, devices, console)
+    if against:
+        ours, theirs = plan_against.costs(recipe, plans, devices), plan_against.costs(against, baseline, devices)
+        plan_against.show(ours, theirs, [plan.stage.name for plan in _too_large(baseline, devices)], console)
+    _check_fit(plans, devices)
+
+
+def _with_vocabulary(recipe: Recipe) -> Recipe:
     if any(stage.model.decoder.vocabulary == 0 for stage in recipe.stages.values()):
-        recipe = vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
-    show(recipe, make_plan(recipe, devices), devices, Console())
+        return vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
+    return recipe
 
 
 def show(recipe: Recipe, plans: list[StagePlan], topology: Topology | None, console: Console) -> None:
-    """Prints the table and what the whole run adds up to.
-
-    Raises:
-        InputError: after the table, if a stage does not fit into the memory of a device.
-    """
+    """Prints the table and what the whole run adds up to."""
     where = f"on {topology.count} x {topology.name.partition(':')[0]}" if topology else "on one device"
-    title = f"{recipe.name}{':' + recipe.variant if recipe.variant else ''} {where}"
+    title = f"{plan_against.label(recipe)} {where}"
     table = Table("", *(plan.stage.name for plan in plans), title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -48,8 +57,6 @@ def show(recipe: Recipe, plans: list[StagePlan], topology: Topology | None, cons
     shares = ", ".join(f"{plan.stage.name} {plan.flops.total * plan.stage.steps / total:.0%}" for plan in plans)
     console.print(f"The whole run: {_quantity(total)}; of it {shares}.")
     console.print("Activations and step time are estimates (formulas in mmjax/plan.py); all else is exact.")
-    if topology:
-        _check_fit(plans, topology)
 
 
 def _sizes(plans: list[StagePlan]) -> list[Line]:
@@ -98,15 +105,19 @@ def _time(plans: list[StagePlan], topology: Topology | None) -> list[Line]:
     return [(f"seconds per step at {ASSUMED_UTILISATION:.0%} utilisation", [f"{plan.flops.total / speed:.3g}" for plan in plans])]
 
 
-def _check_fit(plans: list[StagePlan], topology: Topology) -> None:
-    for plan in plans:
-        if plan.memory.total > topology.device.memory:
-            flag = f"--config.stages.{plan.stage.name}"
-            raise InputError(
-                f"Stage {plan.stage.name!r} needs about {_size(plan.memory.total)} on each device, and {topology.name} has "
-                f"{_size(topology.device.memory)}. Split it over more devices (--config.mesh.fsdp, --config.mesh.tensor), or hold less at "
-                f"once: {flag}.micro_batches, {flag}.model.remat=full."
-            )
+def _too_large(plans: list[StagePlan], topology: Topology | None) -> list[StagePlan]:
+    return [plan for plan in plans if topology and plan.memory.total > topology.device.memory]
+
+
+def _check_fit(plans: list[StagePlan], topology: Topology | None) -> None:
+    for plan in _too_large(plans, topology):
+        assert topology is not None
+        flag = f"--config.stages.{plan.stage.name}"
+        raise InputError(
+            f"Stage {plan.stage.name!r} needs about {_size(plan.memory.total)} on each device, and {topology.name} has "
+            f"{_size(topology.device.memory)}. Split it over more devices (--config.mesh.fsdp, --config.mesh.tensor), or hold less at "
+            f"once: {flag}.micro_batches, {flag}.model.remat=full."
+        )
 
 
 def _count(number: int) -> str:

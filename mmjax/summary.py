@@ -26,9 +26,10 @@ class Summary:
     """The summary of a run, kept on disk.
 
     Attributes:
-        stages: one entry per finished stage, in order: name, steps, samples (rows), tokens, seconds, seconds_by_cause, flops,
-            visual_tokens_per_image, held_out_loss; skipped (training samples left out, by cause; one is counted each time it is met) and
-            skip_examples (the first of each cause, and what is wrong with it).
+        stages: one entry per finished stage, in order: name, steps, samples (rows), tokens, seconds, seconds_by_cause, devices (of the
+            mesh that it was finished on), device_seconds (seconds times devices), flops, visual_tokens_per_image, held_out_loss; skipped
+            (training samples left out, by cause; one is counted each time it is met) and skip_examples (the first of each cause, and what
+            is wrong with it).
         eval: by task, what `evaluation.run` returned; empty until the last stage was scored.
         evaluation: the settings that `eval` was made with.
     """
@@ -70,6 +71,8 @@ class Summary:
             "tokens": result.tokens,
             "seconds": sum(result.seconds.values()),
             "seconds_by_cause": result.seconds,
+            "devices": result.devices,
+            "device_seconds": result.device_seconds,
             "flops": result.flops,
             "visual_tokens_per_image": stage.model.visual_tokens,
             "held_out_loss": result.held_out_loss,

@@ -53,6 +53,10 @@ def elsewhere(tmp_path, monkeypatch) -> pathlib.Path:
         (["--workdir=none"], "There is no run in none"),
         ([f"{CONFIG}:7b"], "--config.tokenizer.path=..."),
         ([CONFIG, "--mode=plan", "--topology=h100"], "a number of devices is expected"),
+        ([CONFIG, f"--against={golden.CONFIG}"], "it belongs to --mode=plan"),
+        ([CONFIG, "--mode=plan", "--against="], "--against is empty"),
+        ([f"{CONFIG}:7b", "--mode=plan", "--against=configs/none.py"], "--against=configs/none.py: There is no config file"),
+        ([f"{CONFIG}:7b", "--mode=plan", f"--against={golden.CONFIG}:8bb"], "Did you mean 8b?"),
     ],
 )
 def test_wrong_input_ends_with_one_message_and_code_2(elsewhere, capsys, arguments, message):
@@ -70,10 +74,18 @@ def test_a_plan_needs_no_data_and_writes_nothing(elsewhere, capsys):
     assert list(elsewhere.iterdir()) == []
 
 
+def test_settings_change_the_recipe_and_not_what_it_is_compared_with(elsewhere, capsys):
+    steps = "--config.stages.pretrain.steps=1"
+    assert run(f"{CONFIG}:7b", steps, "--mode=plan", f"--against={golden.CONFIG}:7b") == 0
+    saving, earlier = (line.split() for line in capsys.readouterr().out.splitlines()[-3:-1])
+    assert saving[-2] != "0.0" and earlier[-2] == "100.0"
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_help(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
-    for word in ("--config", "--topology", "plan", "75"):
+    for word in ("--config", "--topology", "--against", "does not change it", "plan", "75"):
         assert word in text
 
 

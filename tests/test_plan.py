@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from mmjax import plan, plan_table, vocabulary
+from mmjax import plan, plan_against, plan_table, vocabulary
 from mmjax.errors import InputError
 from mmjax.recipe import MeshConfig
 from tests.golden import update as golden
@@ -128,8 +128,52 @@ def test_a_mesh_that_does_not_fit_the_topology_is_refused(cos_7b):
         plan.make_plan(cos_7b, plan.Topology.parse("h100:7"))
 
 
-def _shown(recipe, topology: str) -> str:
+def test_what_a_recipe_saves_against_another(small):
+    """Half of the steps of the last stage, of a baseline with half of those of the first."""
+    ours, other = _with_steps(small, pretrain=1500, finetune=250), _with_steps(small, pretrain=750, finetune=500)
+    pretrain, finetune = (entry.flops.total for entry in plan.make_plan(small))
+    text = _shown(ours, None, other)
+    whole, earlier = (line.split()[-2] for line in text.splitlines()[-3:-1])
+    assert whole == f"{100 * (1 - (1500 * pretrain + 250 * finetune) / (750 * pretrain + 500 * finetune)):.1f}"
+    assert earlier == "-100.0"
+    assert text.index("full-token cost") < text.index("baseline") and "device time" not in text
+
+
+def test_a_topology_adds_device_time(cos_7b):
+    plans, topology = plan.make_plan(cos_7b), plan.Topology.parse("h100:8")
+    costs = plan_against.costs(cos_7b, plans, topology)
+    assert costs.hardware == "8 x h100" and costs.total("seconds") is None
+    expected = plans[0].flops.total * plans[0].stage.steps / (989e12 * plan.ASSUMED_UTILISATION)
+    assert costs.stages[0].device_seconds == pytest.approx(expected)
+    text = _shown(cos_7b, "h100:8", cos_7b)
+    assert "8 x h100" in text and "40% utilisation of every stage" in text
+    assert text.split("saving")[1].split("earlier")[0].count(" 0.0 %") == 2, "of device time and of FLOPs"
+
+
+def test_a_baseline_that_cannot_fit_is_noted_and_no_error(cos_7b):
+    replicated = dataclasses.replace(cos_7b, mesh=MeshConfig(data=-1, fsdp=1))
+    assert "Of cos:7b, too large for these devices as it stands: finetune." in _shown(cos_7b, "v6e:4x4", replicated)
+
+
+def test_the_comparison_is_printed_before_what_does_not_fit_is_refused(cos_7b):
+    out, replicated = io.StringIO(), dataclasses.replace(cos_7b, mesh=MeshConfig(data=-1, fsdp=1))
+    with pytest.raises(InputError, match="Stage 'pretrain' needs about"):
+        plan_table.run(replicated, "v5e:4x4", cos_7b, Console(file=out, width=120))
+    assert "saving" in out.getvalue()
+
+
+def test_a_baseline_that_cannot_be_laid_out_is_named(cos_7b):
+    odd = dataclasses.replace(cos_7b, name="odd", mesh=MeshConfig(tensor=3))
+    with pytest.raises(InputError, match="--against: odd:7b: mesh: "):
+        _shown(cos_7b, "h100:8", odd)
+
+
+def _with_steps(recipe, **steps: int):
+    stages = {name: dataclasses.replace(stage, steps=steps[name]) for name, stage in recipe.stages.items()}
+    return dataclasses.replace(recipe, stages=stages)
+
+
+def _shown(recipe, topology: str | None, against=None) -> str:
     out = io.StringIO()
-    parsed = plan.Topology.parse(topology)
-    plan_table.show(recipe, plan.make_plan(recipe, parsed), parsed, Console(file=out, width=120))
+    plan_table.run(recipe, topology, against, Console(file=out, width=120))
     return out.getvalue()

@@ -105,6 +105,7 @@ def test_a_finished_run_has_everything(finished, recipe):
     for stage in summary["stages"]:
         assert stage["flops"] > 0 and stage["tokens"] > 0
         assert stage["seconds"] == pytest.approx(sum(stage["seconds_by_cause"].values()))
+        assert (stage["devices"], stage["device_seconds"]) == (len(jax.devices()), pytest.approx(stage["seconds"] * len(jax.devices())))
         assert np.isfinite(stage["held_out_loss"])
     assert {"python", "jax"} <= summary["versions"].keys()
     assert summary["hardware"]["devices"] == len(jax.devices())

@@ -5,6 +5,7 @@ import string
 from importlib import resources
 from pathlib import Path
 
+from mmjax.ledger.reading import read as costs_of
 from mmjax.report import reading
 from mmjax.report.html import escape, join
 from mmjax.report.sections import attention, curves, environment, examples, headline, ledger, rows, scores, transitions
@@ -14,9 +15,16 @@ __all__ = ["render", "write"]
 _SECTIONS = (headline, ledger, scores, curves, examples, attention, transitions, rows, environment)
 
 
-def render(workdir: Path | str) -> str:
-    """The page. Raises InputError if the folder is no workdir; whatever else is missing, the page says so."""
-    run = reading.read(Path(workdir))
+def render(workdir: Path | str, against: Path | str | None = None) -> str:
+    """The page; whatever is missing in the workdir, the page says so.
+
+    Args:
+        against: the workdir of a finished run, beside which the ledger shows what this one saves.
+
+    Raises:
+        InputError: the folder is no workdir, or `against` is none of a finished run.
+    """
+    run = reading.read(Path(workdir), costs_of(Path(against)) if against else None)
     files = resources.files(__package__)
     page = string.Template(files.joinpath("page.html").read_text(encoding="utf-8"))
     return page.substitute(
@@ -27,10 +35,10 @@ def render(workdir: Path | str) -> str:
     )
 
 
-def write(workdir: Path | str) -> Path:
+def write(workdir: Path | str, against: Path | str | None = None) -> Path:
     """Writes report.html into the workdir, in one step, and returns its path. Raises InputError as `render`."""
     path = Path(workdir) / "report.html"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(render(workdir), encoding="utf-8")
+    temporary.write_text(render(workdir, against), encoding="utf-8")
     temporary.replace(path)
     return path

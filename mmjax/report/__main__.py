@@ -1,5 +1,6 @@
-"""Writes the report of a run again: `python -m mmjax.report WORKDIR`."""
+"""Writes the report of a run again: `python -m mmjax.report WORKDIR [--against=WORKDIR]`, with what it saves against another run."""
 
+import argparse
 import os
 import sys
 
@@ -7,15 +8,16 @@ from mmjax.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code: 0, or 2 where the folder is no workdir."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print(__doc__.strip(), file=sys.stderr)
-        return 2
+    """Returns the exit code: 0, or 2 where a folder is no workdir, or that of --against holds no finished run."""
+    parser = argparse.ArgumentParser("python -m mmjax.report", description=__doc__)
+    parser.add_argument("workdir", metavar="WORKDIR", help="of the run")
+    parser.add_argument("--against", metavar="WORKDIR", help="of a finished run, beside which the ledger shows what this one saves")
+    options = parser.parse_args(arguments)
     os.environ["JAX_PLATFORMS"] = "cpu"  # costs are counted from shapes; an accelerator may be busy with a run
     from mmjax import report
 
     try:
-        print(report.write(arguments[0]))
+        print(report.write(options.workdir, options.against))
     except InputError as error:
         print(f"mmjax: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmjax.report.html import Html, tag
-from mmjax.report.wording import count
+from mmjax.wording import count
 
 _WIDE, _NARROW = (960, 300), (360, 250)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 26, 40

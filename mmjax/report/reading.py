@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import InputError
-from mmjax.report.wording import plural
+from mmjax.ledger.costs import Costs
+from mmjax.wording import plural
 
 type Record = dict[str, Any]
 
@@ -36,6 +37,7 @@ class Run:
         metrics, predictions: the lines of the files, in order.
         manifests, previews: by stage; a preview is (PNG bytes or None, text or None).
         attention: arrays of attention.npz by name.
+        against: what another run cost that this one is compared with.
         problems: by file name, why it is not shown: that it is missing, or how it is damaged.
     """
 
@@ -47,6 +49,7 @@ class Run:
     manifests: dict[str, Record] = field(default_factory=dict)
     previews: dict[str, tuple[bytes | None, str | None]] = field(default_factory=dict)
     attention: dict[str, np.ndarray] = field(default_factory=dict)
+    against: Costs | None = None
     problems: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -74,7 +77,7 @@ class Run:
         return value
 
 
-def read(workdir: Path) -> Run:
+def read(workdir: Path, against: Costs | None = None) -> Run:
     """Reads a workdir. Raises InputError if it is none: a folder with a config.json or a summary.json."""
     if not (workdir / "config.json").is_file() and not (workdir / "summary.json").is_file():
         raise InputError(f"{workdir} is not the workdir of a run: it has neither config.json nor summary.json.")
@@ -88,6 +91,7 @@ def read(workdir: Path) -> Run:
         manifests={path.stem: _json(path, problems) for path in sorted((workdir / "manifests").glob("*.json"))},
         previews=_previews(workdir / "previews"),
         attention=_arrays(workdir / "attention.npz", problems),
+        against=against,
         problems=problems,
     )
 

@@ -10,9 +10,16 @@ CAUSES = ("compile", "input", "step", "evaluation", "save", "other")
 class Chrono:
     """Charges every moment to exactly one cause; what nothing else claims is "other"."""
 
-    def __init__(self, seconds: Mapping[str, float] | None = None):
-        """seconds: totals of earlier processes of the same stage."""
+    def __init__(self, seconds: Mapping[str, float] | None = None, device_seconds: float | None = None, devices: int = 1):
+        """
+        Args:
+            seconds, device_seconds: totals of earlier processes of the same stage; without the latter, they had as many devices.
+            devices: that this process keeps busy.
+        """
         self._seconds = dict.fromkeys(CAUSES, 0.0) | dict(seconds or {})
+        self.devices = devices
+        self._before = sum(self._seconds.values())
+        self._device_seconds_before = self._before * devices if device_seconds is None else device_seconds
         self._cause = "other"
         self._since = time.perf_counter()
 
@@ -35,6 +42,10 @@ class Chrono:
     @property
     def total(self) -> float:
         return sum(self.seconds.values())
+
+    def device_seconds(self, seconds: Mapping[str, float]) -> float:
+        """Seconds times devices, at a reading of `seconds`. A stage that went on on another number of devices adds up both."""
+        return self._device_seconds_before + (sum(seconds.values()) - self._before) * self.devices
 
     def _switch(self, cause: str) -> str:
         now = time.perf_counter()

@@ -104,7 +104,7 @@ class _Loop:
         if saved.get("config_digest", self.digest) != self.digest:
             raise InputError(f"The checkpoints in {self.files.checkpoints} were made by another recipe.")
         self.at = Position(**saved.get("position", {}))
-        self.chrono = Chrono(saved.get("seconds"))
+        self.chrono = Chrono(saved.get("seconds"), saved.get("device_seconds"), self.mesh.size)
         self.window = Window(self.chrono, saved.get("window"))
         self.rows.skips.restore(saved.get("skipped", {}))
         self.unseen: tuple[metrics.StepMetrics, int] | None = None  # metrics of the newest step, and the first row of its batch
@@ -129,7 +129,7 @@ class _Loop:
                     self._step(*self._next(data))
                     self._do_what_is_due()
         self._save()
-        return StageResult.of(self.at, self.stage, self.state.params, self.chrono.seconds, self.step_flops * self.at.step, self.rows)
+        return StageResult.of(self.at, self.stage, self.state.params, self.chrono, self.step_flops * self.at.step, self.rows)
 
     def _first_step(self, data: Batches) -> None:
         """The step that compiles the program; speed is measured after it."""
@@ -227,12 +227,14 @@ class _Loop:
             self.checkpoints.save(self.at.step, self.state, self.at.row, self._metadata(), score)
 
     def _metadata(self) -> dict[str, Any]:
+        seconds = self.chrono.seconds
         return {
             "config_digest": self.digest,
             "position": dataclasses.asdict(self.at),
             "window": self.window.state(),
             "skipped": self.rows.skips.state(),
-            "seconds": self.chrono.seconds,
+            "seconds": seconds,
+            "device_seconds": self.chrono.device_seconds(seconds),
         }
 
     def _stop_if_requested(self) -> None:

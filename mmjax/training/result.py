@@ -17,6 +17,7 @@ from mmjax.models import parameters
 from mmjax.recipe import Stage
 from mmjax.training import metrics, sharding
 from mmjax.training import state as training_state
+from mmjax.training.chrono import Chrono
 from mmjax.training.metrics import StepMetrics
 from mmjax.training.state import TrainState
 from mmjax.typing import Array, Params
@@ -54,6 +55,7 @@ class StageResult:
     Attributes:
         samples: rows that were trained on; tokens: text and visual ones in them, padding not counted.
         seconds: wall time by cause (`chrono.CAUSES`).
+        devices: of the mesh that the last process trained on; device_seconds: wall time times devices, of every process.
         flops: of all steps, by the rules of `training.flops`.
         held_out_loss: nats per target at the end; None: nothing is held out, or the stage is not finished.
         finished: all steps are done.
@@ -65,6 +67,8 @@ class StageResult:
     samples: int
     tokens: int
     seconds: dict[str, float]
+    devices: int
+    device_seconds: float
     flops: float
     held_out_loss: float | None
     finished: bool
@@ -72,11 +76,25 @@ class StageResult:
     skip_examples: dict[str, str]
 
     @classmethod
-    def of(cls, at: Position, stage: Stage, params: Params, seconds: dict[str, float], flops: float, rows: Rows) -> Self:
+    def of(cls, at: Position, stage: Stage, params: Params, chrono: Chrono, flops: float, rows: Rows) -> Self:
         """The result of a stage that stands at `at`."""
         finished = at.step >= stage.steps
         loss = at.held_out_loss if finished else None
-        return cls(params, at.step, at.row, at.tokens, seconds, flops, loss, finished, rows.skipped, rows.skip_examples)
+        seconds = chrono.seconds
+        return cls(
+            params=params,
+            steps=at.step,
+            samples=at.row,
+            tokens=at.tokens,
+            seconds=seconds,
+            devices=chrono.devices,
+            device_seconds=chrono.device_seconds(seconds),
+            flops=flops,
+            held_out_loss=loss,
+            finished=finished,
+            skipped=rows.skipped,
+            skip_examples=rows.skip_examples,
+        )
 
 
 def abstract_state(stage: Stage, mesh: Mesh, key: Array) -> TrainState:

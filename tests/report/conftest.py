@@ -95,7 +95,7 @@ def make_summary() -> dict:
         ],
         "eval": {"easy_vqa": result},
         "versions": {"mmjax": "0.1.0", "python": "3.12.8", "jax": "0.11.2", "flax": "0.12.8"},
-        "hardware": {"platform": "cpu", "devices": 1, "device_kind": "cpu", "cores": 2},
+        "hardware": {"platform": "cpu", "device": "cpu", "devices": 1, "processes": 1, "cpus": 2, "machine": "x86_64"},
     }
 
 

@@ -2,11 +2,9 @@
 
 import html
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.report import wording
 from mmjax.report.charts import Axes, Series, Span, line_chart, linear_ticks, logarithmic_ticks
 from mmjax.report.html import Html, escape, join, tag
 
@@ -26,39 +24,6 @@ def test_elements() -> None:
     assert tag("circle", r=3, stroke_width=1.5) == '<circle r="3" stroke-width="1.5"/>'
     assert tag("text", x=1 / 3) == '<text x="0.33"></text>'
     assert join(["<", Html("<br>")], ", ") == "&lt;, <br>"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0.0 s"),
-        (9.96, "10.0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (312, "5 min 12 s"),
-        (3599.9, "1 h 0 min"),
-        (90061, "25 h 1 min"),
-    ],
-)
-def test_durations(value: float, text: str) -> None:
-    assert wording.duration(value) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0, "0.00 FLOP"), (999.4, "999 FLOP"), (999_600, "1.00 MFLOP"), (1.234e15, "1.23 PFLOP")])
-def test_operations(value: float, text: str) -> None:
-    assert wording.operations(value) == text
-
-
-@pytest.mark.parametrize(
-    ("share", "text"), [(1.0, "100.0 %"), (0.99999, "> 99.9 %"), (0.0, "0.0 %"), (0.0001, "< 0.1 %"), (0.9814, "98.1 %"), (1.04, "104.0 %")]
-)
-def test_percentages_are_never_rounded_to_all_or_none(share: float, text: str) -> None:
-    assert wording.percent(share) == text
-
-
-def test_counts() -> None:
-    assert wording.count(24000) == "24,000"
-    assert (wording.plural(1, "query", "queries"), wording.plural(2, "query", "queries")) == ("1 query", "2 queries")
 
 
 positive = st.floats(1e-6, 1e6)

@@ -13,10 +13,12 @@ import pytest
 
 from mmjax import report
 from mmjax.errors import InputError
-from mmjax.report import costs, reading
+from mmjax.report import __main__, costs, reading
 from mmjax.report.sections import curves, examples
+from tests.ledger import runs
 
 SECTIONS = ("Ledger", "Scores", "Loss", "Answers", "Attention", "Parameters", "What the model reads", "Made with")
+HOSTILE_NAME = "<b>other"
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='alert(3)' &amp; \x00\x1b\udc80 ｎｉｃｅ"
 
 
@@ -211,6 +213,33 @@ def test_share_of_the_full_token_cost(workdir: Path) -> None:
     assert 0.2 < shares["pretrain"] < 0.4, "20 tokens of a 32-pixel picture beside 84 of a 64-pixel one"
 
 
+def test_device_time_where_there_are_several_devices(workdir: Path) -> None:
+    assert "device time" not in render(workdir).sections["Ledger"]
+    change(workdir / "summary.json", lambda summary: summary["stages"][1].update(devices=8, device_seconds=8 * 218.2))
+    ledger = " ".join(render(workdir).sections["Ledger"].split())
+    assert "devices – 8" in ledger and "device time – 29 min 6 s" in ledger, "the other entry is of an older version"
+
+
+def test_what_a_run_saves_against_another(workdir: Path) -> None:
+    assert "What it saves" not in render(workdir).sections["Ledger"]
+    other = runs.write(workdir.parent / HOSTILE_NAME, runs.baseline())
+    ledger = " ".join(Page(report.render(workdir, other)).sections["Ledger"].split())
+    assert f"What it saves against {other}" in ledger
+    assert "this run 6 min 39 s 6 min 39 s 600 TFLOP" in ledger, "device time of an older summary: of the devices of the run"
+    assert f"saving {100 * (1 - 398.7 / 34.79 / 3600):.1f} % {100 * (1 - 398.7 / 34.79 / 3600 / 16):.1f} % 100.0 %" in ledger
+    assert f"earlier stages {100 * (1 - 180.5 / 7.01 / 3600):.1f} %" in ledger
+    assert "The devices differ" in ledger and "1 x cpu of 2 cores" in ledger
+
+
+def test_a_run_that_is_not_finished_saves_nothing_yet(workdir: Path) -> None:
+    other = runs.write(workdir.parent / "other", runs.baseline())
+    change(workdir / "summary.json", lambda summary: summary.update(stages=summary["stages"][:1]))
+    ledger = Page(report.render(workdir, other)).sections["Ledger"]
+    assert "The saving cannot be computed: cos: the run is not finished; its summary.json lacks finetune." in ledger
+    with pytest.raises(InputError, match="lacks finetune"):
+        report.render(other, workdir)
+
+
 def test_is_written_in_one_step_and_again(workdir: Path) -> None:
     first = report.write(workdir)
     assert first == workdir / "report.html"
@@ -224,7 +253,11 @@ def test_command(workdir: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "mmjax.report", str(workdir)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, str(workdir / "report.html"))
     wrong = subprocess.run([sys.executable, "-m", "mmjax.report", str(tmp_path)], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2 and "is not the workdir of a run" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "is not the workdir of a run" in wrong.stderr
+    assert __main__.main([str(workdir), f"--against={workdir}"]) == 0
+    assert "0.0 %" in (workdir / "report.html").read_text()
+    assert __main__.main([str(workdir), f"--against={tmp_path}"]) == 2
 
 
 def test_no_workdir(tmp_path: Path) -> None:

@@ -51,3 +51,16 @@ def test_an_open_charge_is_seen(clock):
     with chrono.charge("step"):
         clock(2)
         assert chrono.seconds["step"] == 2.0
+
+
+def test_device_time_adds_up_over_processes_with_other_devices(clock):
+    first = Chrono(devices=4)
+    clock(10)
+    seconds = first.seconds
+    assert first.device_seconds(seconds) == 40.0
+    clock(5)  # after the reading
+    second = Chrono(seconds, first.device_seconds(seconds), devices=2)
+    clock(10)
+    assert second.device_seconds(second.seconds) == 60.0
+    older = Chrono(seconds, devices=2)
+    assert older.device_seconds(older.seconds) == 20.0, "a checkpoint that does not say had as many"

@@ -6,7 +6,7 @@ from mmjax.report.html import Html, tag
 from mmjax.report.parts import missing, section
 from mmjax.report.pictures import FULL_TINT, heat, picture
 from mmjax.report.reading import Run
-from mmjax.report.wording import plural
+from mmjax.wording import plural
 
 _QUERIES = 4  # shown one by one, after their mean
 

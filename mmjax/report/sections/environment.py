@@ -7,7 +7,7 @@ from typing import Any
 from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import definitions, fold, missing, section
 from mmjax.report.reading import Run
-from mmjax.report.wording import readable
+from mmjax.wording import readable
 
 
 def render(run: Run) -> Html:

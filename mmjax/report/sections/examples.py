@@ -7,7 +7,7 @@ from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import missing, section
 from mmjax.report.pictures import thumbnail
 from mmjax.report.reading import Record, Run
-from mmjax.report.wording import plural, readable
+from mmjax.wording import plural, readable
 
 _SHOWN, _MISTAKES = 24, 12
 

@@ -5,7 +5,7 @@ from typing import Any
 from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import missing
 from mmjax.report.reading import Run
-from mmjax.report.wording import count, duration, operations, percent, plural, readable
+from mmjax.wording import count, duration, operations, percent, plural, readable
 
 
 def render(run: Run) -> Html:

@@ -4,14 +4,16 @@ import collections
 from collections.abc import Callable
 
 from mmjax.errors import InputError
-from mmjax.report import costs
+from mmjax.report import costs, savings
 from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import legend, missing, section, table
 from mmjax.report.reading import Record, Run
-from mmjax.report.wording import count, duration, operations, percent, plural, readable
+from mmjax.wording import count, duration, operations, percent, plural, readable
 
 _CAUSES = 8  # colours of the style sheet
 _NOT_RECORDED = "–"
+
+type Row = tuple[str, Callable[[str, Record], str]]
 
 
 def render(run: Run) -> Html:
@@ -28,6 +30,7 @@ def render(run: Run) -> Html:
             tag("div", _seconds(stages), tag("h3", "Share of the full-token cost"), _share_note(run)),
             class_="columns",
         ),
+        savings.render(run),
         _skipped(stages),
         missing(f"Not in the summary: {', '.join(unfinished)}.") if unfinished else None,
     )
@@ -62,17 +65,28 @@ def _rows(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
         pixels = run.setting("stages", name, "model", "vision", "image_size")
         return f"{pixels} px" if pixels else _NOT_RECORDED
 
-    rows: list[tuple[str, Callable[[str, Record], str]]] = [
+    rows: list[Row] = [
         ("picture", lambda name, entry: side(name)),
         ("visual tokens per picture", lambda name, entry: _number(entry, "visual_tokens_per_image", count)),
         ("steps", lambda name, entry: _number(entry, "steps", count)),
         ("samples (rows)", lambda name, entry: _number(entry, "samples", count)),
         ("tokens", lambda name, entry: _number(entry, "tokens", count)),
         ("time", lambda name, entry: _number(entry, "seconds", duration)),
+        *_device_rows(stages),
         ("arithmetic", lambda name, entry: _number(entry, "flops", operations)),
         ("arithmetic per sample", lambda name, entry: per_sample(entry)),
     ]
     return [[title, *(show(name, entry) for name, entry in stages)] for title, show in rows]
+
+
+def _device_rows(stages: list[tuple[str, Record]]) -> list[Row]:
+    """One device spends the time itself; summaries of older versions do not say how many there were."""
+    if all((entry.get("devices") or 1) == 1 for _, entry in stages):
+        return []
+    return [
+        ("devices", lambda name, entry: _number(entry, "devices", count)),
+        ("device time", lambda name, entry: _number(entry, "device_seconds", duration)),
+    ]
 
 
 def _number(entry: Record, key: str, show: Callable[[float], str]) -> str:

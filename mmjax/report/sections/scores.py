@@ -6,7 +6,7 @@ from typing import Any
 from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import legend, missing, section, table
 from mmjax.report.reading import Run
-from mmjax.report.wording import count, percent, readable
+from mmjax.wording import count, percent, readable
 
 _EXPLAINED = {
     "blind": "the most frequent training answer to the same question, without the picture",

@@ -7,8 +7,8 @@ from mmjax.errors import InputError
 from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import fold, missing, section, table
 from mmjax.report.reading import Run
-from mmjax.report.wording import count, percent, plural, readable
 from mmjax.transitions.manifest import Entry, Manifest
+from mmjax.wording import count, percent, plural, readable
 
 _ENTRY_HEAD = ("parameter", "origin", "from", "shape", "")
 

@@ -23,14 +23,28 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
+def hours(seconds: float) -> str:
+    """69012 -> "19.17 h"; below an hour as `duration`."""
+    return f"{seconds / 3600:,.2f} h" if seconds >= 3600 else duration(seconds)
+
+
 def operations(flops: float) -> str:
     """1.234e15 -> "1.23 PFLOP"; three digits."""
+    return f"{_prefixed(flops)}FLOP"
+
+
+def quantity(number: float) -> str:
+    """4e8 -> "400 M"; below a million as `count`."""
+    return _prefixed(number) if number >= 1e6 else count(number)
+
+
+def _prefixed(number: float) -> str:
     power = 0
-    while flops >= 999.5 and power < len(_PREFIXES) - 1:
-        flops /= 1000
+    while number >= 999.5 and power < len(_PREFIXES) - 1:
+        number /= 1000
         power += 1
-    digits = 2 if flops < 9.995 else 1 if flops < 99.95 else 0
-    return f"{flops:.{digits}f} {_PREFIXES[power]}FLOP"
+    digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{digits}f} {_PREFIXES[power]}"
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -40,6 +54,11 @@ def percent(share: float, digits: int = 1) -> str:
         step = 10.0**-digits
         return f"> {100 - step:.{digits}f} %" if share > 0.5 else f"< {step:.{digits}f} %"
     return f"{shown} %"
+
+
+def signed_percent(share: float, digits: int = 1) -> str:
+    """Of what may be less than nothing: 0.449 -> "44.9 %", -0.2 -> "-20.0 %"."""
+    return f"{round(100 * share, digits) + 0.0:.{digits}f} %"  # + 0.0: there is no "-0.0"
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:
