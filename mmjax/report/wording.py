@@ -42,6 +42,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{shown} %"
 
 
+def score(value: float, measure: str | None) -> str:
+    """What a task scores: a share in percent, or, where the result names another measure, a number of it: (0.431, "CIDEr-D") -> "0.43"."""
+    return percent(value) if measure is None else f"{value:.2f}"
+
+
 def plural(number: int, one: str, many: str | None = None) -> str:
     """(2, "stage") -> "2 stages"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
