@@ -148,7 +148,7 @@ def small(kind: str) -> ConfigDict:
     )  # fmt: skip
     folder = "fetched:tuxpaint-stamps"
     sources = dict(
-        stamps=dict(kind="jsonl", path=f"{folder}/captions.jsonl", image_dir=folder),
+        stamps=dict(kind="jsonl", path=f"{folder}/captions.jsonl", image_dir=folder, holdout_by="caption"),
         easy_vqa=dict(kind="easy_vqa", tasks=("question",)),
     )
     data = dict(sources=sources, text_length=48, template="plain", flip=True, holdout=60)
@@ -168,7 +168,7 @@ def small(kind: str) -> ConfigDict:
     if kind == "foreign":
         realigned(config, amounts, data)
     config.tokenizer = dict(kind="huggingface", path="fetched:smollm2")
-    config.evaluation = dict(tasks=("easy_vqa",), batch_size=16, max_new_tokens=16, untrained=False, limit=60)
+    config.evaluation = dict(tasks=("captions", "easy_vqa"), batch_size=16, max_new_tokens=16, untrained=False, limit=60)
     config.notes = dict(SMALL_NOTES)
     return config
 

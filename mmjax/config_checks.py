@@ -59,7 +59,10 @@ def _recipe(recipe: Recipe, partial: bool) -> Problems:
     yield from _names("config.logging.trackers", recipe.logging.trackers, trackers.TRACKERS)
     if recipe.kernels.attention is not None:
         yield from _names("config.kernels.attention", [recipe.kernels.attention], IMPLEMENTATIONS)
-    yield from _positive("config.evaluation", recipe.evaluation, "batch_size", "max_new_tokens")
+    for name in dict.fromkeys(recipe.evaluation.tasks):
+        if name in tasks.TASKS:
+            yield from tasks.TASKS[name].problems(recipe)
+    yield from _positive("config.evaluation", recipe.evaluation, "batch_size", "max_new_tokens", "max_caption_tokens")
     yield from _positive("config.checkpoint", recipe.checkpoint, "every", "keep_last")
     yield from _positive("config.logging", recipe.logging, "every")
     if recipe.logging.evaluate_every < 0:

@@ -28,12 +28,18 @@ class EasyVqaSource:
 class JsonlSource:
     """One JSON object a line: {"image": path under image_dir, "text": caption} or {"image": ..., "questions": [[question, answer],
     ...]}.
+
+    Attributes:
+        holdout_by: which examples `DataConfig.holdout` keeps from training. "position": the last ones. "caption": those that a digest of
+        the captions chooses; examples with equal captions (case and punctuation aside) or the same picture stay together, so that neither
+        is met in training. They are never more than `holdout`, and fewer where all that is left belongs to larger groups.
     """
 
     kind: Literal["jsonl"]
     path: str
     image_dir: str
     weight: float = 1.0
+    holdout_by: Literal["position", "caption"] = "position"
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class DataConfig:
         "llama3", "chat" (the tokenizer's own chat template).
         resize: how a picture becomes the encoder's square: "stretch" keeps all of it but not its aspect, "crop" its middle and its aspect.
         flip: mirror a picture left-right with probability one half.
-        holdout: examples at the end of each source that are never trained on and give the held-out loss.
+        holdout: examples of each source that are never trained on and give the held-out loss: the last ones, or as `holdout_by` says.
         workers: loader processes; 0 reads in threads of this process. The order of the data does not depend on it.
         skip_budget: the share of unusable samples (corrupt picture, no supervised token) past which the run stops.
     """
@@ -187,11 +193,18 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What the final stage is scored on. tasks: names in mmjax.evaluation, such as "easy_vqa"; limit: pictures per task, None for all."""
+    """What the final stage is scored on.
+
+    Attributes:
+        tasks: names in mmjax.evaluation, such as "easy_vqa".
+        max_new_tokens: after which an answer to a question is cut; max_caption_tokens: a caption.
+        limit: pictures per task, None for all.
+    """
 
     tasks: tuple[str, ...] = ()
     batch_size: int = 32
     max_new_tokens: int = 4
+    max_caption_tokens: int = 64
     untrained: bool = True
     limit: int | None = None
 

@@ -131,7 +131,21 @@ def describe(scores: dict[str, Any]) -> list[str]:
     """The scores in words, a line per task."""
     lines = []
     for task, result in scores.items():
+        measure = result.get("measure")
         by_type = ", ".join(f"{kind} {share:.3f}" for kind, share in result["by_type"].items())
         baselines = ", ".join(f"{name} {share:.3f}" for name, share in result["baselines"].items())
-        lines.append(f"{task}: {result['score']:.4f} of {result['n']:,} questions ({by_type}); baselines: {baselines or 'none'}")
+        if measure is None:
+            text = f"{result['score']:.4f} of {result['n']:,} questions ({by_type})"
+        else:
+            text = f"{measure} {result['score']:.4f} on {result['n']:,} pictures ({by_type})"
+        lines.append(f"{task}: {text}; baselines: {baselines or 'none'}{_likelihood(result)}")
     return lines
+
+
+def _likelihood(result: dict[str, Any]) -> str:
+    """How likely true answers are, where that was measured."""
+    if "nll" not in result:
+        return ""
+    shuffled = result["nll_shuffled"]
+    beside = "" if shuffled is None else f", {shuffled:.4f} beside other pictures"
+    return f"; true captions: {result['nll']:.4f} nats per token{beside}, {result['nll_per_caption']:.2f} per caption"

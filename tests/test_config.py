@@ -9,6 +9,8 @@ from mmjax import config
 from mmjax.config import digest, from_json, load, recipe_from, to_json
 from mmjax.errors import InputError
 from mmjax.models.config import LinearConfig
+from mmjax.recipe_json import digested
+from tests import squares
 from tests.golden import update as golden
 
 CONFIG = golden.CONFIG
@@ -103,6 +105,14 @@ def test_the_digest_ignores_what_changes_no_training_and_nothing_else(default):
     assert digest(dataclasses.replace(default, notes={})) == digest(default)
     swapped = dataclasses.replace(default, stages=dict(reversed(default.stages.items())))
     assert digest(swapped) != digest(default)
+
+
+def test_a_split_that_was_the_only_one_leaves_the_digest_of_older_runs_as_it_is():
+    sources = {f"stages.squares.data.sources.squares.{field}": value for field, value in {"path": "x", "image_dir": "x"}.items()}
+    recipe = load(squares.__file__, sources)
+    (stage,) = digested(recipe)["stages"].values()
+    assert set(stage["data"]["sources"]["squares"]) == {"kind", "path", "image_dir", "weight"}
+    assert digest(load(squares.__file__, sources | {f"{squares.SOURCE}.holdout_by": "caption"})) != digest(recipe)
 
 
 def _stage(**fields: str) -> dict[str, str]:

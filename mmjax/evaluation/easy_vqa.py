@@ -1,7 +1,8 @@
 """The questions of easy-vqa: 9,673 about 1,000 test pictures, scored by exact match of the whole answer."""
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from mmjax.data.examples import Example, Image
 from mmjax.data.sources.base import Part
@@ -9,14 +10,19 @@ from mmjax.data.sources.easy_vqa import EasyVqa, question_type
 from mmjax.data.templates import TEMPLATES, Template, find_template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import InputError
-from mmjax.evaluation.task import Picture, Question, Split
-from mmjax.recipe import DataConfig, EasyVqaSource
+from mmjax.evaluation.scores import exact_match
+from mmjax.evaluation.task import Picture, Question, Scores, Split, Subject
+from mmjax.recipe import DataConfig, EasyVqaSource, EvaluationConfig, Recipe
 
 
 class EasyVqaTask:
     """The official test split, or the held-out training pictures."""
 
     name = "easy_vqa"
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        """None: the questions come with the task."""
+        return iter(())
 
     def pictures(self, data: DataConfig, split: Split, tokenizer: Tokenizer | None = None) -> Sequence[Picture]:
         """All pictures of a split; see `Task`."""
@@ -36,6 +42,10 @@ class EasyVqaTask:
             pictures.append(Picture(example, str(path), tuple(Question(text, truth, question_type(truth)) for text, truth in pairs)))
         return pictures
 
+    def answer_tokens(self, settings: EvaluationConfig) -> int:
+        """See `Task`."""
+        return settings.max_new_tokens
+
     def blind(self, data: DataConfig, split: Split, questions: Sequence[Question]) -> list[str]:
         """To each question the most frequent training answer to exactly this text, and to a new one the most frequent answer of all.
 
@@ -43,6 +53,14 @@ class EasyVqaTask:
         """
         source = _training_data(TEMPLATES["plain"], holdout=data.holdout if split == "holdout" else 0, part="train")
         return BlindAnswers(pair for index in range(len(source)) for pair in source.questions(index)).answer(questions)
+
+    def score(self, questions: Sequence[Question], answers: Sequence[str]) -> Scores:
+        """Exact match of the whole answer."""
+        return exact_match(questions, answers)
+
+    def details(self, subject: Subject, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """Nothing: the scores say it all."""
+        return {}
 
 
 class BlindAnswers:

@@ -1,5 +1,6 @@
 """Scores a model on the tasks of its recipe."""
 
+import functools
 import itertools
 import json
 import os
@@ -12,8 +13,7 @@ import jax
 from mmjax.data.images import load_image
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.evaluation import attention_maps
-from mmjax.evaluation.scores import Scores, exact_match
-from mmjax.evaluation.task import Picture, Question, Split
+from mmjax.evaluation.task import Picture, Question, Split, Subject, Task
 from mmjax.evaluation.tasks import find_task
 from mmjax.generate import Generator
 from mmjax.greedy import Structure
@@ -46,6 +46,7 @@ def run(
     Returns:
         By task: "score", "n", and by type of question "by_type" and "n_by_type"; "baselines" and "baselines_by_type": the same shares for
         "blind" (the question without the picture) and, where the recipe asks for it, "untrained" (the same model, freshly initialised).
+        Then the task's own `details`.
 
     Raises:
         InputError: an unknown task, or missing data.
@@ -54,25 +55,35 @@ def run(
     stage = list(recipe.stages.values())[-1]
     settings = recipe.evaluation
     tasks = {name: find_task(name).pictures(stage.data, split, tokenizer)[: settings.limit] for name in settings.tasks}
-    generator = Generator(
-        structure,
-        stage.model,
-        tokenizer,
-        template=stage.data.template,
-        resize=stage.data.resize,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-    )
-    answers = {name: _answer(generator, params, pictures, should_stop) for name, pictures in tasks.items()}
+    subject = Subject(stage, structure, params, tokenizer, settings.batch_size, should_stop)
+    generators = functools.cache(functools.partial(_generator, subject))  # by how long an answer may be
+
+    def answer(name: str, params: Params) -> list[str]:
+        return _answer(generators(find_task(name).answer_tokens(settings)), params, tasks[name], should_stop)
+
+    answers = {name: answer(name, params) for name in tasks}
     if workdir is not None and tasks:
         _write_predictions(workdir / "predictions.jsonl", tasks, answers)
         _write_attention(workdir / "attention.npz", structure, params, stage, next(iter(tasks.values()))[0])
     baselines = {name: {"blind": find_task(name).blind(stage.data, split, _questions(pictures))} for name, pictures in tasks.items()}
     if settings.untrained and tasks:
         fresh = _untrained(stage.model, params, recipe.seed)
-        for name, pictures in tasks.items():
-            baselines[name]["untrained"] = _answer(generator, fresh, pictures, should_stop)
-    return {name: _result(_questions(pictures), answers[name], baselines[name]) for name, pictures in tasks.items()}
+        for name in tasks:
+            baselines[name]["untrained"] = answer(name, fresh)
+    return {name: _result(find_task(name), subject, pictures, answers[name], baselines[name]) for name, pictures in tasks.items()}
+
+
+def _generator(subject: Subject, max_new_tokens: int) -> Generator:
+    stage = subject.stage
+    return Generator(
+        subject.structure,
+        stage.model,
+        subject.tokenizer,
+        template=stage.data.template,
+        resize=stage.data.resize,
+        batch_size=subject.batch_size,
+        max_new_tokens=max_new_tokens,
+    )
 
 
 def _questions(pictures: Sequence[Picture]) -> list[Question]:
@@ -91,10 +102,13 @@ def _untrained(model: VLMConfig, params: Params, seed: int) -> Params:
     return jax.jit(lambda key: parameters.initialize(model, key), out_shardings=shardings)(jax.random.key(seed))
 
 
-def _result(questions: Sequence[Question], answers: Sequence[str], baselines: dict[str, list[str]]) -> dict[str, Any]:
-    scores: Scores = exact_match(questions, answers)
-    beside = {name: exact_match(questions, of_baseline) for name, of_baseline in baselines.items()}
-    return {
+def _result(
+    task: Task, subject: Subject, pictures: Sequence[Picture], answers: Sequence[str], baselines: dict[str, list[str]]
+) -> dict[str, Any]:
+    questions = _questions(pictures)
+    scores = task.score(questions, answers)
+    beside = {name: task.score(questions, of_baseline) for name, of_baseline in baselines.items()}
+    result = {
         "score": scores.score,
         "by_type": scores.by_type,
         "n": scores.n,
@@ -102,6 +116,7 @@ def _result(questions: Sequence[Question], answers: Sequence[str], baselines: di
         "baselines": {name: of_baseline.score for name, of_baseline in beside.items()},
         "baselines_by_type": {name: of_baseline.by_type for name, of_baseline in beside.items()},
     }
+    return result | task.details(subject, pictures)
 
 
 def _write_predictions(path: Path, tasks: dict[str, Sequence[Picture]], answers: dict[str, list[str]]) -> None:

@@ -1,37 +1,23 @@
-"""Scores by exact match, over all questions and by their type."""
+"""Scores of answers, over all questions and by their type."""
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from mmjax.evaluation.task import Question
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Shares of right answers.
-
-    Attributes:
-        score: over all questions.
-        by_type, n_by_type: share and number of each type, types in alphabetical order.
-    """
-
-    score: float
-    by_type: dict[str, float]
-    n_by_type: dict[str, int]
-
-    @property
-    def n(self) -> int:
-        """Number of questions."""
-        return sum(self.n_by_type.values())
+from mmjax.evaluation.task import Question, Scores
 
 
 def exact_match(questions: Sequence[Question], answers: Iterable[str]) -> Scores:
-    """An answer is right if it equals the truth, letter by letter. There is at least one question."""
-    right: dict[str, list[bool]] = {kind: [] for kind in sorted({question.kind for question in questions})}
-    for question, answer in zip(questions, answers, strict=True):
-        right[question.kind].append(answer == question.truth)
+    """Shares of right answers. One is right if it equals the truth, letter by letter. There is at least one question."""
+    return mean_scores(questions, [answer == question.truth for question, answer in zip(questions, answers, strict=True)])
+
+
+def mean_scores(questions: Sequence[Question], values: Sequence[float]) -> Scores:
+    """Means of what each answer scores. There is at least one question."""
+    of_kind: dict[str, list[float]] = {kind: [] for kind in sorted({question.kind for question in questions})}
+    for question, value in zip(questions, values, strict=True):
+        of_kind[question.kind].append(value)
     return Scores(
-        score=sum(map(sum, right.values())) / len(questions),
-        by_type={kind: sum(of_kind) / len(of_kind) for kind, of_kind in right.items()},
-        n_by_type={kind: len(of_kind) for kind, of_kind in right.items()},
+        score=math.fsum(values) / len(values),
+        by_type={kind: math.fsum(some) / len(some) for kind, some in of_kind.items()},
+        n_by_type={kind: len(some) for kind, some in of_kind.items()},
     )

@@ -1,12 +1,14 @@
-"""What a task is: questions about pictures, their true answers, and what one would answer without looking."""
+"""What a task is: questions about pictures, their true answers, how answers are scored, and what one would answer without looking."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from mmjax.data.examples import Example, Image
 from mmjax.data.tokenizer import Tokenizer
-from mmjax.recipe import DataConfig
+from mmjax.greedy import Structure
+from mmjax.recipe import DataConfig, EvaluationConfig, Recipe, Stage
+from mmjax.typing import Params
 
 Split = Literal["test", "holdout"]
 
@@ -17,11 +19,18 @@ class Question:
 
     Attributes:
         kind: the type that it is scored under, such as "shape".
+        others: more answers that are as true, for tasks that know some.
     """
 
     text: str
     truth: str
     kind: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def truths(self) -> tuple[str, ...]:
+        """All true answers."""
+        return (self.truth, *self.others)
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,51 @@ class Picture:
         return next(segment for segment in self.example.prefix if isinstance(segment, Image))
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Means over questions of what their answers score: shares of right answers where an answer is right or wrong.
+
+    Attributes:
+        score: over all questions.
+        by_type, n_by_type: mean and number of each type, types in alphabetical order.
+    """
+
+    score: float
+    by_type: dict[str, float]
+    n_by_type: dict[str, int]
+
+    @property
+    def n(self) -> int:
+        """Number of questions."""
+        return sum(self.n_by_type.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The model that is scored.
+
+    Attributes:
+        stage: that trained it.
+        batch_size: rows that are computed at once.
+        should_stop: asked between batches.
+    """
+
+    stage: Stage
+    structure: Structure
+    params: Params
+    tokenizer: Tokenizer
+    batch_size: int
+    should_stop: Callable[[], bool] = lambda: False
+
+
 class Task(Protocol):
     """A set of questions with their answers."""
 
     name: str
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        """Why the model of a recipe cannot be scored on this task, as far as the settings show; no file is read."""
+        ...
 
     def pictures(self, data: DataConfig, split: Split, tokenizer: Tokenizer | None = None) -> Sequence[Picture]:
         """All pictures of a split.
@@ -62,6 +112,22 @@ class Task(Protocol):
         """
         ...
 
+    def answer_tokens(self, settings: EvaluationConfig) -> int:
+        """After how many tokens an answer is cut."""
+        ...
+
     def blind(self, data: DataConfig, split: Split, questions: Sequence[Question]) -> list[str]:
         """Answers given from the questions alone, learned on the training data (of which the holdout is no part when it is scored)."""
+        ...
+
+    def score(self, questions: Sequence[Question], answers: Sequence[str]) -> Scores:
+        """Scores answers, one to each question."""
+        ...
+
+    def details(self, subject: Subject, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """What the result says beside the scores of the answers; "measure", if there, names what `score` is, which else is a share.
+
+        Raises:
+            Preempted: a stop was requested.
+        """
         ...

@@ -1,10 +1,11 @@
 """Tasks by name."""
 
 from mmjax.errors import InputError
+from mmjax.evaluation.captions import CaptionsTask
 from mmjax.evaluation.easy_vqa import EasyVqaTask
 from mmjax.evaluation.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (EasyVqaTask(),)}
+TASKS: dict[str, Task] = {task.name: task for task in (EasyVqaTask(), CaptionsTask())}
 
 
 def find_task(name: str) -> Task:

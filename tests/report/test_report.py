@@ -194,6 +194,58 @@ def test_mistakes_are_marked(workdir: Path) -> None:
     assert "6 predictions of 180 are wrong" in page.sections["Answers"]
 
 
+def caption_result(**changes: object) -> dict:
+    return {
+        "score": 1.234,
+        "by_type": {"stamps": 1.234},
+        "n": 40,
+        "n_by_type": {"stamps": 40},
+        "baselines": {"blind": 0.021},
+        "baselines_by_type": {"blind": {"stamps": 0.021}},
+        "measure": "CIDEr-D",
+        "score_of_truth": 5.25,
+        "nll": 2.3456,
+        "nll_shuffled": 2.9876,
+        "nll_per_caption": 12.3,
+    } | changes
+
+
+def caption_records() -> str:
+    record = {"task": "captions", "type": "stamps", "question": "", "truth": "A frog.", "prediction": "A toad."}
+    return "".join(json.dumps(record | {"id": f"x/{index}", "image": f"{index}.png"}) + "\n" for index in range(40))
+
+
+def test_captions_beside_questions(workdir: Path) -> None:
+    before = render(workdir)
+    with (workdir / "predictions.jsonl").open("a") as file:
+        file.write(caption_records())
+    change(workdir / "summary.json", lambda summary: summary["eval"].update(captions=caption_result()))
+    page = render(workdir)
+    head = " ".join(page.sections["head"].split())
+    assert "99.1 % right answers" in head and "1.23 CIDEr-D captions, 40 held-out pictures; blind 0.02" in head
+    scores = " ".join(page.sections["Scores"].split())
+    assert "captions, CIDEr-D" in scores and "all 40" in scores and "the most frequent training caption" in scores
+    for shown in ("5.25", "2.346", "2.988", "12.30"):
+        assert shown in scores
+    assert "%" not in scores.partition("captions, CIDEr-D")[2]
+    bars = [attributes for tag, attributes in page.tags if tag == "rect" and attributes.get("class") == "model"]
+    assert float(bars[-1]["width"] or 0) == pytest.approx(1000 * 1.234 / 5.25, abs=0.01), "a bar is full at what the true captions score"
+    answers = " ".join(page.sections["Answers"].split())
+    assert answers.startswith(" ".join(before.sections["Answers"].split())[:200]), "questions are as they were without captions"
+    assert "24 held-out pictures, evenly spaced through 40 captions" in answers and "6 predictions of 180 are wrong" in answers
+    cards = [attributes["class"] for tag, attributes in page.tags if tag == "figure" and "card" in (attributes.get("class") or "")]
+    assert cards[-24:] == ["card"] * 24, "a caption is neither right nor wrong"
+
+
+def test_captions_alone_and_without_other_pictures(workdir: Path) -> None:
+    (workdir / "predictions.jsonl").write_text(caption_records())
+    result = caption_result(nll_shuffled=None, score=0.0, score_of_truth=0.0)
+    change(workdir / "summary.json", lambda summary: summary.update(eval={"captions": result}))
+    page = render(workdir)
+    assert "wrong" not in page.sections["Answers"] and "truth: A frog." in page.sections["Answers"]
+    assert "there are none" in page.sections["Scores"]
+
+
 def test_curves_put_stages_behind_each_other(workdir: Path) -> None:
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "finetune", "step": 100, "loss": 0.5}\n{"stage": "finetune", "step": 150, "loss": null}\n')

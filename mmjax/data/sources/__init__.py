@@ -19,7 +19,7 @@ def open_source(
 
     Args:
         config: which source.
-        holdout: examples at its end that are kept from training.
+        holdout: examples that are kept from training: those at its end, or as the config says.
         part: "train": all but those; "holdout": those alone.
         template: how its captions, questions and conversations become text (names in mmjax.data.templates).
         tokenizer: of the model, which may bring a template along.

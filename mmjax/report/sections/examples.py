@@ -1,4 +1,4 @@
-"""What the model answers: 24 questions of the test split as they come, and some of its mistakes."""
+"""What the model answers: 24 questions of the test split as they come, and some of its mistakes; and 24 captions beside the true ones."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,17 +17,32 @@ def render(run: Run) -> Html:
     records = run.predictions
     if not records:
         return section("Answers", missing(run.problems.get("predictions.jsonl", "predictions.jsonl holds no prediction.")))
-    wrong = [record for record in records if not is_right(record)]
-    chosen = choose(records, _SHOWN)
+    measured = {task for task, result in (run.summary.get("eval") or {}).items() if result.get("measure")}
+    free = [record for record in records if record.get("task") in measured]
+    graded = [record for record in records if record.get("task") not in measured]
+    problem = run.problems.get("predictions.jsonl")
+    rest = (_free(free) if free else None, tag("p", problem, class_="missing") if problem else None)
+    if not graded:
+        return section("Answers", *rest)
+    wrong = [record for record in graded if not is_right(record)]
+    chosen = choose(graded, _SHOWN)
     mistakes = choose([record for record in wrong if record not in chosen], _MISTAKES)
     return section(
         "Answers",
-        tag("div", [_card(record) for record in chosen], class_="cards"),
-        _mistakes(wrong, mistakes, len(records)),
-        tag("p", problem, class_="missing") if (problem := run.problems.get("predictions.jsonl")) else None,
-        lead=f"{plural(len(chosen), 'test picture')}, evenly spaced through {plural(len(records), 'prediction')} and not selected by "
+        _cards(chosen),
+        _mistakes(wrong, mistakes, len(graded)),
+        *rest,
+        lead=f"{plural(len(chosen), 'test picture')}, evenly spaced through {plural(len(graded), 'prediction')} and not selected by "
         "whether they are right; the kinds of question take turns.",
     )
+
+
+def _free(records: Sequence[Record]) -> Child:
+    """Answers in the model's own words, which are neither right nor wrong."""
+    chosen = choose(records, _SHOWN)
+    lead = f"{plural(len(chosen), 'held-out picture')}, evenly spaced through {plural(len(records), 'caption')}."
+    cards = tag("div", [_card(record, graded=False) for record in chosen], class_="cards")
+    return [tag("h3", "Captions"), tag("p", lead, class_="lead"), cards]
 
 
 def is_right(record: Record) -> bool:
@@ -65,19 +80,21 @@ def _cards(records: Iterable[Record]) -> Html:
     return tag("div", [_card(record) for record in records], class_="cards")
 
 
-def _card(record: Record) -> Html:
+def _card(record: Record, *, graded: bool = True) -> Html:
     right = is_right(record)
     truth = str(record.get("truth"))
     prediction = str(record.get("prediction")) or "(nothing)"
     answer: Child = [tag("b", prediction), tag("i", "✓", class_="sign", title="right")]
-    if not right:
+    if not graded:
+        answer = [tag("b", prediction), tag("span", f"truth: {truth}", class_="truth")]
+    elif not right:
         answer = [tag("b", prediction), tag("i", "✗", class_="sign", title="wrong"), tag("span", f"truth: {truth}", class_="truth")]
     return tag(
         "figure",
         _picture(record),
         tag("figcaption", tag("span", str(record.get("question")), class_="question"), tag("span", answer, class_="answer")),
-        class_="card" if right else "card wrong",
-        title=f"{readable(str(record.get('type')))} question; truth: {truth}",
+        class_="card" if right or not graded else "card wrong",
+        title=f"{readable(str(record.get('type')))}{' question' if graded else ''}; truth: {truth}",
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from mmjax.report.html import Child, Html, tag
 from mmjax.report.parts import missing
 from mmjax.report.reading import Run
-from mmjax.wording import count, duration, operations, percent, plural, readable
+from mmjax.wording import count, duration, operations, plural, readable, score
 
 
 def render(run: Run) -> Html:
@@ -42,9 +42,11 @@ def _scores(run: Run) -> Child:
 
 
 def _score(task: str, result: dict[str, Any]) -> Html:
-    beside = ", ".join(f"{readable(name)} {percent(share)}" for name, share in result["baselines"].items())
-    note = f"{readable(task)}, {plural(result['n'], 'question')}; {beside or 'no baseline was scored'}"
-    return _figure(percent(result["score"]), "right answers", note, "score")
+    measure = result.get("measure")
+    beside = ", ".join(f"{readable(name)} {score(value, measure)}" for name, value in result["baselines"].items())
+    asked = plural(result["n"], "question" if measure is None else "held-out picture")
+    note = f"{readable(task)}, {asked}; {beside or 'no baseline was scored'}"
+    return _figure(score(result["score"], measure), measure or "right answers", note, "score")
 
 
 def _cost(run: Run) -> Child:

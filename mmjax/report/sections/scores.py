@@ -1,12 +1,13 @@
 """Scores by type of question, beside the baselines."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mmjax.report.html import Child, Html, tag
-from mmjax.report.parts import legend, missing, section, table
+from mmjax.report.parts import definitions, legend, missing, section, table
 from mmjax.report.reading import Run
-from mmjax.wording import count, percent, readable
+from mmjax.wording import count, readable, score
 
 _EXPLAINED = {
     "blind": "the most frequent training answer to the same question, without the picture",
@@ -19,43 +20,75 @@ def render(run: Run) -> Html:
     results = run.summary.get("eval") or {}
     if not results:
         return section("Scores", missing("This run was not evaluated: its summary has no scores."))
-    return section("Scores", [_task(task, result) for task, result in results.items()])
+    return section("Scores", [_Table(task, result).render() for task, result in results.items()])
 
 
-def _task(task: str, result: dict[str, Any]) -> Html:
-    baselines = list(result["baselines"])
-    colours = [("model", "the trained model"), *((_style(name), _explained(name)) for name in baselines)]
-    head = ["questions", "", "model", *map(readable, baselines)]
-    return tag("div", tag("h3", f"{readable(task)}, exact match"), table(head, _rows(result), "scores"), legend(colours))
+@dataclass(frozen=True)
+class _Table:
+    """The scores of one task."""
 
+    task: str
+    result: dict[str, Any]
 
-def _rows(result: dict[str, Any]) -> Iterator[list[Child]]:
-    yield _row("all", result["n"], result["score"], result["baselines"])
-    for kind, share in result["by_type"].items():
-        beside = {name: result["baselines_by_type"][name][kind] for name in result["baselines"]}
-        yield _row(readable(kind), result["n_by_type"][kind], share, beside)
+    @property
+    def measure(self) -> str | None:
+        """What the scores are, if not shares of right answers."""
+        return self.result.get("measure")
 
+    def render(self) -> Html:
+        baselines = list(self.result["baselines"])
+        colours = [("model", "the trained model"), *((_style(name), self._explained(name)) for name in baselines)]
+        head = ["questions" if self.measure is None else "pictures", "", "model", *map(readable, baselines)]
+        title = tag("h3", f"{readable(self.task)}, {self.measure or 'exact match'}")
+        return tag("div", title, table(head, self._rows(), "scores"), legend(colours), self._beside())
 
-def _row(name: str, number: int, share: float, baselines: dict[str, float]) -> list[Child]:
-    title = [name, tag("small", count(number))]
-    return [title, _bar(share, baselines), tag("b", percent(share)), *(percent(beside) for beside in baselines.values())]
+    def _rows(self) -> Iterator[list[Child]]:
+        result = self.result
+        yield self._row("all", result["n"], result["score"], result["baselines"])
+        for kind, value in result["by_type"].items():
+            beside = {name: result["baselines_by_type"][name][kind] for name in result["baselines"]}
+            yield self._row(readable(kind), result["n_by_type"][kind], value, beside)
 
+    def _row(self, name: str, number: int, value: float, baselines: dict[str, float]) -> list[Child]:
+        title = [name, tag("small", count(number))]
+        return [title, self._bar(value, baselines), tag("b", self._shown(value)), *(self._shown(beside) for beside in baselines.values())]
 
-def _bar(share: float, baselines: dict[str, float]) -> Html:
-    """A bar of the share with a mark at each baseline."""
-    marks = []
-    for name, beside in baselines.items():
-        place = min(max(1000 * beside, 3), 997)
-        marks.append(tag("line", tag("title", f"{readable(name)} {percent(beside)}"), x1=place, x2=place, y1=0, y2=18, class_=_style(name)))
-    track = tag("rect", x=0, y=4, width=1000, height=10, class_="track")
-    model = tag("rect", x=0, y=4, width=1000 * share, height=10, class_="model")
-    look = {"viewBox": "0 0 1000 18", "preserveAspectRatio": "none", "class_": "bar", "role": "img"}
-    return tag("svg", track, model, marks, **look, aria_label=percent(share))
+    def _bar(self, value: float, baselines: dict[str, float]) -> Html:
+        """A bar of the score with a mark at each baseline. It is full where all is right: at what the true answers would score."""
+        full = self.result.get("score_of_truth") or 1.0
+        marks = []
+        for name, beside in baselines.items():
+            place = min(max(1000 * beside / full, 3), 997)
+            title = tag("title", f"{readable(name)} {self._shown(beside)}")
+            marks.append(tag("line", title, x1=place, x2=place, y1=0, y2=18, class_=_style(name)))
+        track = tag("rect", x=0, y=4, width=1000, height=10, class_="track")
+        model = tag("rect", x=0, y=4, width=min(1000 * value / full, 1000.0), height=10, class_="model")
+        look = {"viewBox": "0 0 1000 18", "preserveAspectRatio": "none", "class_": "bar", "role": "img"}
+        return tag("svg", track, model, marks, **look, aria_label=self._shown(value))
+
+    def _beside(self) -> Html | None:
+        """How likely the model finds the true captions, where that was measured."""
+        result = self.result
+        if "nll" not in result:
+            return None
+        shuffled = result.get("nll_shuffled")
+        return definitions(
+            [
+                ("score of the true captions themselves, where a bar is full", self._shown(result["score_of_truth"])),
+                ("negative log likelihood of the true captions, nats per token", f"{result['nll']:.3f}"),
+                ("the same beside pictures of other captions", "there are none" if shuffled is None else f"{shuffled:.3f}"),
+                ("nats per caption", f"{result['nll_per_caption']:.2f}"),
+            ]
+        )
+
+    def _shown(self, value: float) -> str:
+        return score(value, self.measure)
+
+    def _explained(self, name: str) -> str:
+        if name == "blind" and self.measure is not None:
+            return "blind: the most frequent training caption, whatever the picture"
+        return f"{readable(name)}: {_EXPLAINED[name]}" if name in _EXPLAINED else readable(name)
 
 
 def _style(name: str) -> str:
     return name if name in _EXPLAINED else "baseline"
-
-
-def _explained(name: str) -> str:
-    return f"{readable(name)}: {_EXPLAINED[name]}" if name in _EXPLAINED else readable(name)

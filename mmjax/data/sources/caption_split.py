@@ -1,0 +1,100 @@
+"""Held out by caption: no caption and no picture stands both in training and in what is held out. A function of the captions alone.
+
+Examples that share a caption (see `normalised`) or a picture make a group, and groups stay whole. In the order of a digest of their
+captions they are held out, as long as that makes no more than `holdout` examples; a group that is larger than what is missing is passed
+over. So there are exactly `holdout` examples, or fewer where only larger groups are left.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmjax.data.sources.base import Part, split_part
+from mmjax.errors import InputError
+
+_DIGEST = 16  # bytes: what is kept of a caption or a path in memory
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the split has to know of an example: digests of its caption and of the path of its picture, or None where it has none."""
+
+    caption: bytes | None
+    picture: bytes | None
+
+    @classmethod
+    def of(cls, caption: str | None, picture: str | None) -> "Line":
+        return cls(None if caption is None else _digest(normalised(caption)), None if picture is None else _digest(picture))
+
+
+def normalised(text: str) -> str:
+    """What equal captions have in common: words and signs in lower case, with one space for the white space and punctuation between."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join("".join(" " if unicodedata.category(letter).startswith("P") else letter for letter in folded).split())
+
+
+def split_by_caption(lines: Sequence[Line], holdout: int, part: Part, what: str) -> np.ndarray:
+    """The indices of a part.
+
+    Args:
+        lines: of all examples. Those without a caption are trained on, unless their picture is held out.
+        what: the name of the source.
+
+    Returns:
+        [n] int64. "train": in order. "holdout": group by group in the order of the digests, so that the first of them are no special ones.
+
+    Raises:
+        InputError: holdout leaves nothing to train on, or no group is small enough to be held out.
+    """
+    split_part(len(lines), holdout, part, what)
+    held: list[int] = []
+    for group in _groups_in_order(lines) if holdout else ():
+        if len(group) <= holdout - len(held):
+            held.extend(group)
+    if holdout and not held:
+        raise InputError(
+            f"{what} cannot be split by its captions: it has none, or those that belong together, because captions or pictures are equal, "
+            f"are more than holdout={holdout} each."
+        )
+    found = np.array(held, np.int64)
+    return found if part == "holdout" else np.setdiff1d(np.arange(len(lines)), found)
+
+
+def _groups_in_order(lines: Sequence[Line]) -> list[list[int]]:
+    """The groups that have a caption, by the smallest digest of their captions."""
+    first: dict[tuple[str, bytes], int] = {}
+    links = []
+    for index, line in enumerate(lines):
+        for kind, value in (("caption", line.caption), ("picture", line.picture)):
+            if value is not None:
+                links.append((index, first.setdefault((kind, value), index)))
+    groups: dict[int, list[int]] = {}
+    for index, root in enumerate(_roots(len(lines), links)):
+        groups.setdefault(root, []).append(index)
+    keyed = []
+    for group in groups.values():
+        captions = [caption for index in group if (caption := lines[index].caption) is not None]
+        if captions:
+            keyed.append((min(captions), group))
+    return [group for _, group in sorted(keyed)]
+
+
+def _roots(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
+    """For each of `count` items one item of its group, the same for all that are linked, directly or through others."""
+    parents = list(range(count))
+
+    def root(item: int) -> int:
+        while parents[item] != item:
+            parents[item] = item = parents[parents[item]]
+        return item
+
+    for one, other in links:
+        parents[root(one)] = root(other)
+    return [root(item) for item in range(count)]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST]
