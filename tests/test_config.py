@@ -28,8 +28,10 @@ def test_a_resolved_recipe_is_the_golden_one(variant):
 
 
 def test_every_variant_of_the_file_is_golden():
-    listed = str(_message(lambda: load(f"{CONFIG}:no such")))
-    assert set(listed.split("There are: ")[1].rstrip(".").replace("''", "").split(", ")) == set(golden.VARIANTS)
+    for file, variants in ((CONFIG, golden.VARIANTS), (golden.place("graft:")[0], golden.GRAFTED)):
+        listed = str(_message(lambda file=file: load(f"{file}:no such")))
+        names = {golden.place(variant)[1] for variant in variants}
+        assert set(listed.split("There are: ")[1].rstrip(".").replace("''", "").split(", ")) == names
 
 
 def test_the_stages_keep_their_order(default):

@@ -37,7 +37,7 @@ def test_the_published_numbers_of_cos_7b(cos_7b):
     assert (pretrain.stage.model.visual_tokens, finetune.stage.model.visual_tokens) == (80, 1296)
 
 
-@pytest.mark.parametrize("variant", golden.VARIANTS)
+@pytest.mark.parametrize("variant", (*golden.VARIANTS, *golden.GRAFTED))
 def test_variants_are_the_golden_ones(variant):
     expected = json.loads((golden.GOLDEN / "variants.json").read_text())
     assert golden.summary(variant) == expected[variant], "python tests/golden/update.py writes it anew"

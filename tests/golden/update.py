@@ -1,6 +1,7 @@
 """Writes the golden files anew: `python tests/golden/update.py`. Read the difference before you keep it.
 
-recipes/VARIANT.json holds a resolved recipe of configs/cos.py, every default written out; variants.json what tells the variants apart.
+recipes/VARIANT.json holds a resolved recipe of configs/cos.py (or, as graft-VARIANT.json, of configs/graft.py), every default written out;
+variants.json what tells the variants apart.
 """
 
 import json
@@ -18,7 +19,7 @@ from mmjax.config import load, read_config, to_json  # noqa: E402
 from mmjax.recipe import Recipe  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "cos.py")
-WHOLE = ("", "smollm2", "7b", "8b", "resampler336", "linear256")
+WHOLE = ("", "smollm2", "7b", "8b", "resampler336", "linear256", "graft:", "graft:8b", "graft:70b-cos")
 VARIANTS = (
     *(
         "",
@@ -38,12 +39,27 @@ VARIANTS = (
     *("cos80-1296", "cos80-1104", "cos80-528", "cos48-784", "cos32-528", "cos80-336", "cos32-336", "cos80-336-224px"),
     *("cos80-80", "cos80-80-224px", "cos336-336"),
 )
+GRAFTED = tuple(
+    f"graft:{name}"
+    for name in (
+        *("", "ten", "whole", "full", "lora", "random", "early", "foreign", "cos"),
+        *(f"{size}{kind}" for size in ("3b", "8b", "70b", "qwen3_4b") for kind in ("", "-whole", "-full", "-lora", "-cos")),
+    )
+)
 VOCABULARY = 296  # of small decoders, so that a plan needs no data
 
 
 def recipe(variant: str) -> Recipe:
     """The recipe of a variant; paths of data stay empty."""
-    return load(f"{CONFIG}:{variant}" if variant else CONFIG, partial=True)
+    file, name = place(variant)
+    return load(f"{file}:{name}" if name else file, partial=True)
+
+
+def place(variant: str) -> tuple[str, str]:
+    """The config file, and the variant's name there."""
+    if not variant.startswith("graft:"):
+        return CONFIG, variant
+    return str(ROOT / "configs" / "graft.py"), variant.removeprefix("graft:")
 
 
 def summary(variant: str) -> dict[str, Any]:
@@ -61,7 +77,7 @@ def summary(variant: str) -> dict[str, Any]:
             "trained": sum(entry.trained.values()),
             "flops_per_row": entry.flops.row.total,
         }
-    return {"stages": stages, "notes": dict(read_config(CONFIG, variant).notes)}
+    return {"stages": stages, "notes": dict(read_config(*place(variant)).notes)}
 
 
 def _listed(values: Iterable[object]) -> str:
@@ -69,14 +85,14 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def golden_file(variant: str) -> pathlib.Path:
-    return GOLDEN / "recipes" / f"{variant or 'default'}.json"
+    return GOLDEN / "recipes" / f"{variant.removesuffix(':').replace(':', '-') or 'default'}.json"
 
 
 def main() -> None:
     (GOLDEN / "recipes").mkdir(exist_ok=True)
     for variant in WHOLE:
         golden_file(variant).write_text(json.dumps(to_json(recipe(variant)), indent=1) + "\n")
-    (GOLDEN / "variants.json").write_text(json.dumps({variant: summary(variant) for variant in VARIANTS}, indent=1) + "\n")
+    (GOLDEN / "variants.json").write_text(json.dumps({variant: summary(variant) for variant in (*VARIANTS, *GRAFTED)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
