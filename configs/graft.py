@@ -23,7 +23,7 @@ Variants:
     random          another range of as many blocks is replaced                           (control: where the cut is)
     early           as many early blocks are replaced                                     (control: what is kept)
     foreign         the surrogate of a model with other embeddings, and a connector that is aligned anew (control: what is shared); needs
-                    weights of such a model: python benchmarks/rotate_decoder.py
+                    weights of such a model: python benchmarks/foreign_decoder.py
     cos             20 tokens on the surrogate (Chain-of-Sight, arXiv:2407.15819), inflated to 84 when grafted
     3b, 8b, 70b, qwen3_4b                    the paper's settings for Llama-3.2-3B, Llama-3.1-8B, Llama-3.1-70B and Qwen3-4B
     3b-whole ..., 3b-full, 3b-lora, 3b-cos   their control and baselines, and the combination with Chain-of-Sight: 80 tokens grow to 1296
@@ -50,9 +50,9 @@ PAPER = {
 }
 """Targets and the ranges that their surrogates lack: official code."""
 
-SMALL_RANGE = (14, 29)
+SMALL_RANGE = (16, 29)
 """Of SmolLM2-135M's 30 blocks, as `python -m mmjax.trajectory` proposes (docs/trajectory.md)."""
-RANDOM_RANGE, EARLY_RANGE = (7, 22), (1, 16)
+RANDOM_RANGE, EARLY_RANGE = (8, 21), (1, 14)
 
 BOUNDARIES = ("connector/*",)  # the learned vectors around a picture are part of it
 LATE = (*BOUNDARIES, "vision/final_norm/*", "vision/late/*")

@@ -1,6 +1,7 @@
 """An encoder that was trained on a surrogate, and the language model that the surrogate was cut from, as one model on disk."""
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
@@ -17,12 +18,14 @@ from mmjax.export import origins, stretch
 from mmjax.fetch import resolved
 from mmjax.models import parameters
 from mmjax.models.config import LanguageModelConfig, VLMConfig
+from mmjax.port import port
 from mmjax.recipe import Recipe, Stage
 from mmjax.saved_runs import find_checkpoint, newest_step, prepare_tokenizer, read_params
 from mmjax.transitions import Entry, Manifest
 from mmjax.weights.config_json import CONFIG, PICTURES
 from mmjax.weights.drafts import check_free, published_at
 from mmjax.weights.opened import Pretrained
+from mmjax.weights.orbax_folder import is_orbax
 from mmjax.weights.pretrained import open_pretrained
 from mmjax.weights.save import save_params
 from mmjax.weights.whole import CONNECTOR, DECODER, VISION
@@ -41,8 +44,6 @@ def graft(encoder: Path, decoder: str, out: Path, console: Console) -> None:
     check_free(out)
     recipe, stage, checkpoint = find_surrogate(encoder)
     folder = resolved(decoder)
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{decoder} is no folder of transformers: it has no {CONFIG}. python -m mmjax.port makes one of other forms.")
     with open_pretrained(folder) as target:
         if not isinstance(target.config, LanguageModelConfig):
             raise InputError(f"{decoder} is not a language model on its own.")
@@ -111,10 +112,13 @@ def _first_device() -> Sharding:
 
 
 def _write(recipe: Recipe, stage: Stage, model: VLMConfig, checkpoint: Path, decoder: Path, draft: Path) -> None:
-    """The three folders. Of the checkpoint only encoder and connector are read; the decoder's files are copied, not read."""
+    """The three folders. Of the checkpoint only encoder and connector are read; a decoder of transformers is copied as it is."""
     taken = [path for path in parameters.abstract(stage.model)[1] if not path.startswith("decoder/")]
     params = read_params(checkpoint, recipe, dict.fromkeys(taken, _first_device()))
     save_params(params, model, draft, origins=origins(recipe, stage.name), parts=(VISION, CONNECTOR))
     if stage.data.resize == "stretch":
         stretch(draft / VISION / PICTURES)
-    shutil.copytree(decoder, draft / DECODER)
+    if (decoder / CONFIG).is_file() and not is_orbax(decoder):
+        shutil.copytree(decoder, draft / DECODER)
+    else:
+        port(str(decoder), draft / DECODER, to="huggingface", console=Console(file=io.StringIO()))

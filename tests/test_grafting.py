@@ -205,7 +205,7 @@ def test_one_workdir_gives_all_three_scores(finished, recipe):
         ("other", "embeddings differ"),
         ("wider", "decoder.vocabulary of the surrogate is 288, and of the target 296"),
         ("vision", "not a language model"),
-        ("nowhere", "no folder of transformers"),
+        ("nowhere", "nowhere"),
     ],
 )
 def test_a_decoder_that_the_surrogate_was_not_cut_from(finished, published, tmp_path, decoder, message, capsys):
