@@ -1,6 +1,7 @@
 """A Llama decoder (arXiv:2302.13971, arXiv:2407.21783): RMSNorm, rotary positions, grouped-query attention, SwiGLU; and its relatives."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,19 +121,35 @@ class Decoder(nnx.Module):
             cache: what the rows have seen before; its `length` is left for the caller to advance, who knows how many of the new tokens of a
                 row are real.
         """
+        x, cache, _ = self._through(embeddings, positions, mask, cache, keep=False)
+        return self.norm(x), cache
+
+    def hidden_states(
+        self, embeddings: Float[Array, "B T D"], positions: Int[AnyArray, "B T"], mask: IntervalMask
+    ) -> Float[Array, "layers B T D"]:
+        """The states that each block leaves, in the compute dtype and before the final norm; arguments as of a call."""
+        states = self._through(embeddings, positions, mask, None, keep=True)[2]
+        assert states is not None
+        return states
+
+    def _through(
+        self, embeddings: Array, positions: AnyArray, mask: IntervalMask, cache: KVCache | None, *, keep: bool
+    ) -> tuple[Array, KVCache | None, Array | None]:
+        """Runs the blocks: the last states, the cache with what is new, and the states after each block where they are to be kept."""
         c = self.config
         turn = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         mask = mask if c.sliding_window is None else mask.within(c.sliding_window)
         cached = None if cache is None else (cache.keys, cache.values)
         length = None if cache is None else cache.length
 
-        def body(block: DecoderBlock, x: Array, cached: tuple[Array, Array] | None) -> tuple[Array, tuple[Array, Array] | None]:
-            return block(x, turn, mask, cached, length)
+        def body(block: DecoderBlock, x: Array, cached: tuple[Array, Array] | None) -> tuple[Array, Any]:
+            x, cached = block(x, turn, mask, cached, length)
+            return x, (cached, x if keep else None)
 
-        x, cached = run(self, c.spans, body, embeddings.astype(self.dtype), cached, remat=self.remat, unroll=self.unroll)
+        x, (cached, states) = run(self, c.spans, body, embeddings.astype(self.dtype), cached, remat=self.remat, unroll=self.unroll)
         if cache is not None and cached is not None:
             cache = dataclasses.replace(cache, keys=cached[0], values=cached[1])
-        return self.norm(x), cache
+        return x, cache, states
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of the next token, float32 and never rounded to the compute dtype."""

@@ -24,10 +24,18 @@ class LanguageModel(nnx.Module):
         Args:
             segments: 0 for padding at the end of a row, 1 elsewhere; None: no padding.
         """
+        embeddings, positions, mask = self._row(tokens, segments)
+        return self.decoder.logits(self.decoder(embeddings, positions, mask)[0])
+
+    def hidden_states(self, tokens: Int[AnyArray, "B T"], segments: Int[AnyArray, "B T"] | None = None) -> Float[Array, "layers B T D"]:
+        """The states that each block leaves, before the final norm; arguments as of a call."""
+        return self.decoder.hidden_states(*self._row(tokens, segments))
+
+    def _row(self, tokens: AnyArray, segments: AnyArray | None) -> tuple[Array, Array, IntervalMask]:
+        """What the decoder is given of a row: embeddings, positions, and who sees whom."""
         segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        mask = IntervalMask.from_segments(segments)
-        return self.decoder.logits(self.decoder(self.decoder.embed_tokens(tokens), positions, mask)[0])
+        return self.decoder.embed_tokens(tokens), positions, IntervalMask.from_segments(segments)
 
 
 class VisionEncoder(nnx.Module):

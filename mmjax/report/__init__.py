@@ -1,18 +1,17 @@
 """One HTML page about a run, from the files of its workdir. It loads nothing: pictures, charts and styles are all in it."""
 
 import os
-import string
-from importlib import resources
 from pathlib import Path
 
 from mmjax.ledger.reading import read as costs_of
 from mmjax.report import reading
-from mmjax.report.html import escape, join
-from mmjax.report.sections import attention, curves, environment, examples, headline, ledger, rows, scores, transitions
+from mmjax.report.html import join, tag
+from mmjax.report.page import document
+from mmjax.report.sections import attention, curves, environment, examples, headline, ledger, rows, scores, trajectory, transitions
 
 __all__ = ["render", "write"]
 
-_SECTIONS = (headline, ledger, scores, curves, examples, attention, transitions, rows, environment)
+_SECTIONS = (headline, ledger, scores, curves, examples, attention, trajectory, transitions, rows, environment)
 
 
 def render(workdir: Path | str, against: Path | str | None = None) -> str:
@@ -25,14 +24,9 @@ def render(workdir: Path | str, against: Path | str | None = None) -> str:
         InputError: the folder is no workdir, or `against` is none of a finished run.
     """
     run = reading.read(Path(workdir), costs_of(Path(against)) if against else None)
-    files = resources.files(__package__)
-    page = string.Template(files.joinpath("page.html").read_text(encoding="utf-8"))
-    return page.substitute(
-        title=escape(f"{run.name} · mmjax"),
-        style=files.joinpath("style.css").read_text(encoding="utf-8"),
-        body=join((section.render(run) for section in _SECTIONS), "\n"),
-        folder=escape(str(workdir)),
-    )
+    again = tag("code", f"python -m mmjax.report {workdir}")
+    footer = ("Written by mmjax from the files of ", tag("code", str(workdir)), "; ", again, " writes it again.")
+    return document(f"{run.name} · mmjax", join((section.render(run) for section in _SECTIONS), "\n"), footer)
 
 
 def write(workdir: Path | str, against: Path | str | None = None) -> Path:

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 
 from mmjax.report.html import Html, tag
 from mmjax.wording import count
 
 _WIDE, _NARROW = (960, 300), (360, 250)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 26, 40
+_MARGIN = 16  # around a picture on its own
+_FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _MOST_POINTS = 600  # more would not be seen, only weigh
 
 
@@ -17,7 +20,7 @@ class Series:
     """One line.
 
     Attributes:
-        style: the CSS class that colours it, "train" or "heldout".
+        style: the CSS class that colours it: "train", "heldout", "sample", "median" or "fit".
         points: in order of x, all finite.
         marks: draw the points too.
     """
@@ -39,19 +42,43 @@ class Span:
 
 @dataclass(frozen=True)
 class Axes:
-    """What a chart shows: the label of x, the spans of x in order, and whether y is logarithmic."""
+    """What a chart shows: labels, the spans of x in order, whether y is logarithmic, and by how many pixels it is taller than most."""
 
     x_label: str
     y_label: str
     spans: tuple[Span, ...]
     logarithmic: bool
+    taller: int = 0
 
 
 def line_chart(series: Sequence[Series], axes: Axes) -> Html:
     """A chart of lines over the spans. Every series has a point, and there is a span."""
     series = [replace(line, points=_thinned(line.points)) for line in series]
-    drawings = (_draw(series, axes, *size, kind) for size, kind in ((_WIDE, "wide"), (_NARROW, "narrow")))
+    drawings = (_draw(series, axes, size, kind) for size, kind in ((_WIDE, "wide"), (_NARROW, "narrow")))
     return tag("div", *drawings, class_="chart")
+
+
+def picture(series: Sequence[Series], axes: Axes) -> str:
+    """The same chart as a file on its own, an SVG with its styles in it."""
+    inner = {"x": _MARGIN, "y": _MARGIN, "width": _WIDE[0], "height": _WIDE[1] + axes.taller}
+    width, height = inner["width"] + 2 * _MARGIN, inner["height"] + 2 * _MARGIN
+    series = [replace(line, points=_thinned(line.points)) for line in series]
+    return tag(
+        "svg",
+        tag("style", chart_style()),
+        tag("rect", width=width, height=height, fill="var(--paper)"),
+        tag("g", _draw(series, axes, _WIDE, "alone", **inner), class_="chart"),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width} {height}",
+        width=width,
+        height=height,
+        font_family=_FONT,
+    )
+
+
+def chart_style() -> Html:
+    """The styles that charts need."""
+    return Html(resources.files(__package__).joinpath("chart.css").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -77,7 +104,8 @@ class _Frame:
         return self.height - _BOTTOM
 
 
-def _draw(series: Sequence[Series], axes: Axes, width: int, height: int, kind: str) -> Html:
+def _draw(series: Sequence[Series], axes: Axes, size: tuple[int, int], kind: str, **place: float) -> Html:
+    width, height = size[0], size[1] + axes.taller
     values = [y for line in series for _, y in line.points]
     y_ticks, y_range = logarithmic_ticks(min(values), max(values)) if axes.logarithmic else linear_ticks(0.0, max(values), 5)
     frame = _Frame(width, height, (axes.spans[0].start, axes.spans[-1].stop), y_range, axes.logarithmic)
@@ -93,13 +121,15 @@ def _draw(series: Sequence[Series], axes: Axes, width: int, height: int, kind: s
         class_=kind,
         role="img",
         aria_label=f"{axes.y_label} over {axes.x_label}",
+        **place,
     )
 
 
 def _span(span: Span, index: int, frame: _Frame) -> Html:
     left, right = frame.across(span.start), frame.across(span.stop)
     room = int((right - left) / 6.4)  # characters of the label that fit
-    label = span.label if len(span.label) <= room else span.label.split(" · ")[0][:room]
+    label = span.label if len(span.label) <= room else span.label.split(" · ")[0]
+    label = label if len(label) <= room else f"{label[: max(0, room - 1)]}…"  # a number must not lose digits unseen
     return tag(
         "g",
         tag("rect", x=left, y=_TOP, width=right - left, height=frame.bottom - _TOP, class_=f"band{index % 2}"),
@@ -126,7 +156,7 @@ def _x_tick(value: float, frame: _Frame) -> Html:
 def _x_ticks(frame: _Frame, number: int) -> list[float]:
     low, high = frame.x
     ticks, _ = linear_ticks(low, high, number)
-    return [tick for tick in ticks if low <= tick <= high]
+    return [tick for tick in ticks if low <= tick <= high and tick == round(tick)]  # steps and layers are whole
 
 
 def _line(line: Series, frame: _Frame) -> Html:

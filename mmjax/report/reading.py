@@ -9,6 +9,7 @@
 | manifests/STAGE.json | entries with target, source, how, shape, dtype, note |
 | previews/STAGE.png, .txt | the first packed row of a stage |
 | attention.npz | see `mmjax.evaluation.attention_maps` |
+| trajectory.json | what `python -m mmjax.trajectory` wrote; it is no part of a run and need not be there |
 """
 
 import json
@@ -38,6 +39,7 @@ class Run:
         manifests, previews: by stage; a preview is (PNG bytes or None, text or None).
         attention: arrays of attention.npz by name.
         against: what another run cost that this one is compared with.
+        trajectory: of trajectory.json; empty if there is none.
         problems: by file name, why it is not shown: that it is missing, or how it is damaged.
     """
 
@@ -50,6 +52,7 @@ class Run:
     previews: dict[str, tuple[bytes | None, str | None]] = field(default_factory=dict)
     attention: dict[str, np.ndarray] = field(default_factory=dict)
     against: Costs | None = None
+    trajectory: Record = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -92,6 +95,7 @@ def read(workdir: Path, against: Costs | None = None) -> Run:
         previews=_previews(workdir / "previews"),
         attention=_arrays(workdir / "attention.npz", problems),
         against=against,
+        trajectory=_json(workdir / "trajectory.json", problems),
         problems=problems,
     )
 
