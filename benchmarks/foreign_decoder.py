@@ -2,9 +2,9 @@
 
     python benchmarks/foreign_decoder.py --weights=fetched:smollm2 --out=FOLDER [--seed=0]
 
-The channels of the residual stream change their places and half of them their signs, in every matrix that reads or writes them. RMSNorm does
-not mind, so every logit is what it was (up to the order of sums); but an encoder that has learned to speak to one of the two models is not
-understood by the other. Whatever the surrogate of this model teaches an encoder less well than that of the first, it is not for lack of
+The channels of the residual stream change their places and half of them their signs, in every matrix that reads or writes them. RMSNorm
+does not mind, so every logit is what it was (up to the order of sums); but an encoder that has learned to speak to one of the two models is
+not understood by the other. If the surrogate of this model teaches an encoder less that is of use to the first, it is not for lack of
 ability.
 """
 

@@ -38,7 +38,7 @@ MODES = {
     "train": ("stop_after_steps",),
     "evaluate": ("checkpoint", "begin"),
     "generate": ("checkpoint", "image", "prompt"),
-    "plan": ("topology", "against"),
+    "plan": ("topology", "against", "text_length"),
     "export": ("checkpoint",),
 }
 
@@ -64,6 +64,7 @@ class Options:
     begin: str | None = None
     topology: str | None = None
     against: str | None = None
+    text_length: int | None = None
     stop_after_steps: int | None = None
     verbose: bool = False
 
@@ -125,8 +126,9 @@ def _check(options: Options, given: dict[str, Any]) -> None:
     for name in ("config", "workdir", "checkpoint", "begin", "image", "against"):
         if given.get(name) == "":
             raise InputError(f"--{name} is empty.")
-    if options.stop_after_steps is not None and options.stop_after_steps < 1:
-        raise InputError(f"--stop_after_steps is {options.stop_after_steps}; it must be positive.")
+    for name in ("stop_after_steps", "text_length"):
+        if name in given and given[name] < 1:
+            raise InputError(f"--{name} is {given[name]}; it must be positive.")
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -167,6 +169,8 @@ def _define_flags() -> flags.FlagValues:
         flags.DEFINE_string(name, None, text, flag_values=values)
     flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.", flag_values=values)
     flags.DEFINE_integer("stop_after_steps", None, "train: stop, saved, after so many steps of this process.", flag_values=values)
+    text = "plan: so many text tokens in every row of all stages, also of --against."
+    flags.DEFINE_integer("text_length", None, text, flag_values=values)
     flags.DEFINE_boolean("verbose", False, "Log what the libraries log.", flag_values=values)
     return values
 
@@ -190,7 +194,8 @@ def _dispatch(options: Options) -> None:
     if options.mode == "plan":
         from mmjax import plan_table
 
-        plan_table.run(recipe, options.topology, _read_against(options.against) if options.against else None)
+        against = _read_against(options.against) if options.against else None
+        plan_table.run(recipe, options.topology, against, text_length=options.text_length)
         return
     from mmjax import run
 

@@ -14,18 +14,26 @@ Line = tuple[str, list[str]]
 """A name, and a value for each stage; no values: the heading of what follows."""
 
 
-def run(recipe: Recipe, topology: str | None = None, against: Recipe | None = None, console: Console | None = None) -> None:
+def run(
+    recipe: Recipe,
+    topology: str | None = None,
+    against: Recipe | None = None,
+    console: Console | None = None,
+    *,
+    text_length: int | None = None,
+) -> None:
     """Prints the plan of a recipe. Where the vocabulary is not known yet, the training text is read for it.
 
     Args:
         against: a recipe that it is compared with, after the plan.
+        text_length: text tokens of a row in all stages of both; None: what they say.
 
     Raises:
         InputError: as `make_plan`, or the data cannot be read; after all is printed, if a stage does not fit into the memory of a device.
     """
     devices, console = Topology.parse(topology) if topology else None, console or Console()
-    recipe = _with_vocabulary(recipe)
-    against = _with_vocabulary(against) if against else None
+    recipe = _with_text(_with_vocabulary(recipe), text_length)
+    against = _with_text(_with_vocabulary(against), text_length) if against else None
     plans = make_plan(recipe, devices)
     baseline = plan_against.plan_baseline(against, devices) if against else []
     show(recipe, plans, devices, console)
@@ -39,6 +47,15 @@ def _with_vocabulary(recipe: Recipe) -> Recipe:
     if any(stage.model.decoder.vocabulary == 0 for stage in recipe.stages.values()):
         return vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
     return recipe
+
+
+def _with_text(recipe: Recipe, length: int | None) -> Recipe:
+    if length is None:
+        return recipe
+    stages = {
+        name: dataclasses.replace(stage, data=dataclasses.replace(stage.data, text_length=length)) for name, stage in recipe.stages.items()
+    }
+    return dataclasses.replace(recipe, stages=stages)
 
 
 def show(recipe: Recipe, plans: list[StagePlan], topology: Topology | None, console: Console) -> None:
