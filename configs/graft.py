@@ -16,8 +16,9 @@ what is taken from the paper, what is inferred and what had to be substituted.
 
 Variants:
     (none)          a surrogate of SmolLM2-135M with DINOv2-small, then 20 % of the data on the whole model
-    ten             10 % of the data
-    whole           the same stages on the whole model from the start                     (control: what the surrogate saves)
+    after           the last stage alone, on 10 % of the data, from what python -m mmjax.graft has written; say where: --config.stages.decoder.
+                    weights.model=FOLDER
+    whole           the same stages on the whole model from the start     (control: what the surrogate saves)
     full            the whole model in both stages, on all of the data                    (baseline)
     lora            the same, with low-rank updates in the place of all parameters        (baseline)
     random          another range of as many blocks is replaced                           (control: where the cut is)
@@ -152,7 +153,7 @@ def small(kind: str) -> ConfigDict:
         easy_vqa=dict(kind="easy_vqa", tasks=("question",)),
     )
     data = dict(sources=sources, text_length=48, template="plain", flip=True, holdout=60)
-    amounts = Amounts((120, 120, 120), (8, 8, 8), (1e-3, 5e-4, 1e-4), share=0.1 if kind == "ten" else 0.2)
+    amounts = Amounts((120, 120, 120), (8, 8, 8), (1e-3, 5e-4, 1e-4), share=0.1 if kind == "after" else 0.2)
     stages = dict.fromkeys(("translator", "encoder", "decoder"), data)
     if kind in ("full", "lora"):
         baseline(config, amounts, stages, dict(rank=8, alpha=32.0) if kind == "lora" else None)
@@ -167,6 +168,9 @@ def small(kind: str) -> ConfigDict:
         stage.micro_batches = 2  # the activations of all rows at once are more than a laptop has
     if kind == "foreign":
         realigned(config, amounts, data)
+    if kind == "after":
+        del config.stages.translator, config.stages.encoder
+        config.stages.decoder.update(dict(transitions=(), weights=weights("model")))
     config.tokenizer = dict(kind="huggingface", path="fetched:smollm2")
     config.evaluation = dict(tasks=("captions", "easy_vqa"), batch_size=16, max_new_tokens=16, untrained=False, limit=60)
     config.notes = dict(SMALL_NOTES)
@@ -262,7 +266,7 @@ def resampler(feature_layers: tuple[int, ...], width: int) -> dict:
 
 
 VARIANTS = {
-    **{name: lambda name=name: small(name) for name in ("", "ten", "whole", "full", "lora", "random", "early", "foreign", "cos")},
+    **{name: lambda name=name: small(name) for name in ("", "after", "whole", "full", "lora", "random", "early", "foreign", "cos")},
     **{name: lambda name=name: large(name, "") for name in PAPER},
     **{f"{name}-{kind}": lambda name=name, kind=kind: large(name, kind) for name in PAPER for kind in ("whole", "full", "lora", "cos")},
 }

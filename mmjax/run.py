@@ -236,6 +236,7 @@ class _Run:
             else:
                 old, names = before.model, stage.transitions
                 loaded = initial_weights.parts_of(stage.weights)
+                self._warn_of_another(stage)
                 manifest = transitions.plan(names, old, stage.model, stage=stage.name, loaded=loaded)
                 needed = {source for entry in manifest.entries for source in entry.sources}
                 given, self.params = self._finished_params(before, mesh, needed), None  # the stage will consume these arrays
@@ -258,6 +259,16 @@ class _Run:
             self.say(
                 f"WARNING: {parameters.count(frozen):,} parameters of {stage.name} ({parts}) are random numbers and stay so: they are not "
                 "trained, and no weights were loaded into them. What comes of it measures cost, not quality."
+            )
+
+    def _warn_of_another(self, stage: Stage) -> None:
+        """Whoever grafts onto another decoder than the surrogate was cut from should mean it."""
+        before = [other.weights.get("decoder") for other in self.fitted.stages.values() if other.model.decoder.replaced]
+        cut_from, target = next(filter(None, before), None), stage.weights.get("decoder")
+        if "graft" in stage.transitions and None not in (cut_from, target) and cut_from != target:
+            self.say(
+                f"WARNING: the surrogate of {stage.name} was cut from {cut_from}, and {target} is put in its place: unless they have the same "
+                "embeddings, it does not understand the encoder."
             )
 
     def _finished_params(self, stage: Stage, mesh: Mesh, needed: Collection[str] | None = None) -> Params:

@@ -42,7 +42,7 @@ VARIANTS = (
 GRAFTED = tuple(
     f"graft:{name}"
     for name in (
-        *("", "ten", "whole", "full", "lora", "random", "early", "foreign", "cos"),
+        *("", "after", "whole", "full", "lora", "random", "early", "foreign", "cos"),
         *(f"{size}{kind}" for size in ("3b", "8b", "70b", "qwen3_4b") for kind in ("", "-whole", "-full", "-lora", "-cos")),
     )
 )
