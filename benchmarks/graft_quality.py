@@ -14,8 +14,8 @@
 | foreign | the surrogate of a model with other embeddings; its encoder before the target, and a connector aligned anew: control |
 | cos | few tokens on the surrogate, inflated when grafted |
 
-The first four are one run. `graft` and `full` are trained from every seed, the others from the first one. Runs follow each other and have all
-cores; an interrupted study goes on where it stopped. `--steps` are those of a stage on all of the data; other settings
+The first four are one run. `graft` and `full` are trained from every seed, the others from the first one. Runs follow each other and have
+all cores; an interrupted study goes on where it stopped. `--steps` are those of a stage on all of the data; other settings
 (--config.evaluation.limit=...) are handed to every run.
 """
 

@@ -16,15 +16,15 @@ what is taken from the paper, what is inferred and what had to be substituted.
 
 Variants:
     (none)          a surrogate of SmolLM2-135M with DINOv2-small, then 20 % of the data on the whole model
-    after           the last stage alone, on 10 % of the data, from what python -m mmjax.graft has written; say where: --config.stages.decoder.
-                    weights.model=FOLDER
+    after           the last stage alone, on 10 % of the data, from what python -m mmjax.graft wrote; needs
+                    --config.stages.decoder.weights.model=FOLDER
     whole           the same stages on the whole model from the start     (control: what the surrogate saves)
     full            the whole model in both stages, on all of the data                    (baseline)
     lora            the same, with low-rank updates in the place of all parameters        (baseline)
     random          another range of as many blocks is replaced                           (control: where the cut is)
     early           as many early blocks are replaced                                     (control: what is kept)
-    foreign         the surrogate of a model with other embeddings, and a connector that is aligned anew (control: what is shared); needs
-                    weights of such a model: python benchmarks/foreign_decoder.py
+    foreign         the surrogate of a model with other embeddings, and a connector aligned anew (control: what is shared); needs weights
+                    of such a model: python benchmarks/foreign_decoder.py, and --config.stages.translator.weights.decoder=FOLDER
     cos             20 tokens on the surrogate (Chain-of-Sight, arXiv:2407.15819), inflated to 84 when grafted
     3b, 8b, 70b, qwen3_4b                    the paper's settings for Llama-3.2-3B, Llama-3.1-8B, Llama-3.1-70B and Qwen3-4B
     3b-whole ..., 3b-full, 3b-lora, 3b-cos   their control and baselines, and the combination with Chain-of-Sight: 80 tokens grow to 1296

@@ -267,8 +267,8 @@ class _Run:
         cut_from, target = next(filter(None, before), None), stage.weights.get("decoder")
         if "graft" in stage.transitions and None not in (cut_from, target) and cut_from != target:
             self.say(
-                f"WARNING: the surrogate of {stage.name} was cut from {cut_from}, and {target} is put in its place: unless they have the same "
-                "embeddings, it does not understand the encoder."
+                f"WARNING: the surrogate of {stage.name} was cut from {cut_from}, and {target} is put in its place: unless they share "
+                "their embeddings, it does not understand the encoder."
             )
 
     def _finished_params(self, stage: Stage, mesh: Mesh, needed: Collection[str] | None = None) -> Params:
