@@ -12,6 +12,7 @@ from mmjax.errors import InputError
 from mmjax.kernels.attention import IntervalMask
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, LanguageModelConfig, MLPConfig
+from mmjax.models.decoder import KVCache
 from mmjax.transitions.stacks import cut, in_one_stack, join
 
 KEY = jax.random.key(0)
@@ -201,3 +202,46 @@ def test_visual_tokens_of_the_papers_connector(make_model):
     assert tokens.shape == (2, 1, 19, 12)
     np.testing.assert_array_equal(tokens[0, 0, 0], params["connector/boundaries/start"].astype(tokens.dtype))
     np.testing.assert_array_equal(tokens[0, 0, -1], params["connector/boundaries/end"].astype(tokens.dtype))
+
+
+def test_a_surrogate_reads_token_by_token_what_it_reads_at_once():
+    config = LanguageModelConfig(decoder(6, (2, 5)), compute_dtype="float32")
+    model = parameters.abstract(config)[0].merge(parameters.initialize(config, KEY))
+    tokens = jnp.arange(6)[None]
+    at_once = model.decoder(model.decoder.embed_tokens(tokens), tokens, IntervalMask.from_segments(jnp.ones((1, 6), jnp.int32)))[0]
+    cache = KVCache.empty(config.decoder, 1, 6, jnp.dtype("float32"))
+    assert cache.keys.shape[0] == 4
+    found = []
+    for position in range(6):
+        at = jnp.full((1, 1), position)
+        mask = IntervalMask(jnp.zeros((1, 1), jnp.int32), at + 1)
+        state, cache = model.decoder(model.decoder.embed_tokens(tokens[:, position : position + 1]), at, mask, cache)
+        cache = dataclasses.replace(cache, length=cache.length + 1)
+        found.append(state)
+    np.testing.assert_allclose(jnp.concatenate(found, axis=1), at_once, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_recomputing_and_unrolling_change_no_gradient(make_model, random_params, remat, unroll):
+    plain = make_model(
+        decoder=dataclasses.asdict(decoder(6, (2, 5))), vision={"layers": 4, "late": 1}, connector={"feature_layers": (2, 4)}
+    )
+    params = random_params(plain)
+    pixels = jax.random.randint(KEY, (1, 1, 28, 28, 3), 0, 255).astype(jnp.uint8)
+
+    def gradient(model):
+        structure = parameters.abstract(model)[0]
+
+        def loss(params):
+            module = structure.merge(params)
+            seen = module.encode_images(pixels)[0]
+            mask = IntervalMask.from_segments(jnp.ones(seen.shape[:2], jnp.int32))
+            return jnp.square(module.decoder(seen, jnp.arange(seen.shape[1])[None], mask)[0]).sum()
+
+        return jax.grad(loss)(params)
+
+    expected = gradient(plain)
+    found = gradient(dataclasses.replace(plain, remat=remat, unroll=unroll))
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
