@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with open_pretrained(resolved(options.weights)) as opened:
-        assert isinstance(opened.config, LanguageModelConfig), "a language model on its own is expected"
+        if not isinstance(opened.config, LanguageModelConfig):
+            raise SystemExit(f"{options.weights} is not a language model on its own.")
         params = foreign(opened.read(), opened.config, options.seed)
         save_params(params, opened.config, options.out, origins=opened.origins, dtype="float32")
 

@@ -55,8 +55,8 @@ SMALL_RANGE = (16, 29)
 """Of SmolLM2-135M's 30 blocks, as `python -m mmjax.trajectory` proposes (docs/trajectory.md)."""
 RANDOM_RANGE, EARLY_RANGE = (8, 21), (1, 14)
 
-BOUNDARIES = ("connector/*",)  # the learned vectors around a picture are part of it
-LATE = (*BOUNDARIES, "vision/final_norm/*", "vision/late/*")
+CONNECTOR = ("connector/*",)  # the learned vectors around a picture are part of it
+LATE = (*CONNECTOR, "vision/final_norm/*", "vision/late/*")
 
 
 # The paper's stages, for either size
@@ -91,7 +91,7 @@ def grafted(config: ConfigDict, amounts: Amounts, data: Stages, replaced: Range 
     translators = ("decoder/translators/*",) if replaced else ()
     config.stages.translator = dict(
         model=surrogate, data=data["translator"], weights=weights("vision", "decoder"), **amounts.stage(0),
-        trainable=(*BOUNDARIES, "vision/final_norm/*", *translators),
+        trainable=(*CONNECTOR, "vision/final_norm/*", *translators),
     )  # fmt: skip
     config.stages.encoder = dict(model=surrogate, data=data["encoder"], trainable=LATE, **amounts.stage(1))
     if not replaced:
@@ -107,7 +107,7 @@ def grafted(config: ConfigDict, amounts: Amounts, data: Stages, replaced: Range 
 def baseline(config: ConfigDict, amounts: Amounts, data: Stages, lora: dict | None) -> None:
     """The baselines: the connector is aligned with the whole model, which is then trained on all of the data."""
     config.stages.connector = dict(
-        data=data["encoder"], weights=weights("vision", "decoder"), trainable=(*BOUNDARIES, "vision/final_norm/*"), **amounts.stage(0)
+        data=data["encoder"], weights=weights("vision", "decoder"), trainable=(*CONNECTOR, "vision/final_norm/*"), **amounts.stage(0)
     )
     config.stages.decoder = dict(data=data["decoder"], trainable=(*LATE, "decoder/*"), **amounts.stage(2))
     if lora is not None:
@@ -180,7 +180,7 @@ def small(kind: str) -> ConfigDict:
 def realigned(config: ConfigDict, amounts: Amounts, data: dict) -> None:
     """Encoder and connector come from another model's surrogate; then the connector alone is aligned with the target."""
     config.stages.translator.weights.decoder = config_dict.placeholder(str)
-    config.stages.decoder.update(dict(trainable=BOUNDARIES, **amounts.stage(0)))
+    config.stages.decoder.update(dict(trainable=CONNECTOR, **amounts.stage(0)))
 
 
 SMALL_NOTES = dict(
@@ -201,9 +201,8 @@ def large(name: str, kind: str) -> ConfigDict:
     config = begin(vision=vision, decoder=make(), compute_dtype="bfloat16", remat="full")
     data = dict(text_length=768, template="chat" if name == "qwen3_4b" else "llama3", workers=8, skip_budget=0.1)
     pictures = dict(data, sources=dict(conversations=llava_source()))
-    stages = dict(
-        translator=dict(data, sources=dict(conversations=llava_source(), text=llava_source())), encoder=pictures, decoder=pictures
-    )
+    first = dict(conversations=dict(llava_source(), weight=624_610), text=dict(llava_source(), weight=500_000))
+    stages = dict(translator=dict(data, sources=first), encoder=pictures, decoder=pictures)
     amounts = Amounts((4393, 4880, 4880), (256, 128, 128), (1e-4, 5e-5, 5e-5), share=0.2)
     if kind in ("full", "lora"):
         amounts = dataclasses.replace(amounts, steps=(2440, 0, 4880))
@@ -231,6 +230,9 @@ LARGE_NOTES = dict(
     data="paper: the 624,610 conversations with pictures of LLaVA-665K, and 500,000 texts of GenQA beside them in the first stage; a text "
     "source is a LLaVA file without pictures",
     precision="substituted: float32 for what is trained and its moments; the official code has bfloat16 throughout",
+    pictures="substituted: stretched to the square; the official code pads them with the mean colour",
+    text="substituted: 768 text tokens a row; the official code reads 4096 tokens in all",
+    steps="inferred for 3b: its published checkpoint of the first stage has 3568; qwen3_4b is in the official code, but not in its results",
     prompts="substituted: the language model's own format; the official code puts phrases of its own around the question",
     lora="inferred: rank 8, alpha 32 on query and value, the defaults of the official code",
     connector="inferred: the baselines align the connector on the conversations with pictures, 2440 steps of 256",

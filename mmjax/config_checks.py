@@ -104,6 +104,11 @@ def _stage(stage: Stage, partial: bool) -> Problems:
     yield from _positive(f"{path}.model", stage.model, "unroll")
     yield from _data(f"{path}.data", stage.data)
     yield from _optimizer(f"{path}.optimizer", stage.optimizer)
+    if stage.optimizer.schedule == "cosine_over_all" and 0 < stage.steps < stage.optimizer.warmup_steps + 4:
+        yield (
+            f"{path}.optimizer.schedule is 'cosine_over_all', whose last two updates are zero: steps = {stage.steps} with warmup_steps = "
+            f"{stage.optimizer.warmup_steps} leave next to nothing. Take {stage.optimizer.warmup_steps + 4} steps or more, or 'cosine'."
+        )
 
 
 def _vision(path: str, vision: ViTConfig) -> Problems:

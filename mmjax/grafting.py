@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 from rich.console import Console
 
@@ -31,7 +30,8 @@ from mmjax.weights.save import save_params
 from mmjax.weights.whole import CONNECTOR, DECODER, VISION
 from mmjax.workdir import Workdir
 
-EMBEDDING = "decoder/embedding"
+EMBEDDING, KERNEL = "decoder/embedding", "attention/query/kernel"
+_LEFT_OUT = ("*.pth", "*.pt", "*.bin", "original", ".git", ".cache")  # of a decoder's folder: other forms of the same weights, pickles
 
 
 def graft(encoder: Path, decoder: str, out: Path, console: Console) -> None:
@@ -49,11 +49,14 @@ def graft(encoder: Path, decoder: str, out: Path, console: Console) -> None:
             raise InputError(f"{decoder} is not a language model on its own.")
         model = dataclasses.replace(stage.model, decoder=target.config.decoder)
         manifest = plan(stage, model, decoder)
-        _check_embeddings(recipe, checkpoint, target, decoder)
+        _check_shared(recipe, stage, checkpoint, target, decoder)
     with published_at(out) as draft:
         _write(recipe, stage, model, checkpoint, folder, draft)
         (draft / "manifest.json").write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
     console.print(manifest.summary(), highlight=False, soft_wrap=True, markup=False)
+    if int(checkpoint.name) < stage.steps:
+        text = f"WARNING: stage {stage.name!r} has not finished: this is its step {checkpoint.name} of {stage.steps}."
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
     console.print(f"{out} is ready: what {checkpoint} has learned, before {decoder}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -66,8 +69,9 @@ def find_surrogate(path: Path) -> tuple[Recipe, Stage, Path]:
     Raises:
         InputError: there is none.
     """
+    path = path.absolute()
     given = path if path.name.isdecimal() and path.parent.parent.name == "checkpoints" else None
-    workdir = Workdir(path.absolute().parents[2] if given is not None else path)
+    workdir = Workdir(path.parents[2] if given is not None else path)
     recipe = prepare_tokenizer(workdir.recipe(), workdir.path, build=False)[1]
     surrogates = [stage for stage in recipe.stages.values() if stage.model.decoder.replaced]
     if given is None:
@@ -95,16 +99,21 @@ def _why(surrogates: list[Stage]) -> str:
     return "none of its stages has a decoder with blocks replaced"
 
 
-def _check_embeddings(recipe: Recipe, checkpoint: Path, target: Pretrained, decoder: str) -> None:
-    """Raises InputError if surrogate and target have other embeddings: then they are not of one model, whatever their shapes."""
-    ours = read_params(checkpoint, recipe, {EMBEDDING: _first_device()})[EMBEDDING]
-    theirs = target.read({EMBEDDING: target.shapes[EMBEDDING]}, dtype=ours.dtype)[EMBEDDING]
-    if not bool(jnp.array_equal(ours, theirs)):
-        different = int(np.sum(np.any(np.asarray(ours) != np.asarray(theirs), axis=1)))
-        raise InputError(
-            f"The surrogate in {checkpoint} was not cut from {decoder}: {different:,} of {ours.shape[0]:,} embeddings differ, so the "
-            "encoder has learned to speak to another model."
-        )
+def _check_shared(recipe: Recipe, stage: Stage, checkpoint: Path, target: Pretrained, decoder: str) -> None:
+    """Raises InputError if surrogate and target differ in their embeddings or in their first block: then they are not of one model."""
+    names = {EMBEDDING: EMBEDDING}
+    if stage.model.decoder.spans[0].path == "kept/0/layers":
+        names[f"decoder/kept/0/layers/{KERNEL}"] = f"decoder/layers/{KERNEL}"
+    ours = read_params(checkpoint, recipe, dict.fromkeys(names, _first_device()))
+    for path, name in names.items():
+        shape = jax.ShapeDtypeStruct(ours[path].shape, ours[path].dtype)
+        theirs = target.read({name: shape}, dtype=shape.dtype)[name]
+        if not bool(jnp.array_equal(ours[path], theirs)):
+            what = "embeddings" if path == EMBEDDING else "blocks"
+            raise InputError(
+                f"The surrogate in {checkpoint} was not cut from {decoder}: their {what} differ, so the encoder has learned to "
+                "speak to another model."
+            )
 
 
 def _first_device() -> Sharding:
@@ -119,6 +128,6 @@ def _write(recipe: Recipe, stage: Stage, model: VLMConfig, checkpoint: Path, dec
     if stage.data.resize == "stretch":
         stretch(draft / VISION / PICTURES)
     if (decoder / CONFIG).is_file() and not is_orbax(decoder):
-        shutil.copytree(decoder, draft / DECODER)
+        shutil.copytree(decoder, draft / DECODER, ignore=shutil.ignore_patterns(*_LEFT_OUT))
     else:
         port(str(decoder), draft / DECODER, to="huggingface", console=Console(file=io.StringIO()))

@@ -21,7 +21,7 @@ from mmjax.training.state import Start
 from mmjax.transitions import Entry, Manifest
 from mmjax.transitions.stacks import in_one_stack
 from mmjax.transitions.surrogate import describe
-from mmjax.typing import Params
+from mmjax.typing import Array, Params
 from mmjax.weights.opened import Cut
 from mmjax.weights.pretrained import Origin, Pretrained, open_pretrained
 
@@ -164,8 +164,9 @@ def check(stage: Stage) -> None:
         open_initial(stage.weights, stage.model).close()
 
 
-def begin(stage: Stage, start: Start, manifest: Manifest, mesh: Mesh, say: Callable[[str], None]) -> tuple[Start, Manifest]:
-    """A stage's beginning with its `weights` in the place of what `start` would give, and the manifest of that.
+def begin(stage: Stage, start: Start, manifest: Manifest, mesh: Mesh, key: Array, say: Callable[[str], None]) -> tuple[Start, Manifest]:
+    """A stage's beginning with its `weights` in the place of what `start` would give, and the manifest of that. What neither gives, because
+    "random" is asked for, is drawn.
 
     Raises:
         InputError: a file is missing, damaged or does not fit, or has numbers that are not finite.
@@ -183,19 +184,22 @@ def begin(stage: Stage, start: Start, manifest: Manifest, mesh: Mesh, say: Calla
     assert not set(loaded) & {_BEFORE + path for path in start.given}
     given = {_BEFORE + path: value for path, value in start.given.items()} | loaded
 
+    drawn = shapes.keys() - sources.keys() - {entry.target for entry in manifest.entries}
+
     def make(given: Params) -> Params:
         before = {path.removeprefix(_BEFORE): value for path, value in given.items() if path.startswith(_BEFORE)}
-        return start.make(before) | finish({path: value for path, value in given.items() if not path.startswith(_BEFORE)})
+        fresh = {path: value for path, value in parameters.initialize(stage.model, key).items() if path in drawn} if drawn else {}
+        return start.make(before) | fresh | finish({path: value for path, value in given.items() if not path.startswith(_BEFORE)})
 
     read = {path: Entry.of(shapes[path], path, source, "loaded", notes.get(path, "")) for path, source in sources.items()}
-    entries = {entry.target: entry for entry in manifest.entries} | read
+    fresh = {path: Entry.of(shapes[path], path, None, "fresh") for path in drawn}
+    entries = {entry.target: entry for entry in manifest.entries} | fresh | read
     return Start(given, make), dataclasses.replace(manifest, entries=tuple(entries[path] for path in sorted(entries)))
 
 
 def parts_of(weights: Mapping[str, str]) -> set[str]:
-    """Parts of a model that a stage's `weights` give."""
-    named = {name for name, path in weights.items() if path != RANDOM}
-    return set(PARTS) if "model" in named else named
+    """Parts of a model that do not come from the stage before: a stage's `weights` give them, or say that they are drawn afresh."""
+    return set(PARTS) if "model" in weights else set(weights)
 
 
 def _parts(opened: Mapping[str, tuple[str, Pretrained]]) -> Iterator[tuple[str, tuple[str, Pretrained]]]:

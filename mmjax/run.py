@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import warnings
 from collections.abc import Callable, Collection, Mapping
 
 import jax
@@ -91,6 +92,7 @@ def evaluate(
         if folder.absolute() == last and run.summary.has(stage):
             run.params = params
             run.score(again=True)
+            run.note(stage.name, stage.steps, run.summary.eval)
             run.finish()
             return
         run.score_apart(stage.name, params, mesh, step=int(folder.name))
@@ -174,6 +176,7 @@ class _Run:
             self.summary.add_stage(stage, result)
             budget = None if budget is None else max(0, budget - (result.steps - done))
             before, self.params = stage, result.params
+            del result  # what the next stage leaves behind, such as a surrogate's decoder, is held by nothing else
         return True
 
     def score_beginning(self, name: str, mesh: Mesh) -> None:
@@ -182,10 +185,13 @@ class _Run:
         index, stage = names.index(name), self.fitted.stages[name]
         before = self.fitted.stages[names[index - 1]] if index else None
         if before is not None and newest_step(self.workdir.checkpoints / before.name) != before.steps:
-            raise InputError(f"Stage {name!r} begins with what stage {before.name!r} ends with, and that one has not finished.")
+            why = "its last checkpoint is not there any more" if self.summary.has(before) else "that one has not finished"
+            raise InputError(f"Stage {name!r} begins with what stage {before.name!r} ends with, and {why}.")
         initial_weights.check(stage)
-        start = self._start(stage, before, jax.random.fold_in(jax.random.key(self.recipe.seed), index))(mesh)
-        params = jax.jit(start.make, out_shardings=_places(stage, mesh))(start.given)
+        untrained = dataclasses.replace(stage, trainable=())  # so that matrices are read in the dtype that they compute in
+        start = self._start(untrained, before, jax.random.fold_in(jax.random.key(self.recipe.seed), index))(mesh)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # a buffer that was resized cannot be donated
+            params = jax.jit(start.make, out_shardings=_places(stage, mesh), donate_argnums=0)(start.given)
         self.score_apart(name, params, mesh, step=0)
 
     def score_apart(self, name: str, params: Params, mesh: Mesh, *, step: int) -> None:
@@ -193,11 +199,15 @@ class _Run:
         names = list(self.fitted.stages)
         until = {other: self.fitted.stages[other] for other in names[: names.index(name) + 1]}
         scores = _scores(dataclasses.replace(self.fitted, stages=until), params, self.tokenizer, self.stop, None, mesh)
+        self.note(name, step, scores)
+        for line in describe(scores):
+            self.say(line)
+
+    def note(self, name: str, step: int, scores: dict[str, dict]) -> None:
+        """Adds scores to evaluations.jsonl."""
         record = {"stage": name, "step": step, "evaluation": to_plain(self.recipe.evaluation), "eval": scores}
         with self.workdir.evaluations.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        for line in describe(scores):
-            self.say(line)
 
     def _begun_after(self, index: int) -> bool:
         """Whether a later stage has checkpoints: those of this one may have been removed to save space."""
@@ -243,7 +253,7 @@ class _Run:
                 make = functools.partial(transitions.apply, names, old=old, new=stage.model, key=key, stage=stage.name, loaded=loaded)
                 found = Start(given, lambda given: make(given)[0])
             if stage.weights:
-                found, manifest = initial_weights.begin(stage, found, manifest, mesh, self.say)
+                found, manifest = initial_weights.begin(stage, found, manifest, mesh, key, self.say)
             if before is None:
                 self._warn_of_frozen(stage, {entry.target: entry for entry in manifest.entries if entry.how == "fresh"})
             write_json(self.workdir.manifest(stage.name), manifest.to_json())

@@ -6,8 +6,9 @@ import pytest
 
 from mmjax import config
 from mmjax.models import parameters
+from mmjax.recipe import OptimizerConfig
 from mmjax.training.flops import step_flops
-from mmjax.training.optimizer import make_optimizer
+from mmjax.training.optimizer import Optimizer, make_optimizer
 from tests.test_architecture import ROOT
 
 FILE = str(ROOT / "configs" / "graft.py")
@@ -66,8 +67,20 @@ def test_learning_rates_of_the_official_schedule(stage, rates):
         assert float(make_optimizer(found).learning_rate(update - 1)) == pytest.approx(rate, rel=2e-5, abs=1e-12)
 
 
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_every_rate_is_finite(steps):
+    for warmup in range(steps + 1):
+        optimizer = Optimizer(OptimizerConfig(1e-3, schedule="cosine_over_all", warmup_steps=warmup), steps)
+        assert all(0 <= float(optimizer.learning_rate(step)) <= 1.001e-3 for step in range(steps)), (steps, warmup)
+
+
+def test_texts_are_mixed_in_as_many_as_the_paper_has():
+    weights = {name: source.weight for name, source in load("8b").stages["translator"].data.sources.items()}
+    assert weights == {"conversations": 624_610, "text": 500_000}
+
+
 def test_few_tokens_on_a_surrogate_save_four_fifths_of_the_stages_that_train_the_encoder():
-    """At 70B shapes with 200 text tokens, against the same stages with 577 tokens on the whole model."""
+    """At 70B shapes with 200 text tokens, against the same stages with 579 tokens on the whole model."""
 
     def flops(variant: str) -> float:
         stages = [load(variant).stages[name] for name in ("translator", "encoder")]

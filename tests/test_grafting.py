@@ -54,9 +54,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, published: dict[str, str]) 
         Image.new("RGB", (16, 16), COLORS[index % 3]).save(folder / f"{index}.png")
     lines = [json.dumps({"image": f"{index}.png", "text": f"a {COLORS[index % 3]} square"}) for index in range(6)]
     (folder / "data.jsonl").write_text("\n".join(lines))
-    source = {"kind": "jsonl", "path": str(folder / "data.jsonl"), "image_dir": str(folder)}
+    source = {"kind": "jsonl", "path": str(folder / "data.jsonl"), "image_dir": str(folder), "holdout_by": "caption"}
     common = {
-        "data": {"sources": {"colors": source}, "text_length": 12},
+        "data": {"sources": {"colors": source}, "text_length": 12, "holdout": 2},
         "optimizer": {"learning_rate": 1e-2},
         "batch_size": 2,
         "steps": 2,
@@ -85,6 +85,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, published: dict[str, str]) 
                 **common,
             },
         },
+        "evaluation": {"tasks": ("captions",), "batch_size": 2, "max_caption_tokens": 4, "untrained": False},
         "logging": {"every": 1, "trackers": ("jsonl",)},
     }
     return recipe_from(tree, name="grafted")
@@ -177,9 +178,7 @@ def test_a_folder_has_the_encoder_of_the_run_and_the_files_of_the_decoder(grafte
 
 def test_the_way_there_and_back_leaves_the_encoder_as_it_was(grafted, finished, recipe):
     """surrogate -> target -> surrogate: a stage on the surrogate that begins with the grafted model."""
-    tree = json.loads(finished.config.read_text())
     stage = dataclasses.replace(recipe.stages["encoder"], weights={"model": str(grafted)})
-    assert tree["stages"]
     with open_initial(stage.weights, stage.model) as opened:
         params = opened.finish(opened.read(None, (), np.float32))
     before = saved(finished, "encoder")
@@ -196,7 +195,10 @@ def test_one_workdir_gives_all_three_scores(finished, recipe):
     run.evaluate(recipe, finished, begin="decoder", **settings)
     run.evaluate(recipe, finished, checkpoint=str(finished.checkpoints / "decoder" / "2"), **settings)
     noted = [json.loads(line) for line in finished.evaluations.read_text().splitlines()]
-    assert [(record["stage"], record["step"]) for record in noted] == [("encoder", 2), ("decoder", 0)]
+    assert [(record["stage"], record["step"]) for record in noted] == [("encoder", 2), ("decoder", 0), ("decoder", 2)]
+    assert len({record["eval"]["captions"]["nll"] for record in noted}) == 3
+    final = json.loads(finished.summary.read_text())["eval"]
+    assert noted[2]["eval"]["captions"]["nll"] == final["captions"]["nll"]
 
 
 @pytest.mark.parametrize(

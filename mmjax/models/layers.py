@@ -67,6 +67,7 @@ def run[Carry](
     if len(spans) == 1:
         return scan(_at(module, spans[0]), body, carry, per_layer, start=start, stop=stop, remat=remat, unroll=unroll)
     outputs, done = [], 0
+    assert stop is None or start < stop, "no blocks to run"
     stop = sum(span.size for span in spans) if stop is None else stop
     for span in spans:
         first, last = max(start - done, 0), min(stop - done, span.size)

@@ -49,7 +49,7 @@ class Optimizer:
             after = config.final_scale + (1.0 - config.final_scale) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         elif config.schedule == "cosine_over_all":
             fallen, at_peak = (1.0 + jnp.cos(jnp.pi * jnp.minimum((at + 2.0) / self.steps, 1.0)) for at in (step, warmup - 1.0))
-            after = config.final_scale + (1.0 - config.final_scale) * fallen / at_peak
+            after = config.final_scale + (1.0 - config.final_scale) * fallen / jnp.maximum(at_peak, jnp.finfo(jnp.float32).tiny)
         else:
             after = jnp.ones_like(step)
         rise = (step + 1.0) / max(warmup, 1)  # no update is wasted on a learning rate of zero

@@ -65,8 +65,10 @@ def _hints(missing: dict[str, str], unexpected: dict[str, str], misshapen: dict[
         yield "the grid of patches changes: 'resize_positions' resizes the position table (or 'resize_positions_half_pixel')"
     if "surrogate" not in names and any(path.startswith(("decoder/kept/", "decoder/translators/")) for path in missing):
         yield "blocks of the decoder are left out: 'surrogate' does that (or the stage's weights.decoder, which then gives what is left)"
-    if any(path.startswith("decoder/layers/") for path in missing) and any(path.startswith("decoder/kept/") for path in unexpected):
+    if "graft" not in names and any(path.startswith(("decoder/kept/", "decoder/translators/")) for path in unexpected):
         yield "a surrogate becomes whole again: 'graft', and the stage's weights.decoder names the decoder"
+    if any("vision/late/" in path for path in missing | unexpected):
+        yield "vision.late changes: stages that follow each other must agree in it"
     if "graft" in names and any(path.startswith("decoder/") for path in missing):
         yield "'graft' leaves the surrogate's decoder behind: name the whole one in the stage's weights.decoder"
     if "attach_lora" not in names and any(is_lora(path) for path in missing):

@@ -38,6 +38,7 @@ def join(params: Params, part: str, spans: Sequence[Span]) -> Params:
     if [span.path for span in spans] == [WHOLE]:
         return params
     prefixes = [f"{part}/{span.path}/" for span in spans]
-    names = [path.removeprefix(prefixes[0]) for path in params if path.startswith(prefixes[0])]
+    names, *same = [{path.removeprefix(prefix) for path in params if path.startswith(prefix)} for prefix in prefixes]
+    assert all(found == names for found in same), "stacks of one part have the same parameters"
     others = {path: value for path, value in params.items() if not path.startswith(tuple(prefixes))}
-    return others | {f"{part}/{WHOLE}/{name}": jnp.concatenate([params[prefix + name] for prefix in prefixes]) for name in names}
+    return others | {f"{part}/{WHOLE}/{name}": jnp.concatenate([params[prefix + name] for prefix in prefixes]) for name in sorted(names)}

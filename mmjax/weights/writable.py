@@ -25,13 +25,13 @@ def writable_params(params: Params, config: ModelConfig) -> Params:
 
     Hidden states, which is what a connector reads, do not depend on that norm.
     """
+    if isinstance(config, VLMConfig):
+        params = _merged(params, config)  # before stacks are joined: some may have updates, and others none
     if not isinstance(config, VisionEncoderConfig):
         params = join(params, "decoder", config.decoder.spans)
     if isinstance(config, LanguageModelConfig):
         return params
     params = join(params, "vision", config.vision.spans)
-    if isinstance(config, VLMConfig):
-        params = _merged(params, config)
     if _lacks_norm(config):
         width = config.vision.width
         params = params | {"vision/final_norm/scale": jnp.ones(width), "vision/final_norm/bias": jnp.zeros(width)}

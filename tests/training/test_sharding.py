@@ -33,16 +33,18 @@ MODEL = VLMConfig(
 STAGE = Stage(
     "s", MODEL, DataConfig(sources={}, text_length=10), OptimizerConfig(1e-2, warmup_steps=2), steps=10, batch_size=16, micro_batches=2
 )
+LARGE = {"weight_std": 0.3, "embedding_std": 0.3}  # so that no gradient is lost in rounding
 SURROGATE = VLMConfig(
-    ViTConfig(image_size=16, patch_size=4, width=16, layers=3, heads=2, mlp_width=32, final_norm=True, late=1),
-    MLPConfig(kind="mlp", feature_layers=(3,), hidden_width=32, class_token=True, final_norm=True, boundaries=True),
-    DecoderConfig(vocabulary=40, width=16, layers=6, heads=4, kv_heads=2, head_dim=4, mlp_width=24, replaced=((2, 5),)),
+    ViTConfig(image_size=16, patch_size=4, width=16, layers=3, heads=2, mlp_width=32, final_norm=True, late=1, **LARGE),
+    MLPConfig(kind="mlp", feature_layers=(3,), hidden_width=32, class_token=True, final_norm=True, boundaries=True, weight_std=0.3),
+    DecoderConfig(vocabulary=40, width=16, layers=6, heads=4, kv_heads=2, head_dim=4, mlp_width=24, replaced=((2, 5),), **LARGE),
     compute_dtype="float32",
 )
 ON_SURROGATE = dataclasses.replace(
     STAGE, model=SURROGATE, trainable=("connector/*", "vision/final_norm/*", "vision/late/*", "decoder/translators/*")
 )
-STAGES = {"whole": STAGE, "surrogate": ON_SURROGATE}
+ON_FROZEN = dataclasses.replace(ON_SURROGATE, trainable=("connector/*", "vision/final_norm/*", "vision/late/*"))
+STAGES = {"whole": STAGE, "surrogate": ON_SURROGATE, "frozen surrogate": ON_FROZEN}
 MESHES = {"data": MeshConfig(), "fsdp": MeshConfig(fsdp=-1, data=1), "fsdp_tensor": MeshConfig(data=1, fsdp=4, tensor=2)}
 
 
@@ -153,16 +155,16 @@ def test_a_step_is_the_same_on_every_mesh(runs, stage, name):
         np.testing.assert_allclose(many["params"][path], value, rtol=1e-4, atol=2e-5, err_msg=path)
     assert many["gradient"].keys() == one["gradient"].keys()
     for path, value in one["gradient"].items():
-        np.testing.assert_allclose(many["gradient"][path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+        if not path.endswith("key/bias"):  # which softmax does not feel: its gradient is rounding alone
+            np.testing.assert_allclose(many["gradient"][path], value, rtol=1e-5, atol=1e-5 * np.abs(value).max(), err_msg=path)
 
 
 @pytest.mark.slow
 def test_through_a_frozen_surrogate_the_connector_learns(runs):
-    gradient = runs["surrogate"]["one"]["gradient"]
-    assert {path.split("/")[0] for path in gradient} == {"connector", "vision", "decoder"}
-    assert not any(path.startswith(("decoder/kept", "decoder/embedding", "vision/layers")) for path in gradient)
-    for path, value in gradient.items():
-        assert np.any(value), path
+    gradient = runs["frozen surrogate"]["one"]["gradient"]
+    assert {path.split("/")[0] for path in gradient} == {"connector", "vision"}
+    largest = {path: np.abs(value).max() for path, value in gradient.items() if path.startswith("connector/")}
+    assert len(largest) == 6 and min(largest.values()) > 1e-5, largest
 
 
 @pytest.mark.slow
