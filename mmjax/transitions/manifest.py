@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import posixpath
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -102,10 +103,15 @@ class Manifest:
         return "\n".join(lines)
 
     def left_behind(self) -> list[str]:
-        """Each path that was dropped, or the part of the model of which more were than one can read."""
-        parts = collections.Counter(path.split("/")[0] for path in self.dropped)
-        paths = [path for path in self.dropped if parts[path.split("/")[0]] <= _LISTED]
-        return paths + [f"{number} arrays of the {part}" for part, number in parts.items() if number > _LISTED]
+        """Each path that was dropped; or, of a part of which more were than one can read, the folder that they share."""
+        parts: dict[str, list[str]] = collections.defaultdict(list)
+        for path in self.dropped:
+            parts[path.split("/")[0]].append(path)
+        return [
+            name
+            for paths in parts.values()
+            for name in (paths if len(paths) <= _LISTED else [f"{posixpath.commonpath(paths)}/ ({len(paths)} arrays)"])
+        ]
 
     def _rows(self) -> Iterator[tuple[str, str, str, str, str]]:
         groups: dict[tuple[str, str, str], list[Entry]] = collections.defaultdict(list)
