@@ -59,7 +59,8 @@ def saved(workdir: pathlib.Path) -> dict:
     """The last checkpoint: a digest of every array, and where the run stands."""
     path = workdir / "checkpoints" / "squares" / str(squares.STEPS) / "record" / "record.json"
     content = json.loads(path.read_text())["content"]
-    content["metadata"].pop("seconds")
+    for name in ("seconds", "device_seconds"):
+        content["metadata"].pop(name)
     return content
 
 

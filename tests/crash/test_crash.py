@@ -56,7 +56,8 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 def record(workdir: pathlib.Path) -> dict:
     content = json.loads((workdir / "checkpoints" / str(toy.STEPS) / "record" / "record.json").read_text())["content"]
-    content["metadata"].pop("seconds")
+    for name in ("seconds", "device_seconds"):
+        content["metadata"].pop(name)
     return content
 
 

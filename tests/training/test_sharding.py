@@ -137,7 +137,9 @@ def runs():
     """Three steps on each mesh: losses, parameters, how they were laid out, and what the compiled step sends between devices."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiles in a third of the time
     root = pathlib.Path(__file__).parents[2]
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    # Devices wait for each other inside a collective, each on a thread, and several collectives go on at once: with as many threads as
+    # devices, which XLA has on a small machine, all may wait.
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), "NPROC": "32"}
     result = subprocess.run([sys.executable, __file__], cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1]) | {"stderr": result.stderr}
