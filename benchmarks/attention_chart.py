@@ -1,40 +1,16 @@
 """The figures of the attention benchmark as one SVG picture: bars by shape and implementation, floors as lines."""
 
-import dataclasses
-import math
-
 from attention_table import tera
 from attention_timing import quartiles
+from bar_chart import Panel, picture
 
-from mmjax.report.charts import linear_ticks, logarithmic_ticks
-from mmjax.report.html import Html, tag
+from mmjax.report.html import Html
 
 _COLOURS = {
     "mosaic_gpu": "#b3261e", "mosaic_gpu_fused": "#f2994a", "default": "#b3261e", "xla_chunked": "#8e44ad", "cudnn": "#2f6f3e",
     "torch_cudnn": "#1f5fa8", "torch_flash": "#5aa0e0", "torch_flex": "#0f3057", "torch_sdpa": "#1f5fa8", "xla": "#9a9a9a",
     "jax_nn": "#2f6f3e", "tokamax": "#c9a400",
 }  # fmt: skip
-_BAR, _LETTER, _GAP, _LEFT, _RIGHT = 15, 7, 34, 70, 20
-_HEIGHT, _ABOVE, _BELOW = 250, 56, 46  # of a panel's bars, its heading and its labels
-_TOP = 64
-_OUTLINE: dict[str, str | float] = {"stroke": "#ffffff", "stroke_width": 3, "paint_order": "stroke"}  # over lines
-_FONT = "font-family: system-ui, 'DejaVu Sans', sans-serif"
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """Groups of bars side by side.
-
-    Attributes:
-        groups: (label, {implementation: value}) from left to right; values are positive.
-        floors: {label: value} of the lines across groups.
-    """
-
-    title: str
-    unit: str
-    groups: tuple[tuple[str, dict[str, float]], ...]
-    floors: dict[str, float] = dataclasses.field(default_factory=dict)
-    logarithmic: bool = False
 
 
 def panels(record: dict) -> list[Panel]:
@@ -59,76 +35,10 @@ def panels(record: dict) -> list[Panel]:
 
 def draw(record: dict) -> Html:
     """The picture. There is at least one case."""
-    shown = panels(record)
-    names = [*dict.fromkeys(name for panel in shown for _, values in panel.groups for name in values)]
-    widest = max(sum(_width(label, values) for label, values in panel.groups) for panel in shown)
-    width = max(_LEFT + widest + _RIGHT, 760, _LEFT + 150 * len(names))
-    each = _ABOVE + _HEIGHT + _BELOW
-    height = _TOP + each * len(shown)
-    return tag(
-        "svg",
-        tag("rect", width=width, height=height, fill="#ffffff"),
-        tag("text", f"Attention, {record['device']}, {record['date']}", x=_LEFT, y=26, font_size=17, font_weight="bold"),
-        [_legend(name, _LEFT + 150 * number) for number, name in enumerate(names)],
-        [_panel(panel, _TOP + each * number, width) for number, panel in enumerate(shown)],
-        xmlns="http://www.w3.org/2000/svg",
-        width=width,
-        height=height,
-        viewBox=f"0 0 {width} {height}",
-        style=_FONT,
-        role="img",
-        aria_label="useful FLOPs per second of attention by shape and implementation",
-    )
-
-
-def _width(label: str, values: dict[str, float]) -> int:
-    return max(_BAR * len(values), _LETTER * len(label)) + _GAP
-
-
-def _legend(name: str, x: int) -> Html:
-    return tag("g", tag("rect", x=x, y=42, width=12, height=12, fill=_colour(name)), tag("text", name, x=x + 17, y=53, font_size=13))
-
-
-def _colour(name: str) -> str:
-    return _COLOURS.get(name, "#444444")
-
-
-def _panel(panel: Panel, top: int, width: int) -> Html:
-    values = [value for _, group in panel.groups for value in group.values()] + [*panel.floors.values()] or [1.0]
-    ticks, (low, high) = logarithmic_ticks(min(values), max(values)) if panel.logarithmic else linear_ticks(0.0, max(values), 5)
-    base = top + _ABOVE + _HEIGHT
-
-    def up(value: float) -> float:
-        share = math.log(value / low) / math.log(high / low) if panel.logarithmic else (value - low) / (high - low)
-        return base - share * _HEIGHT
-
-    parts = [tag("text", f"{panel.title}, {panel.unit}", x=_LEFT, y=top + 24, font_size=15, font_weight="bold")]
-    if panel.floors:
-        floor = "line: the floor, 790 TFLOP/s or 4.3 TB/s"
-        parts.append(tag("text", floor, x=width - _RIGHT, y=top + 24, font_size=13, text_anchor="end", fill="#555555"))
-    for tick in ticks:
-        parts.append(tag("line", x1=_LEFT, x2=width - _RIGHT, y1=up(tick), y2=up(tick), stroke="#dddddd"))
-        parts.append(tag("text", f"{tick:g}", x=_LEFT - 8, y=up(tick) + 4, font_size=12, text_anchor="end"))
-    x = _LEFT + _GAP / 2
-    for label, group in panel.groups:
-        inner = _width(label, group) - _GAP
-        if label in panel.floors:
-            y = up(panel.floors[label])
-            parts.append(tag("line", x1=x - 6, x2=x + inner + 6, y1=y, y2=y, stroke="#111111", stroke_width=2))
-        parts += [
-            _bar(name, value, x + (inner - _BAR * len(group)) / 2 + _BAR * number, up(value), base)
-            for number, (name, value) in enumerate(group.items())
-        ]
-        parts.append(tag("text", label, x=x + inner / 2, y=base + 18, font_size=12, text_anchor="middle"))
-        x += inner + _GAP
-    return tag("g", parts)
-
-
-def _bar(name: str, value: float, x: float, top: float, base: float) -> Html:
-    written = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    place = f"rotate(-90 {x + _BAR / 2 + 4:.1f} {top - 4:.1f})"
-    return tag(
-        "g",
-        tag("rect", tag("title", f"{name}: {value:.4g}"), x=x, y=top, width=_BAR - 2, height=base - top, fill=_colour(name)),
-        tag("text", written, x=x + _BAR / 2 + 4, y=top - 4, font_size=11, transform=place, **_OUTLINE),
+    return picture(
+        panels(record),
+        f"Attention, {record['device']}, {record['date']}",
+        _COLOURS,
+        label="useful FLOPs per second of attention by shape and implementation",
+        floor="line: the floor, 790 TFLOP/s or 4.3 TB/s",
     )

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import pickle
-import platform
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from attention_cases import Case
 from attention_timing import Clock, Measured
+from processor import processor
 
 OURS = ("default", "xla", "xla_chunked")
 OPPONENTS = ("jax_nn", "torch_sdpa")
@@ -133,11 +133,3 @@ def memory(names: Sequence[str], case: Case, lengths: Sequence[int] = LENGTHS) -
             compiled = jax.jit(gradient).lower(shape, keys, keys, shape, mask).compile()
             found[name][str(length)] = compiled.memory_analysis().temp_size_in_bytes
     return found
-
-
-def processor() -> str:
-    """The host's processor and how many of its cores this process may use."""
-    path = pathlib.Path("/proc/cpuinfo")
-    listed = path.read_text().splitlines() if path.exists() else []
-    name = next((line.partition(":")[2].strip() for line in listed if line.startswith("model name")), platform.processor())
-    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores of {name}"

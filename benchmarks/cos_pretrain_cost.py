@@ -24,7 +24,7 @@ from mmjax import host  # noqa: E402
 host.prepare()
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
+from synthetic import make_batch  # noqa: E402
 
 from mmjax.models import parameters  # noqa: E402
 from mmjax.models.config import DecoderConfig, LinearConfig, LoRAConfig, ResamplerConfig, ViTConfig, VLMConfig  # noqa: E402
@@ -33,7 +33,7 @@ from mmjax.training import state as training_state  # noqa: E402
 from mmjax.training.checkpoint import by_path  # noqa: E402
 from mmjax.training.flops import step_flops  # noqa: E402
 from mmjax.training.step import make_train_step  # noqa: E402
-from mmjax.typing import Array, Batch  # noqa: E402
+from mmjax.typing import Array  # noqa: E402
 
 TEXT = 60
 PAPER = {32: 0.27, 48: 0.35, 80: 0.42, 256: 0.82, 336: 1.00}
@@ -81,31 +81,6 @@ def make_stage(parts, tokens: int, batch: int, dtype: str) -> Stage:
     return Stage("pretrain", model, data, OptimizerConfig(learning_rate=1e-4), steps=1000, batch_size=batch, trainable=trainable)
 
 
-def random_batch(stage: Stage, seed: int) -> Batch:
-    """One picture and one 60-token caption a row, the way the packer lays them out."""
-    rng = np.random.default_rng(seed)
-    rows, visual, size = stage.batch_size, stage.model.visual_tokens, stage.model.vision.image_size
-    length = visual + TEXT
-    tokens = rng.integers(5, stage.model.decoder.vocabulary, (rows, length)).astype(np.int32)
-    slot = np.where(np.arange(length) < visual, np.arange(length), -1)
-    targets = np.where(np.arange(length) >= visual, np.roll(tokens, -1, 1), -1)
-    targets[:, -1] = -1
-
-    def whole(row: np.ndarray | int) -> np.ndarray:
-        return np.broadcast_to(row, (rows, length)).astype(np.int32)
-
-    return Batch(
-        tokens=tokens,
-        targets=targets.astype(np.int32),
-        segments=whole(1),
-        prefixes=whole(0),
-        positions=whole(np.arange(length)),
-        images=rng.integers(0, 256, (rows, 1, size, size, 3), dtype=np.uint8),
-        image_mask=np.ones((rows, 1), bool),
-        image_slot=whole(slot),
-    )
-
-
 Pool = dict[tuple[str, tuple[int, ...]], Array]
 """Arrays of states by path and shape. Settings lend each other what they have in common, so that one language model serves all."""
 
@@ -114,7 +89,7 @@ class Setting:
     """One token count: its compiled step, and the places of its state in the pool."""
 
     def __init__(self, stage: Stage, pool: Pool):
-        self.stage, self.batch = stage, random_batch(stage, 0)
+        self.stage, self.batch = stage, make_batch(stage, 0)
         structure, _ = parameters.abstract(stage.model)
         self.step = make_train_step(structure, stage)
 

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 VARIANTS = {"few-then-many": "", "many": "many", "single": "single", "scratch": "scratch"}
 TYPES = ("shape", "color", "yes_no")
 POINTS = ("equal samples", "equal seconds")
+PATIENCE = 3600.0  # seconds for one answer of a worker
 
 
 # What a step of each arm takes
@@ -45,25 +46,27 @@ def step_seconds(folder: pathlib.Path, rounds: int = 7, steps: int = 4) -> dict[
     path = folder / "calibration.json"
     if path.exists():
         return json.loads(path.read_text())
-    from step_time import Worker, prepare
+    from step_time_batches import default_recipe
+    from step_time_folder import write
+    from step_time_shapes import Shape
+    from step_time_workers import OURS, Worker
 
     from mmjax.config import load
 
-    script, core = str(ROOT / "benchmarks/step_time.py"), str(min(os.sched_getaffinity(0)))
+    script, core = str(ROOT / "benchmarks/step_time_jax.py"), str(min(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as name:
         workers = {}
         for arm in VARIANTS:
             for stage in load(config_of(arm)).stages:
                 files = pathlib.Path(name, f"{arm}-{stage}")
                 files.mkdir()
-                prepare(config_of(arm), stage, files)
-                serve = [sys.executable, script, "serve", config_of(arm), stage, str(files)]
-                workers[arm, stage] = Worker(["taskset", "-c", core, *serve])
-                workers[arm, stage].run(2)  # compiles, and warms the caches
+                write(Shape(f"{arm}-{stage}", *default_recipe(stage, config_of(arm))), files)
+                workers[arm, stage] = Worker(["taskset", "-c", core, sys.executable, script, str(files)], dict(os.environ))
+                workers[arm, stage].ask(PATIENCE, do="first", variant=OURS, steps=2)  # compiles, and warms the caches
         taken = {key: [] for key in workers}
         for _ in range(rounds):
             for key, worker in workers.items():
-                taken[key].append(worker.run(steps)["seconds"])
+                taken[key].append(worker.ask(PATIENCE, do="run", variant=OURS, steps=steps)["seconds"])
         for worker in workers.values():
             worker.close()
     result: dict[str, dict[str, float]] = {arm: {} for arm in VARIANTS}

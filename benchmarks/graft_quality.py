@@ -1,6 +1,6 @@
 """Does an encoder that was trained on a surrogate serve the whole model? configs/graft.py against its baselines and controls.
 
-    python benchmarks/graft_quality.py [--seeds 0 1 2] [--steps 48] [--arms graft full ...] [--runs runs/graft-quality] [--out FILE.md]
+    python benchmarks/graft_quality.py [--seeds 0 1 2] [--steps 96] [--arms graft full ...] [--runs runs/graft-quality] [--out FILE.md]
 
 | arm | what is scored |
 |---|---|
@@ -168,10 +168,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/graft-quality"))
     parser.add_argument("--out", type=pathlib.Path)
     options, settings = parser.parse_known_args()
+    if options.steps < 40:
+        parser.error(f"--steps {options.steps} leaves less than 4 for 10 % of the data, which the schedule needs; take 40 or more")
     study = Study(options.runs.absolute(), options.steps, tuple(settings))
     study.folder.mkdir(parents=True, exist_ok=True)
     first, *others = options.seeds

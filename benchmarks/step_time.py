@@ -1,176 +1,159 @@
-"""Step time of the default recipe's two stages against the same model and step in PyTorch, on this machine's CPU.
+"""A training step of mmjax beside the same model and step in PyTorch: step time, throughput, memory, compilation.
 
-    python benchmarks/step_time.py --torch_python .oracle/bin/python [--rounds 5] [--steps 5] [--out benchmarks/results/NAME.md]
+    python benchmarks/step_time.py [--out FOLDER] [--shapes NAME ...] [--variants NAME ...] [--torch_python PYTHON] [--seconds S]
 
-Both sides start from the same parameters and read the same packed batches (the first losses are compared), use AdamW with the same
-clipping, the same number of threads and the same allocator setting. One worker process each, all alive at once, taking turns: a round is
-`steps` steps of every worker; the figure is the median over rounds of the round's median, and the ratio is taken round by round.
+Shapes: default_pretrain and default_finetune (the stages of configs/cos.py with its own packed rows), cos_pretrain_{32,48,80,336},
+cos_finetune_{336,1296} (CoS-7B), llm_1b and llm_8b-slice (text alone), surrogate (the stage "encoder" of configs/graft.py) and packed
+(mmjax packs samples of many lengths, PyTorch pads them). On a GPU they have the sizes of their papers, in bfloat16; a CPU gets smaller
+ones in float32, and the results say what of them is smaller. Writes FOLDER/step_time.json (every round), step_time.md and step_time.svg.
+
+The opponent, torch_baseline/, is made of transformers' own modules, with torch.compile, fused AdamW, and attention pinned on a GPU to the
+backend that was fastest for each kind of call. Both sides read the same batches, train and freeze the same parameters, recompute the same
+activations, run the head on the same number of positions, and on a CPU have the same allocator setting. Where parameters are shared, the
+first losses and gradient norms have to agree before anything is timed; large shapes on a GPU draw their own. The workers are processes that
+take turns; a figure is the median over rounds of the seconds per step of a turn, and ratios are taken round by round.
+
+Shapes that the time does not suffice for are left out, by name. Exit code 1: a shape failed, such as by losses that do not agree. 2: no
+interpreter has torch and transformers, or an option is wrong.
 """
 
 import argparse
-import dataclasses
 import json
+import os
 import pathlib
-import statistics
+import shlex
 import subprocess
 import sys
-import tempfile
+import time
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-BATCHES = 4
+LEAST_SECONDS = 15.0  # that have to be left for a shape to begin
+VARIANTS = ("eager", "compile", "max-autotune")
 
 
-def stage_of(config: str, name: str):
-    from mmjax.config import load
-
-    recipe = load(config)
-    return recipe, recipe.stages[name]
-
-
-def prepare(config: str, stage_name: str, folder: pathlib.Path) -> None:
-    """Writes the spec, the initial parameters and a few packed batches for both sides."""
-    import jax
-    import numpy as np
-
-    from mmjax.data.loader import batches
-    from mmjax.data.rows import make_rows
-    from mmjax.models import parameters
-    from mmjax.saved_runs import prepare_tokenizer
-
-    recipe, stage = stage_of(config, stage_name)
-    tokenizer, recipe = prepare_tokenizer(recipe, folder)
-    stage = recipe.stages[stage_name]
-    rows = make_rows(stage.data, stage.model, tokenizer, recipe.seed)
-    iterator = batches(rows, stage.batch_size, first_row=0, workers=0)
-    taken = [next(iterator)[0] for _ in range(BATCHES)]
-    iterator.close()
-    arrays = {f"batch:{f.name}": np.stack([getattr(b, f.name) for b in taken]) for f in dataclasses.fields(taken[0])}
-    params = parameters.initialize(stage.model, jax.random.key(recipe.seed))
-    arrays |= {f"params:{k}": np.asarray(v) for k, v in params.items()}
-    np.savez(folder / "data.npz", **arrays)
-    optimizer = dataclasses.asdict(stage.optimizer)
-    (folder / "spec.json").write_text(json.dumps({"model": dataclasses.asdict(stage.model), "optimizer": optimizer}))
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, help="folder for step_time.json, step_time.md and step_time.svg")
+    parser.add_argument("--shapes", nargs="+", help="names of shapes; by default those for the device")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="of PyTorch; by default eager and compile, and all on a GPU")
+    parser.add_argument("--torch_python", help="interpreter with torch and transformers; $MMJAX_ORACLE, .oracle/bin/python or this one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn", type=float, help="seconds of a worker's turn, about: 0.5 on a GPU, 1 on a CPU")
+    parser.add_argument("--seconds", type=float, help="for all of it: 500 on a GPU, 1500 on a CPU")
+    parser.add_argument("--attention", help="the implementation of attention that mmjax prefers")
+    return parser.parse_args(given)
 
 
-def serve(config: str, stage_name: str, folder: pathlib.Path) -> None:
-    """The JAX worker: the step of `python -m mmjax.main`, answering "N" with the seconds per step of N steps."""
+def versions() -> dict[str, str]:
+    import importlib.metadata
+
+    found = {}
+    for name in ("jaxlib", "jax-cuda13-plugin", "flax", "optax"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def gpu_memory() -> float:
+    """Bytes of the first GPU. Raises ValueError if nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return float(listed.splitlines()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise ValueError(f"nvidia-smi does not say how much memory the GPU has: {error}") from error
+
+
+def run(record: dict[str, Any], options: argparse.Namespace, settings: Any, on_gpu: bool, say: Any) -> None:
+    """Fills the record, shape by shape."""
+    import step_time_shapes
+    from step_time_measure import Clock, measure
+    from step_time_stages import needed
+    from step_time_workers import MEMORY_SHARE
+
+    share = MEMORY_SHARE * gpu_memory() if on_gpu else 0.0
+    names = options.shapes or step_time_shapes.names(on_gpu)
+    shapes = [step_time_shapes.shape(name, on_gpu=on_gpu, memory=share) for name in names]
+    clock = Clock(options.seconds or (500.0 if on_gpu else 1500.0))
+    for number, shape in enumerate(shapes):
+        if clock.total_left < LEAST_SECONDS:
+            record["left_out"][shape.name] = "no time was left"
+        elif on_gpu and (bytes_ := needed(shape.stage)) > share:
+            record["left_out"][shape.name] = f"it needs {bytes_ / 2**30:.0f} GiB, and a side has {share / 2**30:.0f}"
+        else:
+            clock.begin(len(shapes) - number)
+            begun = time.monotonic()
+            result = measure(shape, settings, clock, say)
+            notice(record, result)
+            save(record, options.out)
+            say(f"{shape.name}: {time.monotonic() - begun:.0f} s")
+
+
+def notice(record: dict[str, Any], result: dict[str, Any]) -> None:
+    """Adds a shape's results, and what its workers saw of the machine. One whose time was up before mmjax could begin is left out."""
+    ours = result["workers"]["mmjax"]
+    if ours.get("error") == "the time was up" and not ours.get("seconds"):
+        record["left_out"][result["name"]] = "its time was up before anything was timed"
+        return
+    record["shapes"].append(result)
+    for worker in result["workers"].values():
+        record["versions"] |= worker.pop("versions", None) or {}
+    record["peak_flops"] = max(filter(None, (ours.get("peak_flops"), record.get("peak_flops"))), default=None)
+    if not record["on_cpu"]:
+        record["device"] = ours.get("device", record["device"])
+
+
+def save(record: dict[str, Any], out: pathlib.Path | None) -> None:
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "step_time.json").write_text(json.dumps(record, indent=1))
+
+
+def main(given: list[str] | None = None) -> int:
+    options = arguments(given)
     from mmjax import host
 
     host.prepare()
-    import time
+    import step_time_workers
 
-    import jax
-    import numpy as np
+    environment, on_gpu = dict(os.environ), not host.computes_on_cpu()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # of this process, which only prepares; the workers have the environment as it was
+    python = step_time_workers.find_torch(options.torch_python)
+    if python is None:
+        tried = options.torch_python or f"$MMJAX_ORACLE, .oracle/bin/python and {sys.executable}"
+        print(f"No interpreter with torch and transformers: not {tried}. `make oracle` makes one.", file=sys.stderr)
+        return 2
+    import step_time_chart
+    import step_time_table
+    from processor import processor
+    from step_time_measure import Settings
 
-    from mmjax.models import parameters
-    from mmjax.saved_runs import prepare_tokenizer
-    from mmjax.training import state as training_state
-    from mmjax.training.step import make_train_step
-    from mmjax.typing import Batch
-
-    recipe, _ = stage_of(config, stage_name)
-    _, recipe = prepare_tokenizer(recipe, folder)
-    stage = recipe.stages[stage_name]
-    stage = dataclasses.replace(stage, optimizer=dataclasses.replace(stage.optimizer, schedule="constant", warmup_steps=0))
-    data = dict(np.load(folder / "data.npz"))
-    params = {k.removeprefix("params:"): jax.numpy.asarray(v) for k, v in data.items() if k.startswith("params:")}
-    fields = {k.removeprefix("batch:"): v for k, v in data.items() if k.startswith("batch:")}
-    structure, _ = parameters.abstract(stage.model)
-    state = training_state.create(params, stage, jax.random.key(0))
-    step = make_train_step(structure, stage)
-    print("ready", flush=True)
-    count = 0
-    for line in sys.stdin:
-        seconds, losses = [], []
-        for _ in range(int(line)):
-            batch = Batch(**{k: v[count % BATCHES] for k, v in fields.items()})
-            start = time.perf_counter()
-            state, metrics = step(state, batch)
-            losses.append(float(metrics.loss.compute()))
-            seconds.append(time.perf_counter() - start)
-            count += 1
-        print(json.dumps({"seconds": statistics.median(seconds), "losses": losses}), flush=True)
-
-
-class Worker:
-    """A process that answers "N" with the median seconds per step of N steps."""
-
-    def __init__(self, command: list[str]):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        while (line := self.process.stdout.readline()).strip() != "ready":
-            if not line:
-                raise RuntimeError(f"{command} ended before it was ready")
-
-    def run(self, steps: int) -> dict:
-        print(steps, file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def compare(config: str, stage: str, torch_python: str, rounds: int, steps: int) -> dict:
-    """{worker: {"seconds": [per round], "losses": of the first steps}} of one stage."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        subprocess.run([sys.executable, __file__, "prepare", config, stage, name], check=True, cwd=ROOT)
-        torch_worker = [torch_python, str(ROOT / "benchmarks/torch_worker.py"), str(folder)]
-        commands = {
-            "mmjax": [sys.executable, __file__, "serve", config, stage, name],
-            "torch eager": torch_worker,
-            "torch.compile": [*torch_worker, "compile"],
-        }
-        workers = {label: Worker(command) for label, command in commands.items()}
-        first = {label: worker.run(3)["losses"] for label, worker in workers.items()}  # compiles, and warms the caches
-        seconds = {label: [] for label in workers}
-        for _ in range(rounds):
-            for label, worker in workers.items():
-                seconds[label].append(worker.run(steps)["seconds"])
-        for worker in workers.values():
-            worker.close()
-    return {label: {"seconds": seconds[label], "losses": first[label]} for label in commands}
-
-
-def table(results: dict) -> list[str]:
-    lines = [
-        "| stage | worker | ms per step: median (min-max) | mmjax / worker, median of rounds (min-max) | losses of the first 3 steps |",
-        "|---|---|---|---|---|",
-    ]
-    for stage, workers in results.items():
-        ours = workers["mmjax"]["seconds"]
-        for label, result in workers.items():
-            ms = [1e3 * s for s in result["seconds"]]
-            ratios = [a / b for a, b in zip(ours, result["seconds"], strict=True)]
-            losses = ", ".join(f"{loss:.5f}" for loss in result["losses"])
-            lines.append(
-                f"| {stage} | {label} | {statistics.median(ms):.1f} ({min(ms):.1f}-{max(ms):.1f}) | "
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {losses} |"
-            )
-    return lines
-
-
-def main() -> None:
-    if sys.argv[1:2] == ["prepare"]:
-        return prepare(sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4]))
-    if sys.argv[1:2] == ["serve"]:
-        return serve(sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/cos.py")
-    parser.add_argument("--stages", nargs="+", default=["pretrain", "finetune"])
-    parser.add_argument("--torch_python", default=".oracle/bin/python")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--out")
-    options = parser.parse_args()
-    results = {s: compare(options.config, s, options.torch_python, options.rounds, options.steps) for s in options.stages}
-    text = "\n".join(table(results))
+    variants = tuple(options.variants or (VARIANTS if on_gpu else VARIANTS[:2]))
+    device = "cuda" if on_gpu else "cpu"
+    settings = Settings(python, device, variants, options.rounds, options.turn or (0.5 if on_gpu else 1.0), environment, options.attention)
+    command = shlex.join(["python", "benchmarks/step_time.py", *(sys.argv[1:] if given is None else given)])
+    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "command": command, "versions": versions(), "device": processor()}
+    record |= {"on_cpu": not on_gpu, "shapes": [], "left_out": {}}
+    try:
+        run(record, options, settings, on_gpu, lambda text: print(text, flush=True))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    text = step_time_table.page(record)
     print(text)
+    save(record, options.out)
     if options.out:
-        pathlib.Path(options.out).write_text(text + "\n")
-    return None
+        (options.out / "step_time.md").write_text(text)
+        if (drawn := step_time_chart.draw(record)) is not None:
+            (options.out / "step_time.svg").write_text(drawn)
+    for failure in (failed := step_time_table.failures(record)):
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -56,9 +56,23 @@ class SourceRows:
     """The rows of one source. Every pass over it has an order of its own; a row keeps its samples, but not their order."""
 
     def __init__(
-        self, name: str, source: Source, encoder: Encoder, shape: RowShape, *, seed: int, skip_budget: float, shuffle: bool, flip: bool
+        self,
+        name: str,
+        source: Source,
+        encoder: Encoder,
+        shape: RowShape,
+        pictures: ImageCache,
+        *,
+        seed: int,
+        skip_budget: float,
+        shuffle: bool,
+        flip: bool,
     ):
-        """Plans the rows. Raises InputError as `make_plan` does."""
+        """Plans the rows. Sources of a mixture share `pictures`: more of them need no more memory.
+
+        Raises:
+            InputError: as `make_plan` does.
+        """
         self.name = name
         self._source = source
         self._encoder = encoder
@@ -66,7 +80,7 @@ class SourceRows:
         self._key = (seed, zlib.crc32(name.encode()))  # by name: another source in the config changes nothing here
         self._shuffle = shuffle
         self._flip = flip
-        self._pictures = ImageCache()
+        self._pictures = pictures
         order = (*self._key, _PACKING) if shuffle else None
         room = Room(shape.text_length, shape.images_per_row)
         self.plan: Plan = make_plan(source, encoder, room, name=name, seed=order, skip_budget=skip_budget)
@@ -248,12 +262,14 @@ def make_rows(data: DataConfig, model: VLMConfig, tokenizer: Tokenizer, seed: in
     encoder = Encoder(tokenizer, model.visual_tokens)
     weights = [config.weight for config in data.sources.values()]
     mixture = Mixture(weights, list(data.sources)) if train else None
+    pictures = ImageCache()
     parts = [
         SourceRows(
             name,
             open_source(config, holdout=data.holdout, part=part, template=data.template, tokenizer=tokenizer),
             encoder,
             shape,
+            pictures,
             seed=seed,
             skip_budget=data.skip_budget,
             shuffle=train,

@@ -7,11 +7,23 @@ from mmjax.ledger.reading import read as costs_of
 from mmjax.report import reading
 from mmjax.report.html import join, tag
 from mmjax.report.page import document
-from mmjax.report.sections import attention, curves, environment, examples, headline, ledger, rows, scores, trajectory, transitions
+from mmjax.report.sections import (
+    attention,
+    curves,
+    environment,
+    examples,
+    headline,
+    ledger,
+    other_scores,
+    rows,
+    scores,
+    trajectory,
+    transitions,
+)
 
 __all__ = ["render", "write"]
 
-_SECTIONS = (headline, ledger, scores, curves, examples, attention, trajectory, transitions, rows, environment)
+_SECTIONS = (headline, ledger, scores, other_scores, curves, examples, attention, trajectory, transitions, rows, environment)
 
 
 def render(workdir: Path | str, against: Path | str | None = None) -> str:

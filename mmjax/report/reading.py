@@ -6,6 +6,7 @@
 | summary.json | seed, config_digest, stages, eval, versions, hardware: see `mmjax.summary` |
 | metrics.jsonl | lines with "stage", "step" and "loss" (training) or "holdout/loss" (held-out) |
 | predictions.jsonl | lines with task, id, image, question, type, truth, prediction |
+| evaluations.jsonl | lines with stage, step (0: what the stage begins with) and eval; there if `--mode=evaluate` has scored other points |
 | manifests/STAGE.json | entries with target, source, how, shape, dtype, note |
 | previews/STAGE.png, .txt | the first packed row of a stage |
 | attention.npz | see `mmjax.evaluation.attention_maps` |
@@ -35,7 +36,7 @@ class Run:
     Attributes:
         path: of the workdir.
         config, summary: of the JSON files; empty if there is none.
-        metrics, predictions: the lines of the files, in order.
+        metrics, predictions, evaluations: the lines of the files, in order.
         manifests, previews: by stage; a preview is (PNG bytes or None, text or None).
         attention: arrays of attention.npz by name.
         against: what another run cost that this one is compared with.
@@ -48,6 +49,7 @@ class Run:
     summary: Record = field(default_factory=dict)
     metrics: list[Record] = field(default_factory=list)
     predictions: list[Record] = field(default_factory=list)
+    evaluations: list[Record] = field(default_factory=list)
     manifests: dict[str, Record] = field(default_factory=dict)
     previews: dict[str, tuple[bytes | None, str | None]] = field(default_factory=dict)
     attention: dict[str, np.ndarray] = field(default_factory=dict)
@@ -91,6 +93,7 @@ def read(workdir: Path, against: Costs | None = None) -> Run:
         summary=_json(workdir / "summary.json", problems),
         metrics=list(_lines(workdir / "metrics.jsonl", problems)),
         predictions=list(_lines(workdir / "predictions.jsonl", problems)),
+        evaluations=list(_lines(workdir / "evaluations.jsonl", problems)),
         manifests={path.stem: _json(path, problems) for path in sorted((workdir / "manifests").glob("*.json"))},
         previews=_previews(workdir / "previews"),
         attention=_arrays(workdir / "attention.npz", problems),

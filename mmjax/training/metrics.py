@@ -1,8 +1,8 @@
 """What a step reports: sums that merge over steps, so that a mean over a log interval is the mean over all of its tokens."""
 
-from typing import Self
+import dataclasses
+from typing import Any, Protocol, Self
 
-import clu.metrics
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,39 @@ from mmjax.training.losses import TokenSums
 from mmjax.typing import Array, Float, Int
 
 
+class Metric(Protocol):
+    """A pytree of sums: of one step, or of several merged."""
+
+    def merge(self, other: Self) -> Self:
+        """Of the steps of both, `other` being the newer."""
+
+    def compute(self) -> Any:
+        """What the sums come to: an array, or several by name."""
+
+
+class Collection:
+    """Metrics by name: the fields of a dataclass, each made by its `from_model_output` of what it needs of a step's outputs."""
+
+    @classmethod
+    def from_model_output(cls, **outputs: object) -> Self:
+        """Of one step."""
+        return cls(**{name: metric.from_model_output(**outputs) for name, metric in cls.__annotations__.items()})
+
+    def merge(self, other: Self) -> Self:
+        """Of the steps of both, `other` being the newer."""
+        return type(self)(**{name: metric.merge(getattr(other, name)) for name, metric in self._metrics().items()})
+
+    def compute(self) -> dict[str, Any]:
+        """What each comes to."""
+        return {name: metric.compute() for name, metric in self._metrics().items()}
+
+    def _metrics(self) -> dict[str, Metric]:
+        assert dataclasses.is_dataclass(self)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
 @flax.struct.dataclass
-class Mean(clu.metrics.Metric):
+class Mean:
     """total / count; NaN where nothing was counted.
 
     Attributes:
@@ -21,10 +52,6 @@ class Mean(clu.metrics.Metric):
 
     total: Float[Array, ""]
     count: Int[Array, ""]
-
-    @classmethod
-    def empty(cls) -> Self:
-        return cls(jnp.float32(0), jnp.int32(0))
 
     def merge(self, other: Self) -> Self:
         return type(self)(self.total + other.total, self.count + other.count)
@@ -69,7 +96,7 @@ class GradientNorm(Mean):
 
 
 @flax.struct.dataclass
-class ModuleGradientNorms(clu.metrics.Metric):
+class ModuleGradientNorms:
     """Gradient norm of each module in the newest step, finite or not: it shows where a NaN came from.
 
     Attributes:
@@ -90,7 +117,7 @@ class ModuleGradientNorms(clu.metrics.Metric):
 
 
 @flax.struct.dataclass
-class LearningRate(clu.metrics.Metric):
+class LearningRate:
     """Of the newest step."""
 
     value: Float[Array, ""]
@@ -107,7 +134,7 @@ class LearningRate(clu.metrics.Metric):
 
 
 @flax.struct.dataclass
-class NonFinite(clu.metrics.Metric):
+class NonFinite:
     """Steps whose loss, or else whose gradient, was not finite; their update was withheld.
 
     Attributes:
@@ -129,7 +156,7 @@ class NonFinite(clu.metrics.Metric):
 
 
 @flax.struct.dataclass
-class TokenMetrics(clu.metrics.Collection):
+class TokenMetrics(Collection):
     """Means over targets: of one evaluation step, or of several merged. `loss.total` and `loss.count` are the sums."""
 
     loss: Loss
@@ -138,7 +165,7 @@ class TokenMetrics(clu.metrics.Collection):
 
 
 @flax.struct.dataclass
-class StepMetrics(clu.metrics.Collection):
+class StepMetrics(Collection):
     """Of one training step, or of several merged. Steps that are not finite are counted and left out of every mean."""
 
     loss: Loss
@@ -154,7 +181,7 @@ def step_metrics(sums: TokenSums, module_norms: dict[str, Array], gradient_norm:
     """Metrics of one training step."""
     finite_loss = jnp.isfinite(sums.loss)
     finite = finite_loss & jnp.isfinite(gradient_norm)
-    metrics = StepMetrics.single_from_model_output(
+    return StepMetrics.from_model_output(
         sums=jax.tree.map(lambda value: jnp.where(finite, value, 0), sums),
         gradient_norm=gradient_norm,
         module_gradient_norms=module_norms,
@@ -162,8 +189,6 @@ def step_metrics(sums: TokenSums, module_norms: dict[str, Array], gradient_norm:
         finite_loss=finite_loss,
         finite=finite,
     )
-    assert isinstance(metrics, StepMetrics)
-    return metrics
 
 
 @jax.jit

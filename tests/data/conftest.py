@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mmjax.data.encoding import Encoder
 from mmjax.data.examples import Example, Image, SampleError, Special, Text
+from mmjax.data.images import ImageCache
 from mmjax.data.layout import RowShape
 from mmjax.data.mixture import Mixture
 from mmjax.data.rows import Rows, SourceRows
@@ -81,7 +82,7 @@ def pack(tokenizer, encoder) -> Callable[..., Rows]:
     ) -> Rows:
         shape = RowShape(text_length, images_per_row, VISUAL_TOKENS, 4, tokenizer.pad)
         parts = [
-            SourceRows(name, Examples(source), encoder, shape, seed=seed, skip_budget=skip_budget, shuffle=train, flip=flip)
+            SourceRows(name, Examples(source), encoder, shape, ImageCache(), seed=seed, skip_budget=skip_budget, shuffle=train, flip=flip)
             for name, source in sources.items()
         ]
         return Rows(parts, shape, Mixture(weights or [1.0] * len(parts)) if train else None, skip_budget)

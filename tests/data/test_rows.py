@@ -1,5 +1,6 @@
 """Packed rows: layout, targets, order, and what happens to unusable samples."""
 
+import pickle
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -313,6 +314,18 @@ def test_pictures_are_fitted_as_the_config_says(data, tokenizer, tmp_path, resiz
     (tmp_path / "set.jsonl").write_text('{"image": "wide.png", "text": " w1 w2"}\n')
     row = make_rows(replace(data, holdout=0, resize=resize), MODEL, tokenizer, 0)[0]
     assert row.image_mask.all() and {int(value) for value in row.images[0, :, [0, 4, 7]].flat} == colours
+
+
+def test_sources_share_the_memory_for_pictures(data, tokenizer, tmp_path):
+    """Here, and in a worker process, which gets a copy: thirty sources need no more than one."""
+    Pillow.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "set.jsonl").write_text('{"image": "a.png", "text": " w1 w2"}\n')
+    (source,) = data.sources.values()
+    rows = make_rows(replace(data, holdout=0, sources={"one": source, "two": source}), MODEL, tokenizer, 0)
+    for each in (rows, pickle.loads(pickle.dumps(rows))):
+        assert each[0].image_mask.all() and each[1].image_mask.all()
+        first, second = (part._pictures for part in each._parts)
+        assert first is second and len(first._pictures) == 1
 
 
 def test_make_rows_refuses(data, tokenizer):

@@ -147,26 +147,29 @@ CASES = {
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_xla_counts_the_same_within_a_few_percent(case, layers):
-    """Unrolled, since XLA counts the body of a loop once. XLA does not halve causal attention, and counts element-wise work too."""
+def test_xla_counts_the_same_within_two_percent(case, layers):
+    """Unrolled, since XLA counts the body of a loop once. XLA does not halve causal attention, and counts element-wise work too, of which
+    wider models have a smaller share.
+    """
     model = dataclasses.replace(
         MODEL,
-        vision=dataclasses.replace(VISION, layers=layers),
-        connector=dataclasses.replace(RESAMPLER, feature_layers=tuple(range(1, layers + 1))),
-        decoder=dataclasses.replace(DECODER, layers=layers),
+        vision=dataclasses.replace(VISION, layers=layers, width=512, heads=8, mlp_width=2048),
+        connector=dataclasses.replace(RESAMPLER, feature_layers=tuple(range(1, layers + 1)), width=512, mlp_width=2048),
+        decoder=dataclasses.replace(DECODER, layers=layers, width=512, heads=8, kv_heads=4, mlp_width=1280),
         lora=LoRAConfig(rank=8 if case == "low rank" else 0),
     )
     stage = make_stage(model, trainable=CASES[case])
     found = step_flops(model, stage)
     expected = found.total + ROWS * found.parts["decoder"].attention
-    assert 1.0 <= xla_flops(model, stage) / expected <= 1.04
+    assert 1.0 <= xla_flops(model, stage) / expected <= 1.02
 
 
 def test_xla_counts_the_same_for_a_linear_connector():
-    model = dataclasses.replace(MODEL, connector=LinearConfig(kind="linear", feature_layers=(2,)))
+    wide = dataclasses.replace(DECODER, width=512, heads=8, kv_heads=4, mlp_width=1280)
+    model = dataclasses.replace(MODEL, connector=LinearConfig(kind="linear", feature_layers=(2,)), decoder=wide)
     stage = make_stage(model)
     found = step_flops(model, stage)
-    assert 1.0 <= xla_flops(model, stage) / (found.total + ROWS * found.parts["decoder"].attention) <= 1.04
+    assert 1.0 <= xla_flops(model, stage) / (found.total + ROWS * found.parts["decoder"].attention) <= 1.02
 
 
 @pytest.mark.parametrize(

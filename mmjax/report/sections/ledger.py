@@ -66,6 +66,7 @@ def _rows(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
         return f"{pixels} px" if pixels else _NOT_RECORDED
 
     rows: list[Row] = [
+        *_surrogate_rows(run, stages),
         ("picture", lambda name, entry: side(name)),
         ("visual tokens per picture", lambda name, entry: _number(entry, "visual_tokens_per_image", count)),
         ("steps", lambda name, entry: _number(entry, "steps", count)),
@@ -77,6 +78,20 @@ def _rows(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
         ("arithmetic per sample", lambda name, entry: per_sample(entry)),
     ]
     return [[title, *(show(name, entry) for name, entry in stages)] for title, show in rows]
+
+
+def _surrogate_rows(run: Run, stages: list[tuple[str, Record]]) -> list[Row]:
+    """How much of the language model each stage has, where one has a surrogate of it."""
+
+    def blocks(name: str) -> str:
+        decoder = run.setting("stages", name, "model", "decoder") or {}
+        replaced, layers = decoder.get("replaced") or [], decoder.get("layers")
+        kept = None if layers is None else layers - sum(end - first - decoder.get("translators", 1) for first, end in replaced)
+        return _NOT_RECORDED if kept is None else f"{kept} of {layers}" if replaced else f"all {layers}"
+
+    if not any(run.setting("stages", name, "model", "decoder", "replaced") for name, _ in stages):
+        return []
+    return [("blocks of the language model", lambda name, entry: blocks(name))]
 
 
 def _device_rows(stages: list[tuple[str, Record]]) -> list[Row]:

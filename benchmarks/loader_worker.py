@@ -1,0 +1,65 @@
+"""Reads batches as a training run does, in a process of its own, and says how fast and with how much memory.
+
+python loader_worker.py SPEC    (JSON: sources, image_size, workers, batch, warm, batches)
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SAMPLES = 8  # of the memory, over the batches that are counted
+
+
+def read(spec: dict) -> dict:
+    """Reads `warm` batches, then `batches` that count.
+
+    Returns:
+        "images", "seconds", "cpu_seconds" (of all processes) of the latter; "memory" (bytes, all processes): of the process after imports,
+        after planning, and the most while reading.
+    """
+    import loader_data
+    import processes
+
+    import mmjax.data.loader as loader
+    from mmjax.recipe import EasyVqaSource, JsonlSource
+
+    kinds = {"jsonl": JsonlSource, "easy_vqa": EasyVqaSource}
+    sources = {name: kinds[source["kind"]](**_tuples(source)) for name, source in spec["sources"].items()}
+    used = {"imports": processes.memory(processes.family())}
+    rows = loader_data.make(sources, spec["image_size"])
+    used["planned"] = processes.memory(processes.family())
+    images, most = 0, {}
+    with loader.batches(rows, spec["batch"], first_row=0, workers=spec["workers"]) as data:
+        for _ in range(spec["warm"]):
+            next(data)
+        family = processes.family()
+        cpu, begun, apart = processes.cpu_seconds(family), time.perf_counter(), 0.0
+        for number in range(spec["batches"]):
+            batch, _ = next(data)
+            images += int(batch.image_mask.sum())
+            if (number + 1) % max(spec["batches"] // SAMPLES, 1) == 0:
+                paused = time.perf_counter()
+                now = processes.memory(processes.family())
+                most = {name: max(value, most.get(name, 0)) for name, value in now.items()}
+                apart += time.perf_counter() - paused
+        seconds = time.perf_counter() - begun - apart
+        cpu = processes.cpu_seconds(family) - cpu
+    return {"images": images, "seconds": seconds, "cpu_seconds": cpu, "memory": used | {"reading": most}}
+
+
+def _tuples(source: dict) -> dict:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in source.items()}
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    from mmjax import host
+
+    host.prepare()
+    print(json.dumps(read(json.loads(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What stands between encoder and decoder: Chain-of-Sight's resampler (arXiv:2407.15819), a linear map, or LLaVA-1.5's MLP."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_baseline.vision import Attention, Mlp, norm
+
+
+class Boundaries(nn.Module):
+    """A learned vector before and one behind the visual tokens of a picture."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.start, self.end = (nn.Parameter(torch.randn(width) * width**-0.5) for _ in range(2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first, last = (vector.expand(tokens.shape[0], 1, -1) for vector in (self.start, self.end))
+        return torch.cat([first, tokens, last], dim=1)
+
+
+class Level(Attention):
+    """A query reads the patches of its window in one feature level, and then an MLP."""
+
+    def __init__(self, c: dict[str, Any]):
+        bias, width = c["norm"] == "layer", c["width"]
+        super().__init__(width, width // c["head_dim"], bias=False, output_bias=bias)
+        self.norm_query, self.norm_features, self.norm_mlp = (norm(c["norm"], width, c["norm_epsilon"]) for _ in range(3))
+        self.mlp = Mlp(width, c["mlp_width"], c["activation"], bias)
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        q = q + super().forward(self.norm_query(q), self.norm_features(x))
+        return q + self.mlp(self.norm_mlp(q))
+
+
+class Scale(nn.Module):
+    """One window size: learned queries, window by window, and a level for every feature layer."""
+
+    def __init__(self, c: dict[str, Any], window: int, queries: int):
+        super().__init__()
+        self.window, self.queries = window, nn.Parameter(0.02 * torch.randn(queries, c["width"]))
+        self.levels = nn.ModuleList(Level(c) for _ in c["feature_layers"])
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        n, patches, width = features[0].shape
+        w = self.window
+        g = int(patches**0.5) // w
+        q = self.queries.expand(n, -1, -1).reshape(n * g * g, -1, width)
+        for level, x in zip(self.levels, features):  # noqa: B905 - one for each
+            q = level(q, x.reshape(n, g, w, g, w, width).transpose(2, 3).reshape(n * g * g, w * w, width))
+        return q.reshape(n, -1, width)
+
+
+class Resampler(nn.Module):
+    def __init__(self, c: dict[str, Any], output: int):
+        super().__init__()
+        self.scales = nn.ModuleList(Scale(c, window, queries) for window, queries in zip(c["windows"], c["queries"]))  # noqa: B905
+        self.norm = norm(c["norm"], c["width"], c["norm_epsilon"])
+        self.projection = nn.Linear(c["width"], output)
+        self.boundaries = Boundaries(output) if c["boundaries"] else nn.Identity()
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.boundaries(self.projection(self.norm(torch.cat([scale(features) for scale in self.scales], dim=1))))
+
+
+class LinearConnector(nn.Module):
+    def __init__(self, width: int, output: int):
+        super().__init__()
+        self.projection = nn.Linear(width, output)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.projection(features[-1])
+
+
+class MlpConnector(Mlp):
+    def __init__(self, c: dict[str, Any], width: int, output: int):
+        super().__init__(width, c["hidden_width"], c["activation"], output=output)
+        self.boundaries = Boundaries(output) if c["boundaries"] else nn.Identity()
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.boundaries(super().forward(features[-1]))
+
+
+def make_connector(c: dict[str, Any], width: int, output: int) -> nn.Module:
+    """From features of `width` to the decoder's width `output`."""
+    if c["kind"] == "resampler":
+        return Resampler(c, output)
+    return MlpConnector(c, width, output) if c["kind"] == "mlp" else LinearConnector(width, output)
