@@ -28,7 +28,7 @@ run: setup  ## train, score and report the default recipe (about ten minutes on 
 	$(BIN)/python -m mmjax.main --config=configs/cos.py
 
 test: setup  ## the tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: setup  ## what takes longer: kills, signals, whole jobs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow

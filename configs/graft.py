@@ -51,9 +51,11 @@ PAPER = {
 }
 """Targets and the ranges that their surrogates lack: official code."""
 
-SMALL_RANGE = (16, 29)
-"""Of SmolLM2-135M's 30 blocks, as `python -m mmjax.trajectory` proposes (docs/trajectory.md)."""
-RANDOM_RANGE, EARLY_RANGE = (8, 21), (1, 14)
+SMALL_RANGE = (16, 24)
+"""Of SmolLM2-135M's 30 blocks: from where `python -m mmjax.trajectory` proposes (docs/trajectory.md), but only so many that the language
+model still finds words before its translator has learned anything (docs/surrogates.md).
+"""
+RANDOM_RANGE, EARLY_RANGE = (7, 15), (1, 9)
 
 CONNECTOR = ("connector/*",)  # the learned vectors around a picture are part of it
 LATE = (*CONNECTOR, "vision/final_norm/*", "vision/late/*")
@@ -153,7 +155,7 @@ def small(kind: str) -> ConfigDict:
         easy_vqa=dict(kind="easy_vqa", tasks=("question",)),
     )
     data = dict(sources=sources, text_length=48, template="plain", flip=True, holdout=60)
-    amounts = Amounts((120, 120, 120), (8, 8, 8), (1e-3, 5e-4, 1e-4), share=0.1 if kind == "after" else 0.2)
+    amounts = Amounts((240, 240, 240), (4, 4, 4), (1e-3, 5e-4, 1e-4), share=0.1 if kind == "after" else 0.2)
     stages = dict.fromkeys(("translator", "encoder", "decoder"), data)
     if kind in ("full", "lora"):
         baseline(config, amounts, stages, dict(rank=8, alpha=32.0) if kind == "lora" else None)
@@ -165,14 +167,18 @@ def small(kind: str) -> ConfigDict:
         config.stages.decoder.transitions = ("inflate", "resize_positions_half_pixel", "graft")
     for stage in config.stages.values():
         stage.weights = {part: f"fetched:{dict(vision='dinov2-small', decoder='smollm2')[part]}" for part in stage.get("weights", {})}
-        stage.micro_batches = 2  # the activations of all rows at once are more than a laptop has
+    for name, scale in dict(encoder=0.1, decoder=0.5).items():  # to 5e-5: a published encoder forgets what it knows at a connector's rate
+        if name in config.stages:
+            config.stages[name].optimizer.groups = (dict(match="vision/*", learning_rate_scale=scale),)
     if kind == "foreign":
         realigned(config, amounts, data)
     if kind == "after":
         del config.stages.translator, config.stages.encoder
-        config.stages.decoder.update(dict(transitions=(), weights=weights("model")))
+        config.stages.decoder.transitions = ()
+        config.stages.decoder.weights = weights("model")  # all of it: an assignment, since an update would keep the decoder of before
     config.tokenizer = dict(kind="huggingface", path="fetched:smollm2")
     config.evaluation = dict(tasks=("captions", "easy_vqa"), batch_size=16, max_new_tokens=16, untrained=False, limit=60)
+    config.logging = dict(every=10)
     config.notes = dict(SMALL_NOTES)
     return config
 
@@ -181,6 +187,7 @@ def realigned(config: ConfigDict, amounts: Amounts, data: dict) -> None:
     """Encoder and connector come from another model's surrogate; then the connector alone is aligned with the target."""
     config.stages.translator.weights.decoder = config_dict.placeholder(str)
     config.stages.decoder.update(dict(trainable=CONNECTOR, **amounts.stage(0)))
+    config.stages.decoder.optimizer.groups = ()
 
 
 SMALL_NOTES = dict(

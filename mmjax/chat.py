@@ -101,7 +101,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--max_new_tokens is {options.max_new_tokens}; it must be positive.")
     for path in options.image:
         if not path.is_file():
-            raise InputError(f"There is no picture {path}.")
+            raise InputError(f"{path} is a folder, not a picture." if path.is_dir() else f"There is no picture {path}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

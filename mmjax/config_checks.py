@@ -107,7 +107,8 @@ def _stage(stage: Stage, partial: bool) -> Problems:
     if stage.optimizer.schedule == "cosine_over_all" and 0 < stage.steps < stage.optimizer.warmup_steps + 4:
         yield (
             f"{path}.optimizer.schedule is 'cosine_over_all', whose last two updates are zero: steps = {stage.steps} with warmup_steps = "
-            f"{stage.optimizer.warmup_steps} leave next to nothing. Take {stage.optimizer.warmup_steps + 4} steps or more, or 'cosine'."
+            f"{stage.optimizer.warmup_steps} leave next to nothing. Take {stage.optimizer.warmup_steps + 4} steps or more, a shorter "
+            "warm-up, or 'cosine'."
         )
 
 

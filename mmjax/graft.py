@@ -6,8 +6,8 @@
            are taken; of its decoder nothing is read but the embeddings, which must be those of the whole one
 --decoder  the model that the surrogate was cut from: a folder of transformers, whose files are copied as they are; a GGUF file or a folder
            of Orbax, which are ported (python -m mmjax.port); or fetched:NAME
---out      a folder that does not exist yet. `vision`, `connector` and `decoder` in it are what mmjax.weights.load_pretrained and
-           python -m mmjax.chat read, and manifest.json says where every parameter came from
+--out      a folder that does not exist yet, or is empty. `vision`, `connector` and `decoder` in it are what
+           mmjax.weights.load_pretrained and python -m mmjax.chat read, and manifest.json says where every parameter came from
 
 Exit codes: 0 done, 2 it cannot be done, 130 interrupted, 143 terminated; nothing is left behind then.
 """
@@ -49,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m mmjax.graft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", metavar="WORKDIR", type=Path, required=True, help="a run with a surrogate, or a checkpoint of one")
+    which = "a run with a surrogate, of whose last stage on one the newest checkpoint is taken; or a checkpoint"
+    parser.add_argument("--encoder", metavar="WORKDIR", type=Path, required=True, help=which)
     parser.add_argument("--decoder", metavar="FOLDER", required=True, help="the model that the surrogate was cut from")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="the folder that is made")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="the folder that is made, or an empty one")
     return parser.parse_args(arguments)
 
 

@@ -19,7 +19,7 @@ from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import LinearConfig, MLPConfig, VLMConfig
 from mmjax.recipe import Recipe, Stage
-from mmjax.schema import choose
+from mmjax.schema import choose, suggestion
 from mmjax.training import sharding
 from mmjax.training import state as training_state
 from mmjax.training.flops import StepFlops, step_flops
@@ -58,6 +58,9 @@ class Topology:
     def parse(cls, text: str) -> "Topology":
         """Of "h100:8" or "v5p:4x4x4". Raises InputError for anything else."""
         kind, _, shape = text.partition(":")
+        if ":" not in text:
+            form = "a number of devices is expected after a colon, such as h100:8"
+            raise InputError(f"--topology={text}: {form}. {suggestion(kind, DEVICES)}")
         device = choose(kind.lower(), DEVICES, "accelerator")
         sides = shape.split("x")
         if not all(side.isdecimal() and int(side) > 0 for side in sides):

@@ -200,6 +200,8 @@ class _Run:
         until = {other: self.fitted.stages[other] for other in names[: names.index(name) + 1]}
         scores = _scores(dataclasses.replace(self.fitted, stages=until), params, self.tokenizer, self.stop, None, mesh)
         self.note(name, step, scores)
+        if self.workdir.report.exists():
+            report.write(self.workdir.path)
         for line in describe(scores):
             self.say(line)
 

@@ -58,7 +58,9 @@ def find_checkpoint(recipe: Recipe, workdir: Workdir, checkpoint: str | None) ->
     if checkpoint is not None:
         folder = pathlib.Path(checkpoint).absolute()
         if not folder.is_dir() or not folder.name.isdecimal():
-            raise InputError(f"There is no checkpoint {checkpoint}: a folder checkpoints/<stage>/<step> is expected.")
+            found = sorted(int(path.name) for path in folder.parent.glob("*") if path.name.isdecimal())
+            there = f" {folder.parent} has {', '.join(map(str, found))}." if found else ""
+            raise InputError(f"There is no checkpoint {checkpoint}: a folder checkpoints/<stage>/<step> is expected.{there}")
         if folder.parent.name not in recipe.stages:
             raise InputError(f"{checkpoint} is a checkpoint of stage {folder.parent.name!r}; the recipe has {', '.join(recipe.stages)}.")
         return recipe.stages[folder.parent.name], folder

@@ -151,7 +151,8 @@ def _as_items(value: Any, path: KeyPath, arguments: tuple[Any, ...]) -> list[Any
     """The items of a list, tuple, or text such as "16,8,2", "(16, 8, 2)" and "vision/*,connector/*"."""
     if isinstance(value, str):
         value = _read_items(value)
-    if not isinstance(value, (list, tuple)):
+    nested = typing.get_origin(arguments[0]) is tuple
+    if not isinstance(value, (list, tuple)) or (nested and any(isinstance(item, (int, float)) for item in value)):
         raise InputError(f"{path} is {value!r}; {_expected(tuple[arguments])} is expected.")  # type: ignore[valid-type]
     if arguments[-1] is not Ellipsis and len(value) != len(arguments):
         raise InputError(f"{path} has {len(value)} items; {len(arguments)} are expected.")
@@ -219,5 +220,7 @@ def _expected(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
+        if typing.get_origin(arguments[0]) is tuple:
+            return "a list of pairs, such as ((16, 27),),"
         return f"a list of {plural.get(arguments[0], 'groups of settings')}"
     return "a group of settings"

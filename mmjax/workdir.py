@@ -90,7 +90,8 @@ class Workdir:
         try:
             return from_json(json.loads(self.config.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise InputError(f"There is no run in {self.path}: it has no config.json.") from None
+            why = "it has no config.json" if self.path.is_dir() else "there is no such folder"
+            raise InputError(f"There is no run in {self.path}: {why}.") from None
         except (OSError, ValueError) as error:
             raise InputError(f"{self.config} cannot be read: {error}") from None
 

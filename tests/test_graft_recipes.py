@@ -88,3 +88,19 @@ def test_few_tokens_on_a_surrogate_save_four_fifths_of_the_stages_that_train_the
         return sum(step_flops(stage.model, stage).total * stage.steps for stage in stages)
 
     assert 1 - flops("70b-cos") / flops("70b-whole") == pytest.approx(0.80, abs=0.02)
+
+
+def test_the_last_stage_alone_begins_with_all_of_what_was_grafted():
+    (stage,) = load("after").stages.values()
+    assert set(stage.weights) == {"model"} and stage.transitions == ()  # a part named beside it would take precedence
+
+
+def test_a_published_encoder_learns_more_slowly_than_what_is_new():
+    for variant in ("", "full", "lora", "random", "early", "whole", "cos", "after"):
+        for stage in load(variant).stages.values():
+            rates = {group.match: group.learning_rate_scale * stage.optimizer.learning_rate for group in stage.optimizer.groups}
+            if any(parameters.matches("vision/late/layers/mlp/up/kernel", (glob,)) for glob in stage.trainable):
+                assert rates == {"vision/*": pytest.approx(5e-5 if variant != "whole" or stage.name == "decoder" else 2e-4)}, (
+                    variant,
+                    stage.name,
+                )

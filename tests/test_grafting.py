@@ -1,6 +1,7 @@
 """A surrogate of a published model, three stages on it, and the ways to the whole model: in the run, and from one run to a folder."""
 
 import dataclasses
+import gc
 import io
 import json
 import pathlib
@@ -12,14 +13,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mmjax import graft, grafting, run
+from mmjax import graft, grafting, initial_weights, run
 from mmjax.config import recipe_from
 from mmjax.config_checks import check
 from mmjax.errors import InputError
 from mmjax.initial_weights import open_initial
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LanguageModelConfig, VisionEncoderConfig, ViTConfig
-from mmjax.recipe import Recipe
+from mmjax.models.config import DecoderConfig, LanguageModelConfig, LoRAConfig, VisionEncoderConfig, ViTConfig
+from mmjax.recipe import RANDOM, Recipe
 from mmjax.training.checkpoint import load_params
 from mmjax.weights import load_pretrained, save_params
 from mmjax.workdir import Workdir
@@ -102,8 +103,12 @@ def saved(workdir: Workdir, stage: str) -> dict[str, np.ndarray]:
     return load_params(workdir.checkpoints / stage / "2")[0]
 
 
+def load_whole(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    return parameters.split(load_pretrained(path))[1]
+
+
 def test_a_surrogate_has_the_blocks_of_its_target_and_trains_the_translator_alone(finished, published):
-    target = parameters.split(load_pretrained(published["decoder"]))[1]
+    target = load_whole(published["decoder"])
     first = saved(finished, "translator")
     for path in ("attention/query/kernel", "mlp/up/kernel", "norm_mlp/scale"):
         whole = target[f"decoder/layers/{path}"]
@@ -160,8 +165,8 @@ def grafted(tmp_path_factory, finished, published) -> pathlib.Path:
 
 
 def test_a_folder_has_the_encoder_of_the_run_and_the_files_of_the_decoder(grafted, finished, published):
-    whole = parameters.split(load_pretrained(grafted))[1]
-    trained, target = saved(finished, "encoder"), parameters.split(load_pretrained(published["decoder"]))[1]
+    whole = load_whole(grafted)
+    trained, target = saved(finished, "encoder"), load_whole(published["decoder"])
     for path, value in whole.items():
         if path.startswith("decoder/"):
             np.testing.assert_array_equal(value, target[path], err_msg=path)
@@ -199,6 +204,55 @@ def test_one_workdir_gives_all_three_scores(finished, recipe):
     assert len({record["eval"]["captions"]["nll"] for record in noted}) == 3
     final = json.loads(finished.summary.read_text())["eval"]
     assert noted[2]["eval"]["captions"]["nll"] == final["captions"]["nll"]
+
+
+def test_what_a_stage_begins_with_can_be_scored_once_it_is_known(recipe, finished, tmp_path):
+    quiet = {"console": Console(file=io.StringIO())}
+    fresh = Workdir(tmp_path / "run")
+    run.evaluate(recipe, fresh, begin="translator", **quiet)  # published weights and a connector that has learned nothing
+    (noted,) = [json.loads(line) for line in fresh.evaluations.read_text().splitlines()]
+    assert (noted["stage"], noted["step"]) == ("translator", 0)
+    with pytest.raises(InputError, match="begins with what stage 'encoder' ends with, and that one has not finished"):
+        run.evaluate(recipe, fresh, begin="decoder", **quiet)
+
+
+@pytest.mark.parametrize("kind", ["lora", "random"])
+def test_the_target_may_be_adapted_or_drawn(recipe, tmp_path, kind):
+    """Low-rank updates beside the kernels that are loaded; a decoder of random numbers, to measure cost."""
+    decoder = recipe.stages["decoder"]
+    if kind == "lora":
+        lora = LoRAConfig(rank=2, alpha=4.0, targets=("decoder/layers/attention/query",))
+        adapted = dataclasses.replace(decoder.model, lora=lora)
+        changes = {"model": adapted, "transitions": ("graft", "attach_lora"), "trainable": (*LATE, "*/lora_a", "*/lora_b")}
+    else:
+        changes = {"weights": {"decoder": RANDOM}}
+    stages = recipe.stages | {"decoder": dataclasses.replace(decoder, **changes)}
+    again = Workdir(tmp_path / "run")
+    run.train(dataclasses.replace(recipe, stages=stages), again, console=Console(file=io.StringIO()))
+    entries = {entry["target"]: entry["how"] for entry in json.loads(again.manifest("decoder").read_text())["entries"]}
+    kernel = "decoder/layers/attention/query/kernel"
+    if kind == "lora":
+        adapters = {path: how for path, how in entries.items() if path.endswith(("/lora_a", "/lora_b"))}
+        assert set(adapters.values()) == {"fresh"} and entries[kernel] == "loaded"
+        np.testing.assert_array_equal(saved(again, "decoder")[kernel], load_whole(decoder.weights["decoder"])[kernel])
+    else:
+        assert {how for path, how in entries.items() if path.startswith("decoder/")} == {"fresh"}
+    assert {how for path, how in entries.items() if path.startswith("vision/")} == {"copied"}
+
+
+def test_no_array_of_the_surrogate_lives_while_the_target_is_read(recipe, tmp_path, monkeypatch):
+    shape = (DECODER.vocabulary, DECODER.width)
+    others = {id(array) for array in jax.live_arrays()}
+    alive, real = {}, initial_weights.begin
+
+    def begin(stage, start, *arguments):
+        gc.collect()
+        alive[stage.name] = sum(array.shape == shape and id(array) not in others for array in jax.live_arrays())
+        return real(stage, start, *arguments)
+
+    monkeypatch.setattr(initial_weights, "begin", begin)
+    run.train(recipe, Workdir(tmp_path / "run"), console=Console(file=io.StringIO()))
+    assert alive == {"translator": 0, "decoder": 0}
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ HARMS = {
         "it is truncated",
     ),
     "pickle": (only("pytorch_model.bin", b"\x80\x04"), "is a pickle"),
-    "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "no weights, only nothing"),
+    "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "has no weights: no file at all"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
 }
 

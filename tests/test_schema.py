@@ -30,6 +30,7 @@ class Drawing:
     shapes: dict[str, Square | Circle]
     color: Literal["red", "green"] = "red"
     sizes: tuple[int, ...] = ()
+    ranges: tuple[tuple[int, int], ...] = ()
     names: tuple[str, ...] = ()
     mean: tuple[float, float, float] = (0.0, 0.5, 1.0)
     limit: int | None = None
@@ -63,6 +64,7 @@ def drawing(**fields) -> Drawing:
         ("sizes", "()", ()),
         ("sizes", "", ()),
         ("sizes", [1.0, "2"], (1, 2)),
+        ("ranges", "((16, 27),)", ((16, 27),)),
         ("names", "vision/*,connector/*", ("vision/*", "connector/*")),
         ("names", "('a', 'b')", ("a", "b")),
         ("mean", "0,0,1", (0.0, 0.0, 1.0)),
@@ -95,6 +97,8 @@ def test_values_and_text_become_the_type_of_the_field(field, value, expected):
         ({"title": 3}, "a text"),
         ({"sizes": 5}, "a list of whole numbers"),
         ({"sizes": "a,b"}, "config.drawing.sizes.0 is 'a'; a whole number"),
+        ({"ranges": "(16, 27)"}, "config.drawing.ranges is (16, 27); a list of pairs, such as ((16, 27),), is expected"),
+        ({"ranges": "((16, 27, 28),)"}, "config.drawing.ranges.0 has 3 items; 2 are expected"),
         ({"mean": "0,1"}, "config.drawing.mean has 2 items; 3 are expected"),
         ({"color": "gren"}, "Did you mean green?"),
         ({"colour": "red"}, "config.drawing.colour: there is no such setting. Did you mean color?"),

@@ -74,7 +74,7 @@ def make_evaluation_step(structure: Structure) -> Callable[[Params, Batch], Toke
     """The compiled function (params, batch) -> sums over the batch's targets; `metrics.merge` adds those of several batches."""
 
     def step(params: Params, batch: Batch) -> TokenMetrics:
-        metrics = TokenMetrics.single_from_model_output(sums=_token_sums(structure, params, batch))
+        metrics = TokenMetrics.from_model_output(sums=_token_sums(structure, params, batch))
         assert isinstance(metrics, TokenMetrics)
         return metrics
 

@@ -71,7 +71,7 @@ def problems(decoder: DecoderConfig) -> Iterator[str]:
     before = 0
     for first, end in decoder.replaced:
         if not before <= first < end <= decoder.layers:
-            where = f"of blocks {before} to {decoder.layers - 1}" if before < decoder.layers else "of blocks that are left"
+            where = f"with {before} <= first < end <= {decoder.layers}" if before < decoder.layers else "of blocks that are left"
             yield f"replaced has ({first}, {end}), which is no range [first, end) {where}"
         elif not 1 <= decoder.translators <= end - first:
             yield f"translators is {decoder.translators}, but ({first}, {end}) has {end - first} blocks for them to begin as"

@@ -54,7 +54,7 @@ def _open_folder(folder: Path) -> TensorSource:
     pickles = [path for path in files if _is_pickle_name(path)]
     if pickles:
         raise _pickled(pickles[0])
-    raise InputError(f"{folder} has no weights, only {_list(files) or 'nothing'}. {_USABLE}")
+    raise InputError(f"{folder} has no weights{f', only {_list(files)}' if files else ': no file at all'}. {_USABLE}")
 
 
 def _open_file(path: Path) -> TensorSource:
