@@ -14,8 +14,8 @@
 | foreign | the surrogate of a model with other embeddings; its encoder before the target, and a connector aligned anew: control |
 | cos | few tokens on the surrogate, inflated when grafted |
 
-The first four are one run. `graft` and `full` are trained from every seed, the others from the first one. Runs follow each other and have
-all cores; an interrupted study goes on where it stopped. `--steps` are those of a stage on all of the data; other settings
+The first four are one run. `graft 20 %` and `full` are trained from every seed, all else from the first one. Runs follow each other and
+have all cores; an interrupted study goes on where it stopped. `--steps` are those of a stage on all of the data; other settings
 (--config.evaluation.limit=...) are handed to every run.
 """
 
@@ -89,8 +89,8 @@ def evaluations(study: Study, arm: str, seed: int) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run(study: Study, arm: str, seed: int) -> None:
-    """Everything of an arm that is missing."""
+def run(study: Study, arm: str, seed: int, scored_before: bool) -> None:
+    """Everything of an arm that is missing; `scored_before`: also at the points before its last, and after other shares of the data."""
     if arm == "foreign":
         other = study.folder / "foreign-decoder"
         if not other.exists():
@@ -98,6 +98,8 @@ def run(study: Study, arm: str, seed: int) -> None:
         train(study, arm, seed, f"--config.stages.translator.weights.decoder={other}")
         return
     train(study, arm, seed)
+    if not scored_before:
+        return
     if arm in ("graft", "random", "early", "cos"):
         score_before(study, arm, seed)
     if arm == "graft":
@@ -179,8 +181,8 @@ def main() -> None:
     first, *others = options.seeds
     runs = [(arm, first) for arm in options.arms] + [(arm, seed) for seed in others for arm in options.arms if arm in EVERY_SEED]
     for arm, seed in runs:
-        run(study, arm, seed)
-    runs += [("after", seed) for arm, seed in runs if arm == "graft"]
+        run(study, arm, seed, scored_before=seed == first)
+    runs += [("after", first)] if "graft" in options.arms else []
     text = "\n".join([*table(study, runs), "", *ledger(study, runs)])
     print(text)
     if options.out:

@@ -206,10 +206,12 @@ def large(name: str, kind: str) -> ConfigDict:
     make, replaced = PAPER[name]
     vision = dataclasses.replace(presets.clip_vit_l14(image_size=336), final_norm=True, late=8)
     config = begin(vision=vision, decoder=make(), compute_dtype="bfloat16", remat="full")
-    data = dict(text_length=768, template="chat" if name == "qwen3_4b" else "llama3", workers=8, skip_budget=0.1)
-    pictures = dict(data, sources=dict(conversations=llava_source()))
-    first = dict(conversations=dict(llava_source(), weight=624_610), text=dict(llava_source(), weight=500_000))
-    stages = dict(translator=dict(data, sources=first), encoder=pictures, decoder=pictures)
+    config.data = dict(
+        sources=dict(conversations=llava_source()), text_length=768, template="chat" if name == "qwen3_4b" else "llama3", workers=8,
+        skip_budget=0.1,
+    )  # fmt: skip
+    text = dict(kind="llava", path=config_dict.placeholder(str), image_dir=".", weight=500_000)  # conversations without pictures
+    stages = dict(translator=dict(sources=dict(conversations=dict(weight=624_610), text=text)), encoder={}, decoder={})
     amounts = Amounts((4393, 4880, 4880), (256, 128, 128), (1e-4, 5e-5, 5e-5), share=0.2)
     if kind in ("full", "lora"):
         amounts = dataclasses.replace(amounts, steps=(2440, 0, 4880))

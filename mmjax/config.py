@@ -1,7 +1,7 @@
 """From a config file and the command line to a Recipe.
 
-A config file has `get_config(variant)`, which returns an ml_collections ConfigDict shaped like a Recipe. `model` holds what all stages
-share, and a stage's own `model` is merged over it. `stages` is keyed by name, so every setting has one flag:
+A config file has `get_config(variant)`, which returns an ml_collections ConfigDict shaped like a Recipe. `model` and `data` hold what all
+stages share, and a stage's own are merged over them. `stages` is keyed by name, so every setting has one flag:
 `--config.stages.pretrain.steps=100`.
 """
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mmjax.errors import InputError
 from mmjax.recipe import Recipe, Stage
 from mmjax.recipe_json import digest, digested, from_json, to_json
-from mmjax.schema import KeyPath, choose, convert, field_hints, suggestion
+from mmjax.schema import SHARED, KeyPath, choose, convert, field_hints, suggestion
 
 __all__ = ["choose", "digest", "digested", "from_json", "load", "read_config", "recipe_from", "to_json"]
 
@@ -27,6 +27,7 @@ Overrides = Iterable[tuple[str, str]]
 """("stages.pretrain.steps", "100") and so on, in the order in which they are applied."""
 
 _KEYED_BY_NAME = ("stages", "sources", "notes")
+_ABSENT = object()
 
 
 def load(path: str, overrides: Overrides | Mapping[str, str] = (), *, partial: bool = False) -> Recipe:
@@ -50,18 +51,19 @@ def load(path: str, overrides: Overrides | Mapping[str, str] = (), *, partial: b
     plain = _resolve(config, file)
     _check_effect(plain, [key for key, _ in overrides])
     recipe = recipe_from(plain, name=pathlib.Path(file).stem, variant=variant)
-    config_checks.check(recipe, partial=partial)
+    shared = _at(plain, ["data", "sources"])
+    config_checks.check(recipe, partial=partial, shared_sources=shared if isinstance(shared, Mapping) else ())
     return recipe
 
 
 def recipe_from(config: ConfigDict | Mapping[str, Any], *, name: str, variant: str = "") -> Recipe:
     """The recipe that a ConfigDict describes; only its form is checked here. Raises InputError as `load`."""
     tree = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    shared = tree.pop("model", {})
+    shared = {key: tree.pop(key) for key in SHARED if key in tree}
     stages = tree.pop("stages", None)
     if not isinstance(stages, Mapping) or not stages:
         raise InputError("config.stages is missing: a recipe has at least one stage, by name.")
-    known = {"model", *field_hints(Recipe)} - {"name", "variant"}
+    known = {*SHARED, *field_hints(Recipe)} - {"name", "variant"}
     for key in tree:
         if key not in known:
             raise InputError(f"config.{key}: there is no such setting. {suggestion(str(key), sorted(known))}")
@@ -123,7 +125,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     with config.unlocked(), config.ignore_type():
         for depth, name in enumerate(parents):
             parent = parents[depth - 1] if depth else ""
-            _check_name(place, name, parent, parents[:depth])
+            _check_name(place, name, parent, parents[:depth], config)
             if name not in place or place[name] is None:
                 place[name] = ConfigDict()
             place = place[name]
@@ -131,18 +133,22 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
                 raise InputError(
                     f"config.{'.'.join(parents[: depth + 1])} is {place!r}, a single value; config.{key} would be a part of it."
                 )
-        _check_name(place, last, parents[-1] if parents else "", parents)
+        _check_name(place, last, parents[-1] if parents else "", parents, config)
         if isinstance(place.get(last), ConfigDict):
             names = suggestion(text, place[last].keys())
             raise InputError(f"config.{key} is a group of settings, given one by one as --config.{key}.<name>=... {names}")
         place[last] = _literal(text, place.get_type(last) if last in place else None)
 
 
-def _check_name(place: ConfigDict, name: str, parent: str, keys: list[str]) -> None:
+def _check_name(place: ConfigDict, name: str, parent: str, keys: list[str], config: ConfigDict) -> None:
     if not name:
         raise InputError(f"--config.{'.'.join(keys)}. has an empty part in its name.")
-    if parent in _KEYED_BY_NAME and name not in place:
-        raise InputError(f"config.{'.'.join(keys)} has no {name!r}. {suggestion(name, place.keys())}")
+    if parent not in _KEYED_BY_NAME:
+        return
+    inherited = _at(config, keys[2:]) if keys[0] == "stages" and keys[2:3] and keys[2] in SHARED else None
+    names = [*place.keys(), *(inherited.keys() if isinstance(inherited, ConfigDict) else ())]
+    if name not in names:
+        raise InputError(f"config.{'.'.join(keys)} has no {name!r}. {suggestion(name, names)}")
 
 
 def _literal(text: str, kind: type | None) -> Any:
@@ -164,32 +170,33 @@ def _resolve(config: ConfigDict, file: str) -> dict[str, Any]:
 
 
 def _check_effect(tree: Mapping[str, Any], keys: list[str]) -> None:
-    """An override of the shared model that every stage sets itself would do nothing."""
+    """An override of what stages share does nothing where every stage sets its own."""
     stages = tree.get("stages")
     if not isinstance(stages, Mapping):
         return
     for key in keys:
         names = key.split(".")
-        if names[0] != "model" or not all(_reach(stage, names) for stage in stages.values()):
+        if names[0] not in SHARED or any(_at(stage, names) is _ABSENT for stage in stages.values()):
             continue
         flags = ", ".join(f"--config.stages.{stage}.{key}" for stage in stages)
         raise InputError(f"config.{key} has no effect, because every stage sets its own: use {flags}.")
 
 
-def _reach(tree: Any, names: list[str]) -> bool:
+def _at(tree: Any, names: list[str]) -> Any:
+    """What stands there, or _ABSENT."""
     for name in names:
-        if not isinstance(tree, Mapping) or name not in tree:
-            return False
+        if not isinstance(tree, Mapping | ConfigDict) or name not in tree:
+            return _ABSENT
         tree = tree[name]
-    return True
+    return tree
 
 
-def _stage(name: str, tree: Any, shared: Any) -> Stage:
+def _stage(name: str, tree: Any, shared: Mapping[str, Any]) -> Stage:
     path = KeyPath(("stages", name), own=tree, shared=())
     if not isinstance(tree, Mapping):
         raise InputError(f"{path} is {tree!r}; a group of settings is expected.")
-    model = _merge(shared, tree.get("model", {}))
-    return convert({**tree, "name": name, "model": model}, Stage, path)
+    merged = {key: _merge(shared.get(key, {}), tree.get(key, {})) for key in SHARED if key in shared or key in tree}
+    return convert({**tree, **merged, "name": name}, Stage, path)
 
 
 def _merge(base: Any, over: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from mmjax import transitions
 from mmjax.data.templates import CHAT
@@ -23,8 +23,9 @@ Problems = Iterator[str]
 _ANY = 8  # tokens of a vocabulary that is not known yet: no rule depends on it
 
 
-def check(recipe: Recipe, *, partial: bool = False) -> None:
-    """Checks a recipe; `partial`: texts that the user still has to give may be empty.
+def check(recipe: Recipe, *, partial: bool = False, shared_sources: Collection[str] = ()) -> None:
+    """Checks a recipe; `partial`: texts that the user still has to give may be empty; `shared_sources`: those that the config names once
+    for all stages.
 
     Raises:
         InputError: with one line for each contradiction.
@@ -32,7 +33,7 @@ def check(recipe: Recipe, *, partial: bool = False) -> None:
     stages = list(recipe.stages.values())
     # Each round looks at what makes sense only when nothing before it is wrong: numbers, the parameters they make, and how those change.
     rounds = (
-        lambda: _recipe(recipe, partial),
+        lambda: _recipe(recipe, partial, shared_sources),
         lambda: itertools.chain.from_iterable(map(_parameters, stages)),
         lambda: itertools.chain.from_iterable(map(_change, [None, *stages], stages)),
     )
@@ -41,11 +42,11 @@ def check(recipe: Recipe, *, partial: bool = False) -> None:
             raise InputError("\n".join(problems))
 
 
-def _recipe(recipe: Recipe, partial: bool) -> Problems:
+def _recipe(recipe: Recipe, partial: bool, shared_sources: Collection[str]) -> Problems:
     for stage in recipe.stages.values():
         yield from _stage(stage, partial)
     if not partial:
-        yield from _missing(recipe)
+        yield from dict.fromkeys(_missing(recipe, shared_sources))
     if recipe.tokenizer.kind == "words" and recipe.tokenizer.path:
         yield "config.tokenizer.path: a tokenizer of words is built from the training text; --config.tokenizer.kind=huggingface reads one."
     if recipe.tokenizer.kind == "words":
@@ -233,13 +234,14 @@ def _change(before: Stage | None, stage: Stage) -> Problems:
         yield f"config, {error}"
 
 
-def _missing(recipe: Recipe) -> Problems:
+def _missing(recipe: Recipe, shared_sources: Collection[str]) -> Problems:
     """Paths that the config file leaves to the user."""
     for stage in recipe.stages.values():
         for name, source in stage.data.sources.items():
             for field in dataclasses.fields(source):
                 if field.default is dataclasses.MISSING and getattr(source, field.name) == "":
-                    yield _give(f"config.stages.{stage.name}.data.sources.{name}.{field.name}")
+                    stages = "" if name in shared_sources else f"stages.{stage.name}."
+                    yield _give(f"config.{stages}data.sources.{name}.{field.name}")
     if recipe.tokenizer.kind == "huggingface" and not recipe.tokenizer.path:
         yield _give("config.tokenizer.path", "a tokenizer file, a GGUF file, or the folder of one")
 

@@ -89,7 +89,7 @@ class StagePlan:
     Attributes:
         parameters, trained: how many, by part.
         flops: of a step.
-        share: of the full-token cost: FLOPs of a row over those of the same row, with the same text, on the model of the last stage.
+        share: FLOPs of a row over those of the same row, with the same text, on the model of the last stage.
         memory: of one device.
     """
 

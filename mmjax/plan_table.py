@@ -102,7 +102,7 @@ def _flops(plans: list[StagePlan]) -> list[Line]:
         *((f"  {part} per row", [_quantity(plan.flops.parts[part].total) for plan in plans]) for part in plans[0].flops.parts),
         ("  per row", [_quantity(plan.flops.row.total) for plan in plans]),
         ("  per step", [_quantity(plan.flops.total) for plan in plans]),
-        ("  share of the full-token cost", [f"{plan.share:.1%}" for plan in plans]),
+        ("  beside the last stage's model", [f"{plan.share:.1%}" for plan in plans]),
     ]
 
 

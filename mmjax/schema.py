@@ -12,6 +12,9 @@ from typing import Any, Literal, Union
 from mmjax.errors import InputError
 
 _MISSING = object()
+SHARED = ("model", "data")
+"""What a config may say once for all stages; a stage's own is merged over it."""
+
 _NONE_WORDS = ("none", "null")
 
 
@@ -19,7 +22,7 @@ _NONE_WORDS = ("none", "null")
 class KeyPath:
     """Where a value stands in the config, as the user would write it: "config.stages.pretrain.steps".
 
-    A stage's model is its own `model` merged over the one that all stages share; a value in it is named after the place that it came from.
+    A stage's model and data are its own, merged over what all stages share; a value in them is named after the place that it came from.
 
     Attributes:
         keys: from the root.
@@ -36,7 +39,7 @@ class KeyPath:
         return KeyPath((*self.keys, str(key)), own, None if self.shared is None else (*self.shared, str(key)))
 
     def __str__(self) -> str:
-        inherited = self.own is _MISSING and self.shared is not None and self.shared[0] == "model"
+        inherited = self.own is _MISSING and self.shared is not None and self.shared[0] in SHARED
         return ".".join(("config", *(self.shared if inherited and self.shared else self.keys)))
 
 

@@ -12,6 +12,7 @@ from mmjax.models.config import LinearConfig
 from mmjax.recipe_json import digested
 from tests import squares
 from tests.golden import update as golden
+from tests.test_architecture import ROOT
 
 CONFIG = golden.CONFIG
 
@@ -57,6 +58,33 @@ def test_7b_without_paths_names_every_flag_that_is_wanted():
     for path in ("pretrain.data.sources.captions.path", "finetune.data.sources.conversations.image_dir"):
         assert f"--config.stages.{path}=..." in message
     assert "--config.tokenizer.path=..." in message
+
+
+GRAFT = str(ROOT / "configs" / "graft.py")
+PICTURES = {f"data.sources.conversations.{field}": field for field in ("path", "image_dir")}
+
+
+def test_data_that_all_stages_share_is_given_once():
+    stages = load(f"{GRAFT}:8b", PICTURES | {"stages.decoder.data.sources.conversations.path": "own"}, partial=True).stages
+    assert [stage.data.sources["conversations"].path for stage in stages.values()] == ["path", "path", "own"]
+    assert [stage.data.sources["conversations"].weight for stage in stages.values()] == [624_610, 1, 1]
+    assert [stage.data.text_length for stage in stages.values()] == [768] * 3
+    message = _message(lambda: load(f"{GRAFT}:8b"))
+    assert message.count("--config.data.sources.conversations.path=") == 1 and ".text.path=" in message
+    assert "data.sources." not in _message(lambda: load(f"{GRAFT}:8b-full", PICTURES))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stages.decoder.data.sources.conversation.path": "x"}, "has no 'conversation'. Did you mean conversations?"),
+        ({"data.sources.text.path": "x"}, "config.data.sources has no 'text'"),
+        ({"data.text_lenght": "3"}, "config.data.text_lenght: there is no such setting. Did you mean text_length?"),
+        ({f"stages.{stage}.data.flip": "true" for stage in ("translator", "encoder", "decoder")} | {"data.flip": "false"}, "has no effect"),
+    ],
+)
+def test_wrong_settings_of_shared_data_are_named_where_they_stand(overrides, message):
+    assert message in _message(lambda: load(f"{GRAFT}:8b", overrides, partial=True))
 
 
 def test_overrides_reach_settings_that_the_file_leaves_at_their_default(default):
@@ -214,7 +242,7 @@ def test_all_contradictions_are_reported_at_once():
         ("x = 1\n", "has no function get_config"),
         ("def get_config():\n    return {'stages': {}}\n", "config.stages is missing"),
         ("def get_config():\n    return {'stages': {'a': 5}}\n", "config.stages.a is 5"),
-        ("def get_config():\n    return {'stages': {'a': {}}}\n", "config.stages.a.data is missing"),
+        ("def get_config():\n    return {'stages': {'a': {}}}\n", "config.model is missing"),
         (
             "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({'stages': {'b': {}, 'a': {}}})\n",
             "ConfigDict(sort_keys=False)",

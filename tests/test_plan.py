@@ -99,7 +99,7 @@ def test_a_frozen_encoder_keeps_nothing_for_the_backward_pass(small):
 
 def test_the_table_shows_every_stage(cos_7b):
     text = _shown(cos_7b, "h200:8")
-    for word in ("pretrain", "finetune", "1,296", "532.37 M", "full-token cost", "seconds per step"):
+    for word in ("pretrain", "finetune", "1,296", "532.37 M", "beside the last stage's model", "seconds per step"):
         assert word in text
 
 
@@ -136,7 +136,7 @@ def test_what_a_recipe_saves_against_another(small):
     whole, earlier = (line.split()[-2] for line in text.splitlines()[-3:-1])
     assert whole == f"{100 * (1 - (1500 * pretrain + 250 * finetune) / (750 * pretrain + 500 * finetune)):.1f}"
     assert earlier == "-100.0"
-    assert text.index("full-token cost") < text.index("baseline") and "device time" not in text
+    assert text.index("beside the last stage's model") < text.index("baseline") and "device time" not in text
 
 
 def test_a_topology_adds_device_time(cos_7b):

@@ -9,7 +9,7 @@ from mmjax.report.reading import Run
 from mmjax.training.flops import step_flops
 
 
-def full_token_shares(run: Run) -> dict[str, float]:
+def shares_of_last_model(run: Run) -> dict[str, float]:
     """FLOPs of a step of each stage over those of the same step (same rows, same text) on the model of the last stage.
 
     Raises:

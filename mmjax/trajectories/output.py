@@ -66,7 +66,8 @@ def proposal(record: dict[str, Any]) -> list[str]:
     return [
         f"Cut at layer {cut['layer']} of {record['model']['layers']}: a surrogate replaces {layers}, range [{first}, {stop}).",
         f"Confidence: {sure['verdict']}. {_resampled(sure)} Two lines leave {left} of the squared error of one.",
-        f"The surrogate would have {count(size)} parameters, {percent(share)} of the decoder's.",
+        f"The surrogate would have {count(size)} parameters, {percent(share)} of the decoder's."
+        + ("" if stop - first > 1 else " It would save nothing: one layer stands for one."),
     ]
 
 
@@ -94,9 +95,10 @@ def _figures(record: dict[str, Any]) -> list[Html]:
     cut, sure = record["cut"], record["confidence"]
     first, stop = cut["replaced"]
     surrogate = cut["surrogate"]
+    note = f"one layer instead of {stop - first}, range [{first}, {stop})" if stop - first > 1 else "which saves nothing: one layer for one"
     near, left = percent(sure["near"], 0), f"two lines leave {percent(1 - cut['improvement'], 0)} of the squared error of one"
     return [
-        _figure(f"layer {first}", "begins the late phase", f"one layer instead of {stop - first}, range [{first}, {stop})"),
+        _figure(f"layer {first}", "begins the late phase", note),
         _figure(f"{sure['verdict']} confidence", "in this cut", f"{near} of {sure['resamples']} resamples agree to one layer; {left}"),
         _figure(percent(surrogate["share"]), "of the parameters", f"{count(surrogate['parameters'])} in a surrogate"),
     ]

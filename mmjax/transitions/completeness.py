@@ -1,5 +1,6 @@
 """Whether parameters are those of a model: every path present, none unknown, each of its shape, and none that would change its meaning."""
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator
 
@@ -25,12 +26,12 @@ def check(params: Params, names: tuple[str, ...], old: VLMConfig, new: VLMConfig
     Raises:
         InputError: listing what is missing, unexpected, misshapen or reinterpreted, and naming the transition that would help.
     """
-    problems = [*_leaves(params, names, new, loaded), *_meaning(names, old, new)]
+    problems = [*_meaning(names, old, new), *_leaves(params, names, old, new, loaded)]
     if problems:
         raise InputError("the parameters of the stage before do not become this stage's:\n" + "\n".join(f"  {line}" for line in problems))
 
 
-def _leaves(params: Params, names: tuple[str, ...], new: VLMConfig, loaded: Collection[str]) -> Iterator[str]:
+def _leaves(params: Params, names: tuple[str, ...], old: VLMConfig, new: VLMConfig, loaded: Collection[str]) -> Iterator[str]:
     expected = parameters.abstract(new)[1]
     missing = {
         path: f"missing: {path} {leaf.shape}"
@@ -48,12 +49,25 @@ def _leaves(params: Params, names: tuple[str, ...], new: VLMConfig, loaded: Coll
         for path, leaf in expected.items()
         if path in params and params[path].dtype not in (leaf.dtype, jnp.bfloat16)
     }
+    hints = list(_hints(missing, unexpected, misshapen, names))
+    yield from hints or _changed_settings(old, new, {path.split("/")[0] for path in misshapen})
     for kind in (missing, unexpected, misshapen, mistyped):
         lines = list(kind.values())
         yield from lines[:SHOWN]
         if len(lines) > SHOWN:
             yield f"... and {len(lines) - SHOWN} more"
-    yield from _hints(missing, unexpected, misshapen, names)
+
+
+def _changed_settings(old: VLMConfig, new: VLMConfig, parts: Collection[str]) -> Iterator[str]:
+    """Of parts with arrays of another shape, what the two stages say differently."""
+    for part in sorted(parts):
+        before, after = getattr(old, part), getattr(new, part)
+        names = [field.name for field in dataclasses.fields(after) if hasattr(before, field.name)]
+        differ = [name for name in names if getattr(before, name) != getattr(after, name)]
+        for name in differ:
+            yield f"{part}.{name} was {getattr(before, name)} and is now {getattr(after, name)}"
+        if differ:
+            yield f"keep the settings of {part} from one stage to the next, or let the stage's weights.{part} say where it is read anew"
 
 
 def _hints(missing: dict[str, str], unexpected: dict[str, str], misshapen: dict[str, str], names: tuple[str, ...]) -> Iterator[str]:

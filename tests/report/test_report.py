@@ -166,7 +166,7 @@ def test_a_run_without_held_out_loss_or_queries(workdir: Path) -> None:
     np.savez(workdir / "attention.npz", image=np.zeros((64, 64, 3), np.uint8), windows=np.zeros(0, int), name=np.array("x"))
     page = render(workdir)
     assert "No held-out loss has been logged." in page.sections["Loss"]
-    assert "no queries" in page.sections["Attention"]
+    assert "Attention" not in page.sections
 
 
 def test_pictures_that_are_gone(workdir: Path) -> None:
@@ -259,8 +259,8 @@ def test_curves_put_stages_behind_each_other(workdir: Path) -> None:
     assert all(math.isfinite(value) for _, value in second.points) and not any(x == 1700 for x, _ in second.points)
 
 
-def test_share_of_the_full_token_cost(workdir: Path) -> None:
-    shares = costs.full_token_shares(reading.read(workdir))
+def test_cost_beside_the_last_model(workdir: Path) -> None:
+    shares = costs.shares_of_last_model(reading.read(workdir))
     assert shares["finetune"] == 1.0
     assert 0.2 < shares["pretrain"] < 0.4, "20 tokens of a 32-pixel picture beside 84 of a 64-pixel one"
 

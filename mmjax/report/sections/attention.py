@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmjax.report.html import Html, tag
+from mmjax.report.html import Html, join, tag
 from mmjax.report.parts import missing, section
 from mmjax.report.pictures import FULL_TINT, heat, picture
 from mmjax.report.reading import Run
@@ -12,13 +12,13 @@ _QUERIES = 4  # shown one by one, after their mean
 
 
 def render(run: Run) -> Html:
-    """The section."""
+    """The section; nothing for a connector without queries."""
     arrays = run.attention
     if not arrays:
         return section("Attention", missing(run.problems.get("attention.npz", "attention.npz is empty.")))
     scales = [name for name in sorted(arrays) if name.startswith("scale_")]
     if not scales:
-        return section("Attention", missing("The connector of this model has no queries that attend to patches."))
+        return join(())
     pixels = arrays["image"]
     return section(
         "Attention",

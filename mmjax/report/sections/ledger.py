@@ -27,7 +27,7 @@ def render(run: Run) -> Html:
         tag(
             "div",
             table(["", *(name for name, _ in stages)], [*_rows(run, stages), *_shares(run, stages)], "ledger"),
-            tag("div", _seconds(stages), tag("h3", "Share of the full-token cost"), _share_note(run)),
+            tag("div", _seconds(stages), tag("h3", "Cost beside the last stage's model"), _share_note(run)),
             class_="columns",
         ),
         savings.render(run),
@@ -110,17 +110,17 @@ def _number(entry: Record, key: str, show: Callable[[float], str]) -> str:
 
 def _shares(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
     try:
-        shares = costs.full_token_shares(run)
+        shares = costs.shares_of_last_model(run)
     except InputError:
         return []  # `_share_note` says why
-    return [["share of the full-token cost", *(tag("b", percent(shares[name], 0)) for name, _ in stages)]]
+    return [["cost beside the last stage's model", *(tag("b", percent(shares[name], 0)) for name, _ in stages)]]
 
 
 def _share_note(run: Run) -> Html:
     try:
         yardstick = costs.last_model(run)
     except InputError as error:
-        return missing(f"The share of the full-token cost cannot be computed: {error}")
+        return missing(f"The cost beside the last stage's model cannot be computed: {error}")
     text = "The arithmetic of a step over that of the same step, with the same rows and text, on the model of the last stage, which reads "
     return tag("p", f"{text}{yardstick}.", class_="note")
 
