@@ -9,6 +9,8 @@ AOT_READY := $(AOT)/.ready
 # The assembler that ends a compilation for a GPU: that of an installed CUDA, or else of packages.
 AOT_EXTRAS := aot $(if $(and $(wildcard /usr/local/cuda/bin/ptxas),$(wildcard /usr/local/cuda/nvvm/libdevice/*.bc)),,aot-cuda)
 WORKERS ?= 2
+# Most of the time of small tests is LLVM's, which optimises programs that run for milliseconds.
+QUICK := --xla_backend_optimization_level=0
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: help setup run test test-slow aot oracle lint format clean
@@ -28,10 +30,10 @@ run: setup  ## train, score and report the default recipe (about ten minutes on 
 	$(BIN)/python -m mmjax.main --config=configs/cos.py
 
 test: setup  ## the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	XLA_FLAGS="$(QUICK) $$XLA_FLAGS" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: setup  ## what takes longer: kills, signals, whole jobs
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 aot: $(AOT_READY)  ## compilers for GPUs and TPUs, for the tests that compile for them (350 MB, 1.1 GB unpacked)
 

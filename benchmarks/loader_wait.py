@@ -23,7 +23,8 @@ def measure(config: str, workers: int, steps: int) -> dict[str, dict[str, float]
         command = [sys.executable, "-m", "mmjax.main", f"--config={config}", f"--workdir={folder}/run", "--config.evaluation.limit=1"]
         command += [f"--config.logging.every={max(steps // WINDOWS, 1)}", "--config.evaluation.untrained=false"]
         for name in load(config).stages:
-            command += [f"--config.stages.{name}.data.workers={workers}", f"--config.stages.{name}.steps={steps}"]
+            settings = {"steps": steps, "data.workers": workers, "data.holdout": 0}  # nothing beside training is looked at
+            command += [f"--config.stages.{name}.{setting}={value}" for setting, value in settings.items()]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             raise RuntimeError(f"the run ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
