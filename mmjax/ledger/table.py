@@ -11,6 +11,7 @@ from mmjax.ledger.costs import Costs, Saving, reservations, saving
 from mmjax.wording import count, hours, operations, quantity, signed_percent
 
 NOT_KNOWN = "–"
+UNLIKE = "Before the last stage, the two have not as many stages: that line compares unlike work."
 
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "samples": ("rows", count),
@@ -35,10 +36,12 @@ def show(ours: Costs, baseline: Costs, console: Console) -> None:
             table.add_row(Text(name), *values)  # as text: a name is no markup
         table.add_section()
     table.add_row("saving", *_shown(saving(ours, baseline), columns))
-    table.add_row("  earlier stages", *_shown(saving(ours.before_last, baseline.before_last), columns))
+    table.add_row("  before the last stage", *_shown(saving(ours.before_last, baseline.before_last), columns))
     console.print(table)
-    text = "Saving: 1 - ours / baseline; below zero where ours costs more. Earlier stages: all but the last one."
+    text = "Saving: 1 - ours / baseline; below zero where ours costs more."
     console.print(text, highlight=False, soft_wrap=True)
+    if len(ours.stages) != len(baseline.stages):
+        console.print(UNLIKE, highlight=False, soft_wrap=True)
     for sentence in reservations(ours, baseline):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 

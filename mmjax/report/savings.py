@@ -2,7 +2,7 @@
 
 from mmjax.errors import InputError
 from mmjax.ledger import Costs, Saving, costs_of_summary, reservations, saving
-from mmjax.ledger.table import NOT_KNOWN, percentage
+from mmjax.ledger.table import NOT_KNOWN, UNLIKE, percentage
 from mmjax.report.html import Child, tag
 from mmjax.report.parts import missing, table
 from mmjax.report.reading import Run
@@ -10,7 +10,7 @@ from mmjax.wording import duration, operations
 
 _HEAD = ("", "time", "device time", "arithmetic")
 _NOTE = (
-    "A saving is 1 - this run / the other; below zero, this run cost more. Earlier stages: all but the last one. Arithmetic depends on the "
+    "A saving is 1 - this run / the other; below zero, this run cost more. Arithmetic depends on the "
     "two recipes alone, device time also on the hardware and on how well it was used, time also on how many devices there were."
 )
 
@@ -29,9 +29,10 @@ def render(run: Run) -> Child:
         ["this run", *_costs(ours)],
         ["the other run", *_costs(baseline)],
         ["saving", *(tag("b", text) for text in _shares(saving(ours, baseline)))],
-        ["saving in earlier stages", *_shares(saving(ours.before_last, baseline.before_last))],
+        ["saving before the last stage", *_shares(saving(ours.before_last, baseline.before_last))],
     ]
-    return [title, table(_HEAD, rows, "savings"), tag("p", _NOTE, class_="note"), [missing(text) for text in reservations(ours, baseline)]]
+    note = _NOTE if len(ours.stages) == len(baseline.stages) else f"{_NOTE} {UNLIKE}"
+    return [title, table(_HEAD, rows, "savings"), tag("p", note, class_="note"), [missing(text) for text in reservations(ours, baseline)]]
 
 
 def _costs(costs: Costs) -> list[str]:

@@ -279,7 +279,7 @@ def test_what_a_run_saves_against_another(workdir: Path) -> None:
     assert f"What it saves against {other}" in ledger
     assert "this run 6 min 39 s 6 min 39 s 600 TFLOP" in ledger, "device time of an older summary: of the devices of the run"
     assert f"saving {100 * (1 - 398.7 / 34.79 / 3600):.1f} % {100 * (1 - 398.7 / 34.79 / 3600 / 16):.1f} % 100.0 %" in ledger
-    assert f"earlier stages {100 * (1 - 180.5 / 7.01 / 3600):.1f} %" in ledger
+    assert f"before the last stage {100 * (1 - 180.5 / 7.01 / 3600):.1f} %" in ledger
     assert "The devices differ" in ledger and "1 x cpu of 2 cores" in ledger
 
 
