@@ -38,6 +38,10 @@ class MeasuredStep:
         self._state = state
         return seconds
 
+    def program(self, batch: Batch) -> str:
+        """The compiled step as text."""
+        return self._step.lower(self._state or self._begin(), batch).compile().as_text()
+
     def _begin(self) -> training_state.TrainState:
         def create(key: jax.Array) -> training_state.TrainState:
             return training_state.create(parameters.initialize(self.stage.model, key), self.stage, key)

@@ -1,5 +1,6 @@
 """The operations that a training step spends its time in, from a trace of the profiler.
 
+    python benchmarks/profile_step.py --shape default_finetune [--steps 3] [--top 10] [--out FOLDER]
     python benchmarks/profile_step.py [--shape small] [--images 1] [--text 512] [--batch 1] [--steps 3] [--top 10] [--out FOLDER]
 
 Prints the longest operations of the device and writes FOLDER/profile.md, FOLDER/profile.json and, in FOLDER/trace, what the profiler wrote:
@@ -15,30 +16,49 @@ import os
 import pathlib
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+if TYPE_CHECKING:
+    from mmjax.recipe import Stage
+    from mmjax.typing import Batch
 
-def trace(options: argparse.Namespace, folder: pathlib.Path) -> float:
-    """Traces the steps into the folder, after one that compiles and one that warms up; returns the seconds of a step."""
+
+def subject(options: argparse.Namespace) -> "tuple[str, Stage, Batch]":
+    """What is stepped on: in words, its stage and a batch. Raises ValueError if there is no such shape."""
+    import jax
+    import step_time_shapes
+    from synthetic import MODELS, make_batch, make_stage
+
+    if options.shape in MODELS:
+        stage = make_stage(options.shape, images=options.images, text=options.text, batch=options.batch)
+        size = f"{options.shape}, {options.batch} rows of {options.images} pictures and {options.text} text tokens"
+        return size, stage, make_batch(stage, 0)
+    if options.shape not in step_time_shapes.NAMES:
+        raise ValueError(f"There is no shape {options.shape!r}; there are {', '.join((*MODELS, *step_time_shapes.NAMES))}.")
+    shape = step_time_shapes.shape(options.shape, on_gpu=jax.default_backend() == "gpu")
+    return f"{options.shape}, {shape.title}", shape.stage, shape.batches(1)[0][0]
+
+
+def trace(stage: "Stage", batch: "Batch", steps: int, folder: pathlib.Path) -> tuple[float, str]:
+    """Traces the steps into the folder, after one that compiles and one that warms up; returns the seconds of a step, and the program."""
     import jax
     from measured_step import MeasuredStep
-    from synthetic import make_stage
 
-    stage = make_stage(options.shape, images=options.images, text=options.text, batch=options.batch)
-    measured = MeasuredStep(stage)
-    batch = measured.place(stage)
+    measured, batch = MeasuredStep(stage), jax.device_put(batch)
     measured.run(batch, 2)
     settings = jax.profiler.ProfileOptions()
     settings.python_tracer_level = 0  # calls of Python would crowd out what the device did
     with jax.profiler.trace(str(folder), create_perfetto_trace=True, profiler_options=settings):
-        return measured.run(batch, options.steps) / options.steps
+        seconds = measured.run(batch, steps) / steps
+    return seconds, measured.program(batch)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", help="tiny, small, 7b-slice or 1b; by default small, on a GPU 7b-slice")
+    parser.add_argument("--shape", help="tiny, small, 7b-slice, 1b, or one of step_time.py; by default small, on a GPU 7b-slice")
     parser.add_argument("--images", type=int, default=1, help="pictures a row")
     parser.add_argument("--text", type=int, default=512, help="text tokens a row")
     parser.add_argument("--batch", type=int, default=1, help="rows a step")
@@ -56,23 +76,23 @@ def main(given: list[str] | None = None) -> int:
     host.prepare()
     import jax
     import trace_events
-    from synthetic import MODELS
 
     options.shape = options.shape or ("small" if jax.default_backend() == "cpu" else "7b-slice")
-    if options.shape not in MODELS:
-        print(f"There is no shape {options.shape!r}; there are {', '.join(MODELS)}.", file=sys.stderr)
+    try:
+        size, stage, batch = subject(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
     with contextlib.ExitStack() as stack:
         folder = options.out / "trace" if options.out else pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        seconds = trace(options, folder)
+        seconds, program = trace(stage, batch, options.steps, folder)
         found = trace_events.operations(trace_events.read(folder))
     if not found:
         print("The trace holds no operation of a device or of a compiled program.", file=sys.stderr)
         return 1
-    size = f"{options.shape}, {options.batch} rows of {options.images} pictures and {options.text} text tokens"
     lines = [f"{size}, {jax.devices()[0].device_kind}: {1e3 * seconds:.2f} ms a step while traced.", ""]
-    lines += trace_events.table(found, options.steps, options.top)
+    lines += trace_events.table(found, options.steps, options.top, trace_events.origins(program))
     print("\n".join(lines))
     if options.out:
         (options.out / "profile.md").write_text("\n".join(lines) + "\n")

@@ -5,11 +5,15 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 DEVICE = "/device:"  # begins the names of processes that stand for accelerators
 STREAM, OPERATIONS = "Stream", "XLA Ops"  # begin the names of such a process's rows
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = \(?(\w+\[[\d,]*\]).*op_name="([^"]*)"', re.MULTILINE)
+_UNTOLD = ("while", "body", "closed_call", "checkpoint", "rematted_computation")
+_PARTS = 5  # of the path of an operation, the last ones
 
 
 @dataclasses.dataclass
@@ -92,15 +96,25 @@ def own_times(row: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any],
     return [(event, max(time, 0.0)) for event, time in zip(ordered, alone, strict=True)]
 
 
-def table(found: list[Operation], steps: int, most: int = 10) -> list[str]:
-    """Markdown: the longest operations, per step."""
+def origins(program: str) -> dict[str, str]:
+    """Of the operations of a compiled program, given as text: by name the shape of the result, and where in the model it was written."""
+    found = {}
+    for name, shape, path in _INSTRUCTION.findall(program):
+        parts = [part for part in path.split("/") if part not in _UNTOLD and not part.startswith("jit(")]
+        found[name] = f"{shape} {'/'.join(parts[-_PARTS:])}"
+    return found
+
+
+def table(found: list[Operation], steps: int, most: int = 10, origin: Mapping[str, str] | None = None) -> list[str]:
+    """Markdown: the longest operations, per step; `origin` says what they are, by their names in the program (`origins`)."""
     whole = sum(operation.microseconds for operation in found)
     lines = ["| operation | ms a step | share | times a step | in the program |", "|---|---|---|---|---|"]
     for operation in found[:most]:
         share = operation.microseconds / whole if whole else 0.0
         name = operation.name if len(operation.name) <= 80 else operation.name[:77] + "..."
         ms, count = operation.microseconds / 1e3 / steps, operation.count / steps
-        lines.append(f"| `{name}` | {ms:.3f} | {share:.1%} | {count:.1f} | `{operation.example}` |")
+        written = " ".join(filter(None, (operation.example, (origin or {}).get(operation.example))))
+        lines.append(f"| `{name}` | {ms:.3f} | {share:.1%} | {count:.1f} | `{written}` |")
     rest = sum(operation.microseconds for operation in found[most:])
     if whole:
         lines.append(f"| {len(found[most:])} others | {rest / 1e3 / steps:.3f} | {rest / whole:.1%} | | |")

@@ -83,6 +83,18 @@ def test_the_table_has_shares_per_step_and_what_it_leaves_out():
     assert found[2:] == ["| `dot.1` | 0.150 | 54.5% | 1.0 | `dot.1` |", "| 2 others | 0.125 | 45.5% | | |", "| all | 0.275 | 100% | | |"]
 
 
+def test_operations_are_found_in_the_program():
+    program = """
+  %dot.1 = f32[16,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}, metadata={op_name="jit(step)/transpose(jvp())/while/body/mlp/dot" id=3}
+  ROOT %tuple.2 = (f32[2]{0}, s32[]) fusion(%c), kind=kLoop, metadata={op_name="jit(step)/add"}
+  %c = f32[] constant(0)
+"""
+    found = trace_events.origins(program)
+    assert found == {"dot.1": "f32[16,4] transpose(jvp())/mlp/dot", "tuple.2": "f32[2] add"}
+    line = trace_events.table(trace_events.operations(HOST), 2, 1, found)[2]
+    assert line.endswith("| `dot.1 f32[16,4] transpose(jvp())/mlp/dot` |")
+
+
 def test_the_newest_trace_of_a_folder_is_read(tmp_path):
     with pytest.raises(ValueError, match="has written no trace"):
         trace_events.read(tmp_path)
