@@ -22,8 +22,11 @@ def measure(config: str, workers: int, steps: int) -> dict[str, dict[str, float]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "mmjax.main", f"--config={config}", f"--workdir={folder}/run", "--config.evaluation.limit=1"]
         command += [f"--config.logging.every={max(steps // WINDOWS, 1)}", "--config.evaluation.untrained=false"]
-        for name in load(config).stages:
-            settings = {"steps": steps, "data.workers": workers, "data.holdout": 0}  # nothing beside training is looked at
+        recipe = load(config)
+        for name in recipe.stages:
+            settings = {"steps": steps, "data.workers": workers}
+            if "captions" not in recipe.evaluation.tasks:  # of which some must be held out
+                settings["data.holdout"] = 0  # nothing beside training is looked at
             command += [f"--config.stages.{name}.{setting}={value}" for setting, value in settings.items()]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:

@@ -4,8 +4,8 @@
     python -m mmjax.main --config=configs/graft.py:8b --mode=plan    the paper's Llama-3.1-8B: what it costs
     python -m mmjax.main --config=configs/graft.py:cos               few visual tokens on the surrogate: the two savings together
 
-With a large language model almost all of the cost is the language model. A surrogate keeps its embeddings, its early blocks, its last one
-and its head; in the place of the others stands one trained block, the translator. Three stages:
+With a large language model almost all of the cost is the language model. A surrogate keeps its embeddings, its early blocks, its last
+ones and its head; in the place of the others stands one trained block, the translator. Three stages:
 
     translator    connector and translator are trained
     encoder       connector and the encoder's last third, with the surrogate frozen
@@ -211,7 +211,9 @@ def large(name: str, kind: str) -> ConfigDict:
         skip_budget=0.1,
     )  # fmt: skip
     text = dict(kind="llava", path=config_dict.placeholder(str), image_dir=".", weight=500_000)  # conversations without pictures
-    stages = dict(translator=dict(sources=dict(conversations=dict(weight=624_610), text=text)), encoder={}, decoder={})
+    marks = dict(learn_marks=name != "qwen3_4b")
+    first = dict(sources=dict(conversations=dict(weight=624_610), text=text), **marks)
+    stages = dict(translator=first, encoder=marks, decoder={})
     amounts = Amounts((4393, 4880, 4880), (256, 128, 128), (1e-4, 5e-5, 5e-5), share=0.2)
     if kind in ("full", "lora"):
         amounts = dataclasses.replace(amounts, steps=(2440, 0, 4880))
@@ -242,6 +244,8 @@ LARGE_NOTES = dict(
     pictures="substituted: stretched to the square; the official code pads them with the mean colour",
     text="substituted: 768 text tokens a row; the official code reads 4096 tokens in all",
     steps="inferred for 3b: its published checkpoint of the first stage has 3568; qwen3_4b is in the official code, but not in its results",
+    targets="paper: the stages on the surrogate also learn the special tokens of turns (not qwen3_4b: its marks are inferred to carry no "
+    "loss); substituted: empty lines before an answer are learned in no stage, in the official code in those of Llama",
     prompts="substituted: the language model's own format; the official code puts phrases of its own around the question",
     lora="inferred: rank 8, alpha 32 on query and value, the defaults of the official code",
     connector="inferred: the baselines align the connector on the conversations with pictures, 2440 steps of 256",

@@ -148,7 +148,15 @@ def _check_name(place: ConfigDict, name: str, parent: str, keys: list[str], conf
     inherited = _at(config, keys[2:]) if keys[0] == "stages" and keys[2:3] and keys[2] in SHARED else None
     names = [*place.keys(), *(inherited.keys() if isinstance(inherited, ConfigDict) else ())]
     if name not in names:
-        raise InputError(f"config.{'.'.join(keys)} has no {name!r}. {suggestion(name, names)}")
+        raise InputError(f"config.{'.'.join(keys)} has no {name!r}. {suggestion(name, names)}{_of_stages(config, [*keys, name])}")
+
+
+def _of_stages(config: ConfigDict, keys: list[str]) -> str:
+    """Where stages have what their shared settings lack: a sentence with the flags."""
+    stages = config.get("stages")
+    owners = [stage for stage in stages if _at(stages[stage], keys) is not _ABSENT] if isinstance(stages, Mapping | ConfigDict) else []
+    flags = ", ".join(f"--config.stages.{stage}.{'.'.join(keys)}" for stage in owners)
+    return f" Stages have one of their own: {flags}..." if owners else ""
 
 
 def _literal(text: str, kind: type | None) -> Any:

@@ -3,7 +3,7 @@
     python -m mmjax.graft --encoder=WORKDIR --decoder=FOLDER --out=FOLDER
 
 --encoder  a run with a surrogate (configs/graft.py), or one of its checkpoints: WORKDIR/checkpoints/STAGE/STEP. Its encoder and connector
-           are taken; of its decoder nothing is read but the embeddings, which must be those of the whole one
+           are taken; of its decoder only embeddings and query matrices are read, which must be those of the whole one
 --decoder  the model that the surrogate was cut from: a folder of transformers, whose files are copied as they are; a GGUF file or a folder
            of Orbax, which are ported (python -m mmjax.port); or fetched:NAME
 --out      a folder that does not exist yet, or is empty. `vision`, `connector` and `decoder` in it are what

@@ -85,6 +85,8 @@ class DataConfig:
         images_per_row: picture slots per row (I).
         template: how questions and captions become text: "plain" (question, answer), "short_prompt" (InstructBLIP-like), "vicuna_v1",
         "llama3", "chat" (the tokenizer's own chat template).
+        learn_marks: train on the template's special tokens wherever they stand, such as those around what the user says; without, on what
+        the assistant says and the end of it.
         resize: how a picture becomes the encoder's square: "stretch" keeps all of it but not its aspect, "crop" its middle and its aspect.
         flip: mirror a picture left-right with probability one half.
         holdout: examples of each source that are never trained on and give the held-out loss: the last ones, or as `holdout_by` says.
@@ -98,6 +100,7 @@ class DataConfig:
     template: Literal["plain", "short_prompt", "vicuna_v1", "llama3", "chat"] = "plain"
     resize: Literal["stretch", "crop"] = "stretch"
     flip: bool = False
+    learn_marks: bool = False
     holdout: int = 0
     workers: int = 0
     skip_budget: float = 0.01

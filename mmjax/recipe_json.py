@@ -32,7 +32,9 @@ def digested(recipe: Recipe) -> dict[str, Any]:
     tree: dict[str, Any] = {key: value for key, value in to_json(recipe).items() if key not in _NOT_DIGESTED}
     for stage in tree["stages"].values():
         del stage["data"]["workers"]
+        if not stage["data"]["learn_marks"]:
+            del stage["data"]["learn_marks"]  # as all runs were from before there was a choice: they can still be resumed
         for source in stage["data"]["sources"].values():
             if source.get("holdout_by") == "position":
-                del source["holdout_by"]  # as all runs were from before there was a choice: they can still be resumed
+                del source["holdout_by"]  # likewise
     return tree | {"order": list(recipe.stages)}

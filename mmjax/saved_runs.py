@@ -58,8 +58,7 @@ def find_checkpoint(recipe: Recipe, workdir: Workdir, checkpoint: str | None) ->
     if checkpoint is not None:
         folder = pathlib.Path(checkpoint).absolute()
         if not folder.is_dir() or not folder.name.isdecimal():
-            found = sorted(int(path.name) for path in folder.parent.glob("*") if path.name.isdecimal())
-            there = f" {folder.parent} has {', '.join(map(str, found))}." if found else ""
+            there = "".join(_steps_in(place) for place in (folder, folder.parent))
             raise InputError(f"There is no checkpoint {checkpoint}: a folder checkpoints/<stage>/<step> is expected.{there}")
         if folder.parent.name not in recipe.stages:
             raise InputError(f"{checkpoint} is a checkpoint of stage {folder.parent.name!r}; the recipe has {', '.join(recipe.stages)}.")
@@ -68,6 +67,12 @@ def find_checkpoint(recipe: Recipe, workdir: Workdir, checkpoint: str | None) ->
         if (newest := newest_step(workdir.checkpoints / stage.name)) is not None:
             return stage, workdir.checkpoints / stage.name / str(newest)
     raise InputError(f"There is no checkpoint in {workdir.path}: train first, or name one with --checkpoint.")
+
+
+def _steps_in(folder: pathlib.Path) -> str:
+    """A sentence; nothing where there are none."""
+    found = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+    return f" {folder} has {', '.join(map(str, found))}." if found else ""
 
 
 def newest_step(folder: pathlib.Path) -> int | None:

@@ -27,7 +27,7 @@ settings.load_profile("untimed")
 
 install_import_hook(["mmjax.models", "mmjax.kernels"], "beartype.beartype")
 
-SLOW_TESTS_UNTIL = float(os.environ.get("MMJAX_SLOW_TESTS_UNTIL", "inf"))
+SLOW_TESTS_UNTIL = float(os.environ.get("MMJAX_SLOW_TESTS_UNTIL") or "inf")
 
 
 def pytest_runtest_setup(item):

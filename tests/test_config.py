@@ -79,6 +79,7 @@ def test_data_that_all_stages_share_is_given_once():
     [
         ({"stages.decoder.data.sources.conversation.path": "x"}, "has no 'conversation'. Did you mean conversations?"),
         ({"data.sources.text.path": "x"}, "config.data.sources has no 'text'"),
+        ({"data.sources.text.path": "x"}, "Stages have one of their own: --config.stages.translator.data.sources.text..."),
         ({"data.text_lenght": "3"}, "config.data.text_lenght: there is no such setting. Did you mean text_length?"),
         ({f"stages.{stage}.data.flip": "true" for stage in ("translator", "encoder", "decoder")} | {"data.flip": "false"}, "has no effect"),
     ],

@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from mmjax import config
+from mmjax import config, main
 from mmjax.models import parameters
-from mmjax.recipe import OptimizerConfig
+from mmjax.recipe import MeshConfig, OptimizerConfig
+from mmjax.training import sharding
 from mmjax.training.flops import step_flops
 from mmjax.training.optimizer import Optimizer, make_optimizer
+from mmjax.training.result import abstract_state
 from tests.test_architecture import ROOT
 
 FILE = str(ROOT / "configs" / "graft.py")
@@ -104,3 +108,32 @@ def test_a_published_encoder_learns_more_slowly_than_what_is_new():
                     variant,
                     stage.name,
                 )
+
+
+@pytest.mark.parametrize("variant", ["8b", "qwen3_4b"])
+def test_the_stages_on_the_surrogate_learn_the_marks_of_turns(variant):
+    stages = load(variant).stages
+    assert [stage.data.learn_marks for stage in stages.values()] == [variant == "8b", variant == "8b", False]
+
+
+def test_the_frozen_decoder_is_bfloat16_and_has_no_optimizer_state():
+    stage = load("8b").stages["encoder"]
+    state = abstract_state(stage, sharding.make_mesh(MeshConfig(), jax.devices()[:1]), jax.random.key(0))
+    frozen = {path: leaf for path, leaf in state.frozen.items() if path.startswith("decoder/")}
+    assert sum(leaf.size for leaf in frozen.values()) / 1e6 == pytest.approx(5194.81, abs=0.01)
+    assert {leaf.dtype for path, leaf in frozen.items() if not path.endswith("/scale")} == {jnp.dtype("bfloat16")}
+    assert not any(path.startswith("decoder/") for tree in (state.trainable, state.optimizer.mu, state.optimizer.nu) for path in tree)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--config.stages.translator.model.decoder.replaced=((16,31),)", "which is no range"),
+        ("--config.stages.encoder.model.decoder.replaced=()", "'graft'"),
+        ("--config.stages.translator.model.decoder.replaced=()", "'decoder/translators/*' matches no parameter"),
+    ],
+    ids=["a cut outside of the model", "a surrogate that becomes whole too early", "a missing translator"],
+)
+def test_what_is_wrong_with_a_surrogate_ends_the_command_with_2(setting, message, capsys):
+    assert main.main(["mmjax", f"--config={FILE}", setting, "--mode=plan"]) == 2
+    assert message in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """A surrogate of a published model, three stages on it, and the ways to the whole model: in the run, and from one run to a folder."""
 
+import contextlib
 import dataclasses
 import gc
 import io
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -160,7 +162,9 @@ def test_of_the_surrogate_only_what_is_grafted_is_read_again(finished, recipe, t
 @pytest.fixture(scope="module")
 def grafted(tmp_path_factory, finished, published) -> pathlib.Path:
     out = tmp_path_factory.mktemp("out") / "model"
-    assert graft.main([f"--encoder={finished.path}", f"--decoder={published['decoder']}", f"--out={out}"]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert graft.main([f"--encoder={finished.path}", f"--decoder={published['decoder']}", f"--out={out}"]) == 0
+    out.with_name("said").write_text(said.getvalue())
     return out
 
 
@@ -179,6 +183,10 @@ def test_a_folder_has_the_encoder_of_the_run_and_the_files_of_the_decoder(grafte
     for file in pathlib.Path(published["decoder"]).iterdir():
         assert (grafted / "decoder" / file.name).read_bytes() == file.read_bytes()
     assert json.loads((grafted / "manifest.json").read_text())["transitions"] == ["graft"]
+    said = grafted.with_name("said").read_text()
+    assert (
+        re.search(r"decoder +loaded", said) and re.search(r"vision +(copied|joined|stacked)", said) and "left behind: decoder/" in said
+    ), said
 
 
 def test_the_way_there_and_back_leaves_the_encoder_as_it_was(grafted, finished, recipe):

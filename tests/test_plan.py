@@ -147,7 +147,7 @@ def test_a_topology_adds_device_time(cos_7b):
     assert costs.stages[0].device_seconds == pytest.approx(expected)
     text = _shown(cos_7b, "h100:8", cos_7b)
     assert "8 x h100" in text and "40% utilisation of every stage" in text
-    assert text.split("saving")[1].split("earlier")[0].count(" 0.0 %") == 2, "of device time and of FLOPs"
+    assert text.split("saving")[1].split("before the last stage")[0].count(" 0.0 %") == 2, "of device time and of FLOPs"
 
 
 def test_a_baseline_that_cannot_fit_is_noted_and_no_error(cos_7b):

@@ -36,10 +36,11 @@ class Encoded:
 class Encoder:
     """Encodes segments; pieces without pictures are remembered. It can be sent to another process and used from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer, visual_tokens: int):
-        """visual_tokens: L, placeholders per picture."""
+    def __init__(self, tokenizer: Tokenizer, visual_tokens: int, marks: bool = False):
+        """visual_tokens: L, placeholders per picture. marks: as in `tokenise`."""
         self.tokenizer = tokenizer
         self.visual_tokens = visual_tokens
+        self.marks = marks
         self._remembered = lru_cache(maxsize=_KEPT)(self._encode)
 
     def prefix(self, segments: tuple[Segment, ...]) -> Encoded:
@@ -56,13 +57,13 @@ class Encoder:
         return self._remembered(segments, whole)
 
     def _encode(self, segments: tuple[Segment, ...], whole: bool) -> Encoded:
-        piece = tokenise(segments, self.tokenizer, self.visual_tokens)
+        piece = tokenise(segments, self.tokenizer, self.visual_tokens, marks=self.marks)
         tokens, targets = (piece.tokens, piece.targets) if whole else piece.inputs()
         text = len(tokens) - len(piece.images) * self.visual_tokens
         return Encoded(tokens, targets, piece.images, text, int(np.count_nonzero(targets != NO_TARGET)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer, "visual_tokens": self.visual_tokens}
+        return {"tokenizer": self.tokenizer, "visual_tokens": self.visual_tokens, "marks": self.marks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

@@ -259,7 +259,7 @@ def make_rows(data: DataConfig, model: VLMConfig, tokenizer: Tokenizer, seed: in
     if not train and not data.holdout:
         raise InputError("There is no held-out data: holdout is 0.")
     shape = RowShape(data.text_length, data.images_per_row, model.visual_tokens, model.vision.image_size, tokenizer.pad, data.resize)
-    encoder = Encoder(tokenizer, model.visual_tokens)
+    encoder = Encoder(tokenizer, model.visual_tokens, data.learn_marks)
     weights = [config.weight for config in data.sources.values()]
     mixture = Mixture(weights, list(data.sources)) if train else None
     pictures = ImageCache()

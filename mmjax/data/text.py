@@ -52,7 +52,7 @@ class Piece:
         return bool((self.tokens[offset:] == self.tokens[offset]).all())
 
 
-def tokenise(segments: Sequence[Segment], tokenizer: Tokenizer, visual_tokens: int) -> Piece:
+def tokenise(segments: Sequence[Segment], tokenizer: Tokenizer, visual_tokens: int, *, marks: bool = False) -> Piece:
     """Tokenises each segment once and on its own: labels follow from where a segment stands, never from searching in the tokens.
 
     A prompt therefore has the same tokens with and without its answer behind it.
@@ -60,6 +60,7 @@ def tokenise(segments: Sequence[Segment], tokenizer: Tokenizer, visual_tokens: i
     Args:
         segments: a prefix or a branch.
         visual_tokens: L, placeholders per image.
+        marks: special tokens carry loss wherever they stand, but the first one of a text does not.
     """
     tokens: list[int] = []
     loss: list[bool] = []
@@ -69,7 +70,7 @@ def tokenise(segments: Sequence[Segment], tokenizer: Tokenizer, visual_tokens: i
             case Text(text, has_loss):
                 ids = tokenizer.encode(text)
             case Special(name, has_loss):
-                ids = [_special(name, tokenizer)]
+                ids, has_loss = [_special(name, tokenizer)], has_loss or (marks and name != "bos")
             case Image():
                 images.append((len(tokens), segment))
                 ids, has_loss = [tokenizer.image] * visual_tokens, False

@@ -7,6 +7,8 @@ well it is used; FLOPs say what was computed, and depend on the recipes alone.
 import dataclasses
 from typing import Any
 
+from mmjax.wording import plural
+
 MEASURES = ("seconds", "device_seconds", "flops")
 
 
@@ -103,6 +105,14 @@ def reservations(ours: Costs, baseline: Costs) -> list[str]:
     return []
 
 
+def unlike(ours: Costs, baseline: Costs) -> list[str]:
+    """What must be known to read the saving before the last stage; nothing where both have as many stages."""
+    counts = len(ours.stages) - 1, len(baseline.stages) - 1
+    if counts[0] == counts[1]:
+        return []
+    return [f"Before the last stage, ours has {plural(counts[0], 'stage')} and the baseline {counts[1]}: that line compares unlike work."]
+
+
 def as_json(ours: Costs, baseline: Costs) -> dict[str, Any]:
     """Both runs, with their totals, and the savings, as plain data."""
 
@@ -115,5 +125,5 @@ def as_json(ours: Costs, baseline: Costs) -> dict[str, Any]:
         "against": plain(baseline),
         "saving": dataclasses.asdict(saving(ours, baseline)),
         "saving_before_the_last_stage": dataclasses.asdict(saving(ours.before_last, baseline.before_last)),
-        "reservations": reservations(ours, baseline),
+        "reservations": [*unlike(ours, baseline), *reservations(ours, baseline)],
     }

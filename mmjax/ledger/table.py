@@ -7,11 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmjax.ledger.costs import Costs, Saving, reservations, saving
+from mmjax.ledger.costs import Costs, Saving, reservations, saving, unlike
 from mmjax.wording import count, hours, operations, quantity, signed_percent
 
 NOT_KNOWN = "–"
-UNLIKE = "Before the last stage, the two have not as many stages: that line compares unlike work."
 
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "samples": ("rows", count),
@@ -40,9 +39,7 @@ def show(ours: Costs, baseline: Costs, console: Console) -> None:
     console.print(table)
     text = "Saving: 1 - ours / baseline; below zero where ours costs more."
     console.print(text, highlight=False, soft_wrap=True)
-    if len(ours.stages) != len(baseline.stages):
-        console.print(UNLIKE, highlight=False, soft_wrap=True)
-    for sentence in reservations(ours, baseline):
+    for sentence in (*unlike(ours, baseline), *reservations(ours, baseline)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,8 @@
 
 from mmjax.errors import InputError
 from mmjax.ledger import Costs, Saving, costs_of_summary, reservations, saving
-from mmjax.ledger.table import NOT_KNOWN, UNLIKE, percentage
+from mmjax.ledger.costs import unlike
+from mmjax.ledger.table import NOT_KNOWN, percentage
 from mmjax.report.html import Child, tag
 from mmjax.report.parts import missing, table
 from mmjax.report.reading import Run
@@ -31,7 +32,7 @@ def render(run: Run) -> Child:
         ["saving", *(tag("b", text) for text in _shares(saving(ours, baseline)))],
         ["saving before the last stage", *_shares(saving(ours.before_last, baseline.before_last))],
     ]
-    note = _NOTE if len(ours.stages) == len(baseline.stages) else f"{_NOTE} {UNLIKE}"
+    note = " ".join((_NOTE, *unlike(ours, baseline)))
     return [title, table(_HEAD, rows, "savings"), tag("p", note, class_="note"), [missing(text) for text in reservations(ours, baseline)]]
 
 

@@ -30,7 +30,8 @@ _READING = (
 _CAUTION = (
     "The corner describes these samples by straight lines; whether the surrogate is any good is decided by training it. A curve that falls "
     "evenly has no corner, and a fit then finds one by chance: the confidence tells how much the cut depends on which samples were read, "
-    "but nothing of texts of another kind, or of the other measure."
+    "but nothing of texts of another kind, or of the other measure. That the range goes up to the last layer is the paper's choice, for "
+    "large models; a small one may need more of its last layers."
 )
 
 

@@ -15,6 +15,7 @@ from mmjax.transitions.lora import is_lora
 from mmjax.typing import Params
 
 SHOWN = 8  # paths of one kind that a message lists
+SHAPELESS = ("weight_std", "embedding_std", "context_length", "image_mean", "image_std")  # settings that say nothing of shapes
 HEADS = "the columns of trained weights belong to the heads they were trained for"
 
 
@@ -50,7 +51,9 @@ def _leaves(params: Params, names: tuple[str, ...], old: VLMConfig, new: VLMConf
         if path in params and params[path].dtype not in (leaf.dtype, jnp.bfloat16)
     }
     hints = list(_hints(missing, unexpected, misshapen, names))
-    yield from hints or _changed_settings(old, new, {path.split("/")[0] for path in misshapen})
+    yield from hints
+    if not hints and not list(_meaning(names, old, new)):
+        yield from _changed_settings(old, new, {path.split("/")[0] for path in misshapen})
     for kind in (missing, unexpected, misshapen, mistyped):
         lines = list(kind.values())
         yield from lines[:SHOWN]
@@ -62,7 +65,7 @@ def _changed_settings(old: VLMConfig, new: VLMConfig, parts: Collection[str]) ->
     """Of parts with arrays of another shape, what the two stages say differently."""
     for part in sorted(parts):
         before, after = getattr(old, part), getattr(new, part)
-        names = [field.name for field in dataclasses.fields(after) if hasattr(before, field.name)]
+        names = [field.name for field in dataclasses.fields(after) if hasattr(before, field.name) and field.name not in SHAPELESS]
         differ = [name for name in names if getattr(before, name) != getattr(after, name)]
         for name in differ:
             yield f"{part}.{name} was {getattr(before, name)} and is now {getattr(after, name)}"

@@ -157,3 +157,14 @@ def test_each_position_predicts_the_next_token():
 def test_a_picture_at_the_end_of_a_branch_stays_whole():
     piece = tokenise((Text("a", True), IMAGE), TOKENIZER, 4)
     assert (piece.inputs()[0] == TOKENIZER.image).sum() == 4
+
+
+def test_marks_are_learned_wherever_they_stand_but_no_role_and_nothing_that_is_asked():
+    """arXiv:2505.22664, official code: the stages on the surrogate."""
+    branch = find_template("llama3").question("what is there?", "red")
+    plain, marked = (tokenise(branch, TOKENIZER, 3, marks=marks) for marks in (False, True))
+    np.testing.assert_array_equal(plain.tokens, marked.tokens)
+    header, end = ([TOKENIZER.special(f"<|{name}|>") for name in names] for names in (("start_header_id", "end_header_id"), ("eot_id",)))
+    assert plain.tokens[plain.loss].tolist() == TOKENIZER.encode("red") + end
+    assert marked.tokens[marked.loss].tolist() == header + end + header + TOKENIZER.encode("red") + end
+    assert not marked.loss[0] and marked.tokens[0] == TOKENIZER.bos

@@ -23,6 +23,7 @@ def test_the_table_shows_both_runs_and_three_savings(tmp_path):
     for shown in ("translators", "encoder", "pretrain", "9.36", "19.17", "34.79", "197.84", "80.0", "44.9", "64.5", "38.5", "-94.2"):
         assert shown in words, shown
     assert "[bold]ours, on 8 and 16 x H100" in text and "numbers of devices differ" in text
+    assert "Before the last stage, ours has 2 stages and the baseline 1" in text
     table = [line for line in text.splitlines() if "│" in line]
     assert len(table) == 11 and all(len(line) <= 80 for line in table), "fits a terminal, without a line cut in two"
 
@@ -39,7 +40,7 @@ def test_the_same_numbers_as_json(tmp_path):
     code, _ = run(ours, f"--against={other}", f"--json={tmp_path / 'saving.json'}")
     content = json.loads((tmp_path / "saving.json").read_text())
     assert code == 0 and content["saving"]["seconds"] == pytest.approx(1 - 19.17 / 34.79)
-    assert content["run"]["name"] == str(ours)
+    assert content["run"]["name"] == str(ours) and "unlike work" in content["reservations"][0]
 
 
 def test_what_is_wrong_is_one_message(tmp_path, capsys):

@@ -75,4 +75,4 @@ def test_as_plain_data(ours, baseline):
     assert data["saving_before_the_last_stage"]["flops"] == -1.0
     assert data["run"]["total"]["seconds"] == pytest.approx(19.17 * 3600)
     assert [stage["name"] for stage in data["against"]["stages"]] == ["pretrain", "finetune"]
-    assert data["run"]["stages"][0]["devices"] == 8 and len(data["reservations"]) == 1
+    assert data["run"]["stages"][0]["devices"] == 8 and len(data["reservations"]) == 2

@@ -51,7 +51,7 @@ def count(decoder: DecoderConfig, replaced: tuple[int, int]) -> Counted:
         (LLAMA_70B, (40, 79), 36.2, 0.6),
         (presets.llama3_8b(), (17, 31), 27.4, 4.9),
         (LLAMA_3B, (16, 27), 20.8, 10.3),
-        (presets.smollm2_135m(), (15, 29), -1.8, 74.5),
+        (presets.smollm2_135m(), (16, 24), -10.8, 68.9),
     ],
     ids=["70B", "8B", "3B", "135M"],
 )

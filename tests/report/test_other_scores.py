@@ -26,6 +26,12 @@ def test_each_point_has_its_newest_score(workdir):
     assert "Scores of other points" in report.render(workdir)
 
 
+def test_the_end_of_the_run_has_a_section_of_its_own(workdir):
+    (name, last), *_ = reversed(json.loads((workdir / "config.json").read_text())["stages"].items())
+    note(workdir, scored(name, last["steps"], 0.9, 1.0))
+    assert other_scores.render(reading.read(workdir)) is None
+
+
 def test_without_any_there_is_no_section(workdir):
     assert other_scores.render(reading.read(workdir)) is None
     note(workdir, {"stage": "pretrain", "step": 1, "eval": {}})

@@ -288,6 +288,11 @@ with Checkpoints(pathlib.Path(sys.argv[1])) as kept:
     state = kept.restore_latest(wanted).state
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), state, t.make_state(3))
     assert all(x.sharding == y.sharding for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True))
+    path = "decoder/layers/mlp/up/kernel"
+    kernel = wanted.frozen[path]
+    params, _ = t.load_params(pathlib.Path(sys.argv[1]) / "3", {path: kernel.sharding})
+    assert set(params) == {path} and params[path].sharding == kernel.sharding
+    np.testing.assert_array_equal(params[path], t.make_state(3).frozen[path])
     kept.save(5, jax.tree.map(lambda x: x + x.dtype.type(1), state), 0, {})
 """
 

@@ -15,11 +15,18 @@ _LEAD = (
 def render(run: Run) -> Html | None:
     """The section; None if there are no such scores."""
     records = {(record.get("stage"), record.get("step")): record for record in run.evaluations if record.get("eval")}
+    records.pop(_end(run), None)  # whose scores have a section of their own
     if not records:
         return None
     columns = list(dict.fromkeys(column for record in records.values() for column in _columns(record["eval"])))
     head = ["point", *(_title(column) for column in columns)]
     return section("Scores of other points", table(head, [_row(record, columns) for record in records.values()], "points"), lead=_LEAD)
+
+
+def _end(run: Run) -> tuple[Any, Any]:
+    """(stage, step) of the last checkpoint."""
+    stages = list(run.config.get("stages", {}).items())
+    return (stages[-1][0], stages[-1][1].get("steps")) if stages else (None, None)
 
 
 def _columns(results: dict[str, Any]) -> list[tuple[str, str, str | None]]:
