@@ -32,4 +32,5 @@ def test_a_recorder_repeats_itself(name, recorded, live):
     before, now = recorded(name), live(name)
     assert now.keys() == before.keys()
     for key, value in now.items():
-        np.testing.assert_allclose(value, before[key], rtol=1e-4, atol=1e-5, err_msg=key)
+        rounding = max(1e-5, 1e-6 * np.abs(before[key]).max(initial=0.0))  # of another processor: a sum of large numbers may be small
+        np.testing.assert_allclose(value, before[key], rtol=1e-4, atol=rounding, err_msg=key)
