@@ -44,7 +44,8 @@ def _title(column: tuple[str, str, str | None]) -> str:
 def _row(record: Record, columns: list[tuple[str, str, str | None]]) -> list[Child]:
     step = record.get("step")
     where = tag("small", f"step {count(step)}" if step else "what it begins with")
-    return [[str(record.get("stage")), where], *(_shown(record["eval"].get(task, {}).get(key), measure) for task, key, measure in columns)]
+    shown = [_shown(record["eval"].get(task, {}).get(key), measure) for task, key, measure in columns]
+    return [[str(record.get("stage")), ", ", where], *shown]
 
 
 def _shown(value: float | None, measure: str | None) -> str:
