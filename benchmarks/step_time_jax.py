@@ -16,7 +16,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mmjax import host  # noqa: E402
+from mmjax import heap, host  # noqa: E402
 
 host.prepare()
 
@@ -87,6 +87,8 @@ class Job:
             results += self.steps(1)
             jax.block_until_ready((self.state, results))
             seconds.append(time.perf_counter() - begun)
+            if len(seconds) == 1:
+                heap.set_holes_aside()  # as the training loop does
         losses, norms = ([float(value.compute()) for value in values] for values in zip(*results, strict=True))
         device = jax.devices()[0]
         kind = "cpu" if device.platform == "cpu" else device.device_kind

@@ -1,19 +1,15 @@
 """What has to happen to the process before jax starts: where compiled programs are kept, how memory is given back, how much is logged.
 
-Call `prepare` before the first import of jax. It imports nothing but the standard library.
+Call `prepare` before the first import of jax. It imports nothing but what the standard library has.
 """
 
-import ctypes
 import os
 import pathlib
-import sys
+
+from mmjax import heap
 
 CACHE_VARIABLE = "MMJAX_CACHE_DIR"
 ACCELERATORS = ("nvidiactl", "accel0", "vfio/0", "kfd")  # under /dev: NVIDIA, TPU (two generations of drivers), AMD
-
-# glibc's option numbers (malloc.h). XLA:CPU allocates the temporaries of a step with malloc and frees them after it; by default glibc then
-# hands the pages back to the kernel, and every step faults them in again (measured: 200,000 faults, 0.2 s of a 1.5 s step).
-_MALLOPT = {"arena_max": (-8, 1), "mmap_threshold": (-3, 2**31 - 1), "trim_threshold": (-1, -1), "mmap_max": (-4, 0)}
 
 
 def prepare() -> None:
@@ -23,7 +19,7 @@ def prepare() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks that no user can act on; errors stay
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if computes_on_cpu():
-        keep_freed_memory()
+        heap.keep_freed_memory()
 
 
 def cache_dir() -> pathlib.Path:
@@ -38,18 +34,3 @@ def computes_on_cpu() -> bool:
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms.split(",")[0] == "cpu"
     return not any(pathlib.Path("/dev", name).exists() for name in ACCELERATORS)
-
-
-def keep_freed_memory() -> bool:
-    """Makes malloc keep freed memory for the next step: one arena, nothing mapped apart, nothing trimmed. Linux with glibc only.
-
-    Returns:
-        Whether it was done. Elsewhere nothing happens: the run is then slower and otherwise the same.
-    """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    results = [mallopt(option, value) for option, value in _MALLOPT.values()]
-    return all(result == 1 for result in results)

@@ -201,7 +201,3 @@ def test_the_host_is_prepared_without_overruling_the_user(monkeypatch, tmp_path)
 def test_the_platform_asked_for_decides_about_the_allocator(monkeypatch, platforms, cpu):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert host.computes_on_cpu() is cpu
-
-
-def test_the_allocator_keeps_memory_on_linux():
-    assert host.keep_freed_memory() is sys.platform.startswith("linux")

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from mmjax import heap
 from mmjax.data.loader import Batches, batches
 from mmjax.data.rows import Rows
 from mmjax.errors import InputError, Preempted
@@ -138,6 +139,7 @@ class _Loop:
         self.progress.note(f"first batch in {self.chrono.seconds['input'] - before['input']:.1f} s, compiling the step ...")
         self._step(batch, counts, "compile")
         self._settle("compile")
+        heap.set_holes_aside()
         self.progress.note(f"compiled in {self.chrono.seconds['compile'] - before['compile']:.1f} s")
         self.peak = self.recipe.logging.peak_flops or flops.peak_flops(self.mesh.devices.flat[0])
         self.progress.explain_mfu(self.peak)
@@ -210,6 +212,7 @@ class _Loop:
 
     def _evaluate(self, rows: Rows) -> metrics.TokenMetrics:
         params, total = self.state.params, None
+        programs = self.evaluation_step._cache_size()  # type: ignore[attr-defined]
         with batches(rows, self.stage.batch_size, 0, 0) as data:
             for batch, _ in data:
                 self._stop_if_requested()
@@ -218,6 +221,8 @@ class _Loop:
                 total = new if total is None else metrics.merge(total, new)
                 self.watchdog.beat()
         assert total is not None
+        if self.evaluation_step._cache_size() > programs:  # type: ignore[attr-defined]
+            heap.set_holes_aside()
         return total
 
     def _save(self) -> None:
