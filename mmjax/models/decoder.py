@@ -132,6 +132,7 @@ class Decoder(nnx.Module):
         assert states is not None
         return states
 
+    @jax.named_scope("decoder")
     def _through(
         self, embeddings: Array, positions: AnyArray, mask: IntervalMask, cache: KVCache | None, *, keep: bool
     ) -> tuple[Array, KVCache | None, Array | None]:
@@ -151,6 +152,7 @@ class Decoder(nnx.Module):
             cache = dataclasses.replace(cache, keys=cached[0], values=cached[1])
         return x, cache, states
 
+    @jax.named_scope("head")
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of the next token, float32 and never rounded to the compute dtype."""
         if not self.config.tied_head:

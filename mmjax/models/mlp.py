@@ -33,6 +33,7 @@ class MLP(nnx.Module):
         self.down = Linear(hidden, width, axes=("mlp", "embed"), bias=bias, std=std, dtype=dtype, rngs=rngs)
         self.activation = activation
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
@@ -45,5 +46,6 @@ class SwiGLU(nnx.Module):
         self.up = Linear(width, hidden, axes=("embed", "mlp"), bias=bias, std=std, dtype=dtype, rngs=rngs)
         self.down = Linear(hidden, width, axes=("mlp", "embed"), bias=bias, std=std, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

@@ -33,6 +33,7 @@ class MoE(nnx.Module):
         scores, experts = jax.lax.top_k(self.router(x), self.chosen)
         return jax.nn.softmax(scores, axis=-1), experts
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         weights, experts = self.route(tokens)

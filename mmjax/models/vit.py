@@ -2,6 +2,7 @@
 class token, norm after the embeddings, LayerScale.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -78,6 +79,7 @@ class ViT(nnx.Module):
         """
         return tuple(x[:, int(self.config.class_token) :] for x in self.hidden_states(pixels, layers))
 
+    @jax.named_scope("vision")
     def hidden_states(self, pixels: UInt8[AnyArray, "B h w 3"] | Float[Array, "B h w 3"], layers: tuple[int, ...]) -> tuple[Array, ...]:
         """As `__call__`, but with the class token in front, if there is one: [B, P + 1, D]."""
         assert list(layers) == sorted(layers) and layers[-1] <= self.config.layers, layers

@@ -1,5 +1,6 @@
 """Vision encoder -> connector -> visual tokens placed into the token rows -> decoder."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -27,7 +28,9 @@ class VLM(nnx.Module):
     def encode_images(self, images: UInt8[AnyArray, "B I h w 3"]) -> Float[Array, "B I L D"]:
         """Visual tokens of every picture slot, in the compute dtype."""
         rows, per_row = images.shape[:2]
-        tokens = self.connector(self.features(images.reshape(rows * per_row, *images.shape[2:])))
+        features = self.features(images.reshape(rows * per_row, *images.shape[2:]))
+        with jax.named_scope("connector"):
+            tokens = self.connector(features)
         return tokens.reshape(rows, per_row, *tokens.shape[1:])
 
     def features(self, images: UInt8[AnyArray, "B h w 3"]) -> tuple[Float[Array, "B P D"], ...]:

@@ -36,6 +36,7 @@ class TokenSums:
         return self.loss / jnp.maximum(self.targets, 1)
 
 
+@jax.named_scope("loss")
 def cross_entropy(logits: Float[Array, "*rows V"], targets: Int[Array, "*rows"]) -> TokenSums:
     """Sums of the cross entropy; targets of -1 are ignored.
 

@@ -10,7 +10,7 @@ import optax
 from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.recipe import OptimizerConfig, ParameterGroup, Stage
-from mmjax.typing import Array, Float, Int, Params
+from mmjax.typing import Array, Bool, Float, Int, Params
 
 STACKED = "layers"  # a path component: the parameters below it carry a leading axis of layers
 
@@ -55,16 +55,39 @@ class Optimizer:
         rise = (step + 1.0) / max(warmup, 1)  # no update is wasted on a learning rate of zero
         return peak * jnp.where(step < warmup, rise, after)
 
+    @jax.named_scope("optimizer")
     def update(
-        self, gradient: Params, state: optax.ScaleByAdamState, trainable: Params, step: Int[Array, ""], gradient_norm: Float[Array, ""]
+        self,
+        gradient: Params,
+        state: optax.ScaleByAdamState,
+        trainable: Params,
+        step: Int[Array, ""],
+        gradient_norm: Float[Array, ""],
+        apply: Bool[Array, ""] | bool = True,
     ) -> tuple[Params, optax.ScaleByAdamState]:
-        """New parameters and moments. `gradient_norm` is the global norm of `gradient`, which the caller has at hand."""
+        """New parameters and moments, or the old ones, bit for bit, where `apply` is false.
+
+        `gradient_norm` is the global norm of `gradient`, which the caller has at hand.
+        """
         if self.config.clip_norm is not None:
             scale = jnp.minimum(1.0, self.config.clip_norm / jnp.maximum(gradient_norm, jnp.finfo(jnp.float32).tiny))
             gradient = {path: value * scale for path, value in gradient.items()}
-        direction, state = self._adam.update(gradient, state, trainable)
+        _, new = self._adam.update(gradient, state, trainable)
+        state = jax.tree.map(lambda new, old: jnp.where(apply, new, old), new, state)
+        if jax.default_backend() == "cpu":
+            # The new moments take the place of the old ones. XLA:CPU would compute them once more where it moves the parameters, from the
+            # old ones, of which it would have to make copies. (A GPU does all of it in one pass.)
+            state = jax.lax.optimization_barrier(state)
         rate = self.learning_rate(step)
-        return {path: self._moved(path, value, direction[path], rate) for path, value in trainable.items()}, state
+        moved = {path: self._moved(path, value, self._direction(path, state), rate) for path, value in trainable.items()}
+        return {path: jnp.where(apply, moved[path], value) for path, value in trainable.items()}, state
+
+    def _direction(self, path: str, state: optax.ScaleByAdamState) -> Array:
+        """Adam's (arXiv:1412.6980, algorithm 1), of moments that the gradient has been added to."""
+        mean, square = (
+            moments[path] / (1.0 - decay**state.count) for moments, decay in ((state.mu, self.config.beta1), (state.nu, self.config.beta2))
+        )
+        return mean / (jnp.sqrt(square) + self.config.epsilon)
 
     @property
     def _adam(self) -> optax.GradientTransformation:

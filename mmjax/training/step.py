@@ -62,9 +62,8 @@ def make_train_step(
         squares = optimizer.squared_norms(gradient)
         norm = optimizer.global_norm(squares.values())
         metrics = step_metrics(sums, optimizer.norms(squares), norm, update.learning_rate(state.step))
-        new = update.update(gradient, state.optimizer, state.trainable, state.step, norm)
         apply = (metrics.nonfinite_steps.compute() == 0) & (sums.targets > 0)
-        trainable, moments = jax.tree.map(lambda new, old: jnp.where(apply, new, old), new, (state.trainable, state.optimizer))
+        trainable, moments = update.update(gradient, state.optimizer, state.trainable, state.step, norm, apply)
         return TrainState(trainable, state.frozen, moments, state.step + 1, state.rng), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -19,6 +19,7 @@ _LOGGER = logging.getLogger(__name__)
 _FEW_SCORES = 256 * 512  # of a head: up to here, to hold them all is as fast or faster, and no weights are computed twice
 
 
+@jax.named_scope("attention")
 def attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],

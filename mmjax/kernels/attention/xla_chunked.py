@@ -160,15 +160,19 @@ def _backward_block(
                 dscores *= _visible(1 - (scores / settings.softcap) ** 2, seen)
             dscores = dscores.astype(k.dtype)
             dq += jnp.einsum("bKRW,bKWH->bKRH", dscores, k[at], preferred_element_type=jnp.float32)
-            dk = dk.at[at].add(jnp.einsum("bKRW,bKRH->bKWH", dscores, rows, preferred_element_type=jnp.float32))
-            dv = dv.at[at].add(jnp.einsum("bKRW,bKRH->bKWH", weights.astype(v.dtype), dout, preferred_element_type=jnp.float32))
-            return dq, dk, dv
+            return dq, dk.at[at].add(_columns(rows, dscores)), dv.at[at].add(_columns(dout, weights.astype(v.dtype)))
 
         dq, dk, dv = jax.lax.fori_loop(0, seen_by.visits, visit, (_zeros(rows), *carry))
         return (dk, dv), dq.astype(q.dtype)
 
-    (dk, dv), dq = jax.lax.scan(of_rows, (_zeros(k), _zeros(v)), (q, mask, gradient, log_total, weighted))
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype)
+    turned = _zeros(k.swapaxes(-1, -2)), _zeros(v.swapaxes(-1, -2))
+    (dk, dv), dq = jax.lax.scan(of_rows, turned, (q, mask, gradient, log_total, weighted))
+    return dq, dk.swapaxes(-1, -2).astype(k.dtype), dv.swapaxes(-1, -2).astype(v.dtype)
+
+
+def _columns(narrow: Float[Array, "b K R H"], wide: Float[Array, "b K R W"]) -> Float[Array, "b K H W"]:
+    """narrow^T wide in float32, as in `xla.py`: XLA:CPU is fast at products whose left operand's contracted axis is its last one."""
+    return jnp.einsum("bKHR,bKRW->bKHW", narrow.swapaxes(-1, -2), wide, preferred_element_type=jnp.float32)
 
 
 _attend.defvjp(_forward, _backward)
