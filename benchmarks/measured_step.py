@@ -9,7 +9,7 @@ from mmjax import heap
 from mmjax.models import parameters
 from mmjax.recipe import Stage
 from mmjax.training import state as training_state
-from mmjax.training.step import make_train_step
+from mmjax.training.step import make_train_step, one_at_a_time
 from mmjax.typing import Batch
 
 
@@ -35,6 +35,8 @@ class MeasuredStep:
         begun = time.perf_counter()
         for _ in range(number):
             state, metrics = self._step(state, batch)
+            if one_at_a_time():  # as in the training loop
+                jax.block_until_ready(state)
         jax.block_until_ready((state, metrics))
         seconds = time.perf_counter() - begun
         self._state = state

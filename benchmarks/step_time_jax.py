@@ -30,7 +30,7 @@ from mmjax.recipe import Stage  # noqa: E402
 from mmjax.training import state as training_state  # noqa: E402
 from mmjax.training.flops import peak_flops  # noqa: E402
 from mmjax.training.optimizer import logical_rank  # noqa: E402
-from mmjax.training.step import make_train_step  # noqa: E402
+from mmjax.training.step import make_train_step, one_at_a_time  # noqa: E402
 from mmjax.typing import Array, Batch  # noqa: E402
 
 STD = 0.02
@@ -78,6 +78,8 @@ class Job:
                 self.state, metrics = self.step(self.state, self.batches[self.taken % len(self.batches)])
                 found.append((metrics.loss, metrics.gradient_norm))
                 self.taken += 1
+                if one_at_a_time():  # as in the training loop
+                    jax.block_until_ready(self.state)
         return found
 
     def first(self, variant: str, steps: int) -> dict:

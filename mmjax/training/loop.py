@@ -1,7 +1,8 @@
 """The training loop. It knows stages, states and rows; it knows no paper.
 
-An iteration is: take the next batch, step, look at the step before (so that the device never waits for the host), and, where due, log,
-measure the held-out loss, and save. A stop request is answered between two steps: the state is saved and `Preempted` is raised.
+An iteration is: take the next batch, step, look at the step before (in this order, so that an accelerator never waits for the host; on a
+CPU, before the step), and, where due, log, measure the held-out loss, and save. A stop request is answered between two steps: the state is
+saved and `Preempted` is raised.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from mmjax.training.preemption import StopSignal
 from mmjax.training.progress import StageProgress
 from mmjax.training.result import Position, StageFiles, StageResult, abstract_state, check_finite
 from mmjax.training.state import Start, TrainState, begin
-from mmjax.training.step import make_evaluation_step, make_train_step
+from mmjax.training.step import make_evaluation_step, make_train_step, one_at_a_time
 from mmjax.training.trackers import HELD_OUT, Tracker
 from mmjax.training.watchdog import Watchdog
 from mmjax.training.window import Counts, Window
@@ -154,8 +155,10 @@ class _Loop:
 
     def _step(self, batch: Batch, counts: Counts, cause: str = "step") -> None:
         with self.chrono.charge(cause):
+            if one_at_a_time():
+                self._settle(cause)
             self.state, new = self.train_step(self.state, batch)
-            self._settle(cause)  # the step before: the device is busy with this one meanwhile
+            self._settle(cause)  # the step before, elsewhere: the device is busy with this one meanwhile
         self.unseen = (new, self.at.row)
         self.window.add(new, counts)
         self.at.step += 1

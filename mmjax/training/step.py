@@ -80,6 +80,12 @@ def make_evaluation_step(structure: Structure) -> Callable[[Params, Batch], Toke
     return jax.jit(step)
 
 
+def one_at_a_time() -> bool:
+    """Whether a step is to be waited for before the next is begun: on a CPU, where a second one would hold its temporaries beside those of
+    the first and end no sooner. An accelerator needs the next step in time, so that it never waits for the host."""
+    return jax.default_backend() == "cpu"
+
+
 def _token_sums(structure: Structure, params: Params, batch: Batch) -> TokenSums:
     return cross_entropy(*structure.merge(params).supervised_logits(batch))
 

@@ -195,7 +195,16 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_the_samples_named(data, t
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1"]  # nothing of the bad step was saved
 
 
-def test_the_device_is_never_waited_for_before_it_has_the_next_step(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "one_at_a_time, later",
+    [
+        (False, ("step", "step", "look at 2", "step", "look at 3", "step", "look at 4", "step", "look at 5")),
+        (True, ("step", "look at 2", "step", "look at 3", "step", "look at 4", "step", "look at 5", "step")),
+    ],
+)
+def test_an_accelerator_is_not_waited_for_before_it_has_the_next_step_and_a_cpu_is(data, tmp_path, monkeypatch, one_at_a_time, later):
+    assert training_loop.one_at_a_time() == (jax.default_backend() == "cpu")
+    monkeypatch.setattr(training_loop, "one_at_a_time", lambda: one_at_a_time)
     events = []
     make, check = training_loop.make_train_step, training_loop.check_finite
 
@@ -222,7 +231,7 @@ def test_the_device_is_never_waited_for_before_it_has_the_next_step(data, tmp_pa
     toy.train(quiet, tmp_path)
     assert events == [
         *("step", "look at 1"),  # the compilation is timed
-        *("step", "step", "look at 2", "step", "look at 3", "step", "look at 4", "step", "look at 5"),
+        *later,
         "look at 6",
     ]
 

@@ -5,7 +5,8 @@ R rows of a key/value head: T, or G times T where G query heads share it, so tha
     E = exp(S - max S), Z = sum_s E, O = E V / Z            (S: scaled, bounded, masked scores)
     dV = E^T (dO / Z), dS = E * (dO V^T - sum_h dO * O) / Z
 
-E is never divided: what is divided by Z has H columns and not S, and E is the only array of scores that the backward pass is given.
+E is never divided: what is divided by Z has H columns and not S, and E is the only array of scores that the backward pass is
+given (with a bound of the scores, its slope, too).
 """
 
 import functools
