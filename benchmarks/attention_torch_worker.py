@@ -13,7 +13,7 @@ import json
 import pickle
 import sys
 
-ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))  # the settings of mmjax/host.py: one arena, freed memory is kept
+ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))  # the settings of mmjax/heap.py: one arena, freed memory is kept
 for option, value in ALLOCATOR:
     ctypes.CDLL(None).mallopt(option, value)
 

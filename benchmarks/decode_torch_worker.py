@@ -15,12 +15,10 @@ import time
 
 def keep_freed_memory() -> None:
     """The allocator setting that mmjax runs with on a CPU."""
-    path = pathlib.Path(__file__).parents[1] / "mmjax" / "host.py"
-    spec = importlib.util.spec_from_file_location("host", path)
-    host = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(host)
-    if host.computes_on_cpu():
-        host.keep_freed_memory()
+    spec = importlib.util.spec_from_file_location("heap", pathlib.Path(__file__).parents[1] / "mmjax" / "heap.py")
+    heap = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(heap)
+    heap.keep_freed_memory()
 
 
 def load(folder: pathlib.Path, dtype, device: str):
@@ -64,11 +62,12 @@ def sample(model, tokens, new: int, synchronize) -> dict:
 
 
 def main() -> None:
-    keep_freed_memory()
     import torch
 
     folder, batch, path, new, dtype = sys.argv[1:]
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
     model = load(pathlib.Path(folder), getattr(torch, dtype), device)
     model.generation_config.eos_token_id = None
     rows = json.loads(pathlib.Path(path).read_text())[: int(batch)]

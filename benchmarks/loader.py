@@ -10,7 +10,7 @@ for the first time, so that no cache helps; the first batches are not counted.
 phases: the same work in one thread, phase by phase, and the loader's own way as a whole beside it, which does not tokenise again what it
 has tokenised to plan the rows, as long as it remembers it.
 wait: the share of a step that waiting for input takes, from the log of a real run of --config with --wait_workers processes, after its
-first step. The requirement is less than 1 %.
+first step. While a step is under way nothing waits. The requirement is less than 1 %.
 memory: of this process and its workers while they read the same pictures, cut into 1, 3, 10 and 30 JSONL sources (beside easy-vqa where it
 is installed, with a tenth of the rows). "pss" counts shared pages once. The decoded pictures are about four times what one picture cache
 may hold, so a cache for every source shows. It must be flat.

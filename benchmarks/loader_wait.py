@@ -1,4 +1,4 @@
-"""The share of a training step that waiting for input takes, from what a real run writes down."""
+"""The share of a training step that waiting for input takes, from what a real run writes down: nothing while a step is under way."""
 
 import json
 import pathlib

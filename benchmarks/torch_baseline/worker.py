@@ -18,7 +18,7 @@ import resource
 import sys
 import time
 
-ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))  # the settings of mmjax/host.py: one arena, freed memory is kept
+ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))  # the settings of mmjax/heap.py: one arena, freed memory is kept
 if sys.platform == "linux" and sys.argv[2:3] != ["cuda"]:
     for option, setting in ALLOCATOR:
         ctypes.CDLL(None).mallopt(option, setting)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 CAUSES = ("compile", "input", "step", "evaluation", "save", "other")
 
@@ -24,13 +24,20 @@ class Chrono:
         self._since = time.perf_counter()
 
     @contextlib.contextmanager
-    def charge(self, cause: str) -> Iterator[None]:
-        """Charges the time inside the context to `cause`; an enclosing cause is paused meanwhile."""
+    def charge(self, cause: str, *, in_the_end: Callable[[], str] | None = None) -> Iterator[None]:
+        """Charges the time inside the context to `cause`; an enclosing cause is paused meanwhile.
+
+        Args:
+            in_the_end: the cause after all, asked when the context is left.
+        """
         assert cause in CAUSES, cause
         outer = self._switch(cause)
         try:
             yield
         finally:
+            if in_the_end is not None:
+                self._cause = in_the_end()
+                assert self._cause in CAUSES, self._cause
             self._switch(outer)
 
     @property

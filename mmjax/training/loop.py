@@ -28,7 +28,7 @@ from mmjax.training.preemption import StopSignal
 from mmjax.training.progress import StageProgress
 from mmjax.training.result import Position, StageFiles, StageResult, abstract_state, check_finite
 from mmjax.training.state import Start, TrainState, begin
-from mmjax.training.step import make_evaluation_step, make_train_step, one_at_a_time
+from mmjax.training.step import is_done, make_evaluation_step, make_train_step, one_at_a_time
 from mmjax.training.trackers import HELD_OUT, Tracker
 from mmjax.training.watchdog import Watchdog
 from mmjax.training.window import Counts, Window
@@ -147,11 +147,15 @@ class _Loop:
         self.window.restart_clock()
 
     def _next(self, data: Batches) -> tuple[Batch, Counts]:
-        with self.chrono.charge("input"):
+        with self.chrono.charge("input", in_the_end=self._what_was_waited_for):
             batch, row = next(data)
             assert row == self.at.row, (row, self.at.row)
             counts = Counts(1, int(np.count_nonzero(batch.segments)), int(np.count_nonzero(batch.image_mask)))
             return sharding.place_batch(batch, self.mesh), counts
+
+    def _what_was_waited_for(self) -> str:
+        """While a step is under way the device waits for nothing, however long the next batch takes."""
+        return "input" if self.unseen is None or is_done(self.unseen[0]) else "step"
 
     def _step(self, batch: Batch, counts: Counts, cause: str = "step") -> None:
         with self.chrono.charge(cause):

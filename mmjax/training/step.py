@@ -86,6 +86,11 @@ def one_at_a_time() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def is_done(metrics: StepMetrics) -> bool:
+    """Whether the step that gives these metrics has ended, without waiting for it."""
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
+
+
 def _token_sums(structure: Structure, params: Params, batch: Batch) -> TokenSums:
     return cross_entropy(*structure.merge(params).supervised_logits(batch))
 

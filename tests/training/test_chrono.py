@@ -30,6 +30,16 @@ def test_time_goes_to_the_innermost_cause(clock):
     assert chrono.total == 31.0
 
 
+def test_the_cause_may_be_told_in_the_end(clock):
+    chrono = Chrono()
+    with chrono.charge("input", in_the_end=lambda: "step"):
+        clock(3)
+    with chrono.charge("input", in_the_end=lambda: "input"):
+        clock(4)
+    clock(5)
+    assert chrono.seconds == dict.fromkeys(CAUSES, 0.0) | {"step": 3.0, "input": 4.0, "other": 5.0}
+
+
 def test_an_exception_ends_the_charge(clock):
     chrono = Chrono()
     with pytest.raises(ValueError), chrono.charge("input"):

@@ -1,9 +1,11 @@
 """The loop on a small model: what an interruption changes (nothing), what it leaves behind, and what it says."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -234,6 +236,26 @@ def test_an_accelerator_is_not_waited_for_before_it_has_the_next_step_and_a_cpu_
         *later,
         "look at 6",
     ]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_input_is_waited_for_only_where_no_step_is_under_way(data, tmp_path, monkeypatch, done):
+    monkeypatch.setattr(training_loop, "is_done", lambda metrics: done)
+    recipe = toy.small_recipe(data, every=100)
+    quiet = dataclasses.replace(recipe, logging=dataclasses.replace(recipe.logging, every=1, evaluate_every=0))
+    seconds = []
+    take = training_loop.batches
+
+    @contextlib.contextmanager
+    def slow(*arguments):
+        with take(*arguments) as data:
+            yield (time.sleep(0.1) or found for found in data)
+
+    monkeypatch.setattr(training_loop, "batches", slow)
+    monkeypatch.setattr(training_loop._Loop, "_log_if_due", lambda loop: seconds.append(loop.chrono.seconds["input"]))
+    toy.train(quiet, tmp_path)
+    later = seconds[-1] - seconds[1]  # the first step is waited for, so that the device waits for the second batch
+    assert later > 0.1 * (len(seconds) - 2) if done else later < 0.1
 
 
 def test_another_recipe_is_refused(data, whole, tmp_path):
