@@ -100,7 +100,7 @@ def table(lines: list[dict]) -> list[str]:
     """Markdown, a line for each worker at each shape and batch size."""
     found = [
         "| shape | rows | prompt + new | | ms, prompt | ms, token: median (min-max) | tokens a second | ms, bound of a token | reached | "
-        "ms, whole | transformers' whole / this | same tokens |",
+        "ms, whole | transformers' whole / this, median of rounds | same tokens |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:

@@ -10,7 +10,7 @@ for the first time, so that no cache helps; the first batches are not counted.
 phases: the same work in one thread, phase by phase, and the loader's own way as a whole beside it, which does not tokenise again what it
 has tokenised to plan the rows, as long as it remembers it.
 wait: the share of a step that waiting for input takes, from the log of a real run of --config with --wait_workers processes, after its
-first step. While a step is under way nothing waits. The requirement is less than 1 %.
+first step. A batch that comes while a step is under way was not waited for. The requirement is less than 1 %.
 memory: of this process and its workers while they read the same pictures, cut into 1, 3, 10 and 30 JSONL sources (beside easy-vqa where it
 is installed, with a tenth of the rows). "pss" counts shared pages once. The decoded pictures are about four times what one picture cache
 may hold, so a cache for every source shows. It must be flat.
@@ -34,15 +34,16 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PARTS = ("rate", "phases", "wait", "memory")
+SAMPLES = 8  # of the memory while reading
 WARM = 4  # batches, per worker process or thread, that are not counted
 MOST_WAIT = 0.01  # of a step
 WORKER = pathlib.Path(__file__).with_name("loader_worker.py")
 
 
-def read_in_process(sources: dict, image_size: int, workers: int, batch: int, warm: int, batches: int) -> dict:
+def read_in_process(sources: dict, image_size: int, workers: int, batch: int, warm: int, batches: int, samples: int = 0) -> dict:
     """`loader_worker.read` in a fresh process. Raises RuntimeError with what it said last, if it fails."""
     spec = {"sources": {name: dataclasses.asdict(config) for name, config in sources.items()}}
-    spec |= {"image_size": image_size, "workers": workers, "batch": batch, "warm": warm, "batches": batches}
+    spec |= {"image_size": image_size, "workers": workers, "batch": batch, "warm": warm, "batches": batches, "samples": samples}
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}  # reading needs no accelerator
     done = subprocess.run([sys.executable, str(WORKER), json.dumps(spec)], capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
@@ -90,7 +91,7 @@ def measure_memory(options: argparse.Namespace, sources: int) -> dict:
         folder = pathlib.Path(name)
         found = loader_data.with_easy_vqa(loader_data.write_sources(folder, sources, "jpeg", (640, 480), options.memory_pictures))
         batches = round(options.memory_pictures / (1 - loader_data.EASY_VQA_SHARE) / options.batch)
-        result = read_in_process(found, options.memory_image_size, options.memory_workers, options.batch, 1, max(batches, 1))
+        result = read_in_process(found, options.memory_image_size, options.memory_workers, options.batch, 1, max(batches, 1), SAMPLES)
     return {"sources": sources, "easy_vqa": "easy_vqa" in found, "memory": result["memory"]}
 
 

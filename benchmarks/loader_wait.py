@@ -1,4 +1,7 @@
-"""The share of a training step that waiting for input takes, from what a real run writes down: nothing while a step is under way."""
+"""The share of a training step that waiting for input takes, from what a real run writes down.
+
+A batch that comes while a step is still under way was not waited for (`training/loop.py`).
+"""
 
 import json
 import pathlib

@@ -1,6 +1,6 @@
 """Reads batches as a training run does, in a process of its own, and says how fast and with how much memory.
 
-python loader_worker.py SPEC    (JSON: sources, image_size, workers, batch, warm, batches)
+python loader_worker.py SPEC    (JSON: sources, image_size, workers, batch, warm, batches, samples)
 """
 
 import json
@@ -9,7 +9,6 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SAMPLES = 8  # of the memory, over the batches that are counted
 
 
 def read(spec: dict) -> dict:
@@ -17,7 +16,8 @@ def read(spec: dict) -> dict:
 
     Returns:
         "images", "seconds", "cpu_seconds" (of all processes) of the latter; "memory" (bytes, all processes): of the process after imports,
-        after planning, and the most while reading.
+        after planning, and the most of `samples` while reading. A sample takes as long as some batches, in which the workers read on: where
+        speed is asked for, there should be none.
     """
     import loader_data
     import processes
@@ -35,16 +35,14 @@ def read(spec: dict) -> dict:
         for _ in range(spec["warm"]):
             next(data)
         family = processes.family()
-        cpu, begun, apart = processes.cpu_seconds(family), time.perf_counter(), 0.0
+        cpu, begun = processes.cpu_seconds(family), time.perf_counter()
         for number in range(spec["batches"]):
             batch, _ = next(data)
             images += int(batch.image_mask.sum())
-            if (number + 1) % max(spec["batches"] // SAMPLES, 1) == 0:
-                paused = time.perf_counter()
+            if spec["samples"] and (number + 1) % max(spec["batches"] // spec["samples"], 1) == 0:
                 now = processes.memory(processes.family())
                 most = {name: max(value, most.get(name, 0)) for name, value in now.items()}
-                apart += time.perf_counter() - paused
-        seconds = time.perf_counter() - begun - apart
+        seconds = time.perf_counter() - begun
         cpu = processes.cpu_seconds(family) - cpu
     return {"images": images, "seconds": seconds, "cpu_seconds": cpu, "memory": used | {"reading": most}}
 

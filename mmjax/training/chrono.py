@@ -28,7 +28,7 @@ class Chrono:
         """Charges the time inside the context to `cause`; an enclosing cause is paused meanwhile.
 
         Args:
-            in_the_end: the cause after all, asked when the context is left.
+            in_the_end: the cause after all, asked when the context is left; it must not raise. What was read off before stays where it was.
         """
         assert cause in CAUSES, cause
         outer = self._switch(cause)

@@ -1,8 +1,8 @@
 """The training loop. It knows stages, states and rows; it knows no paper.
 
-An iteration is: take the next batch, step, look at the step before (in this order, so that an accelerator never waits for the host; on a
-CPU, before the step), and, where due, log, measure the held-out loss, and save. A stop request is answered between two steps: the state is
-saved and `Preempted` is raised.
+An iteration is: take the next batch, step, look at the step before, and, where due, log, measure the held-out loss, and save. In this order
+an accelerator never waits for the host; on a CPU, the step before is looked at first, so that only one is under way. A stop request is
+answered between two steps: the state is saved and `Preempted` is raised.
 """
 
 import dataclasses
@@ -154,7 +154,7 @@ class _Loop:
             return sharding.place_batch(batch, self.mesh), counts
 
     def _what_was_waited_for(self) -> str:
-        """While a step is under way the device waits for nothing, however long the next batch takes."""
+        """For a batch: input if no step is under way when it comes, though one may have been before; never too little, therefore."""
         return "input" if self.unseen is None or is_done(self.unseen[0]) else "step"
 
     def _step(self, batch: Batch, counts: Counts, cause: str = "step") -> None:
@@ -162,7 +162,7 @@ class _Loop:
             if one_at_a_time():
                 self._settle(cause)
             self.state, new = self.train_step(self.state, batch)
-            self._settle(cause)  # the step before, elsewhere: the device is busy with this one meanwhile
+            self._settle(cause)  # the step before, unless that was done: the device is busy with this one meanwhile
         self.unseen = (new, self.at.row)
         self.window.add(new, counts)
         self.at.step += 1
