@@ -14,7 +14,7 @@ first losses and gradient norms have to agree before anything is timed; large sh
 take turns; a figure is the median over rounds of the seconds per step of a turn, and ratios are taken round by round.
 
 Shapes that the time does not suffice for are left out, by name. Exit code 1: a shape failed, such as by losses that do not agree. 2: no
-interpreter has torch and transformers, or an option is wrong.
+interpreter has torch and transformers, or an option is wrong. 130: Ctrl-C.
 """
 
 import argparse
@@ -43,7 +43,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--turn", type=float, help="seconds of a worker's turn, about: 0.5 on a GPU, 1 on a CPU")
     parser.add_argument("--seconds", type=float, help="for all of it: 500 on a GPU, 1500 on a CPU")
     parser.add_argument("--attention", help="the implementation of attention that mmjax prefers")
-    return parser.parse_args(given)
+    options = parser.parse_args(given)
+    for name in ("rounds", "turn", "seconds"):
+        if (value := getattr(options, name)) is not None and not value > 0:
+            parser.error(f"--{name} is {value}; it must be positive")
+    return options
 
 
 def versions() -> dict[str, str]:
@@ -143,6 +147,10 @@ def main(given: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        kept = f" {options.out / 'step_time.json'} has them." if options.out and record["shapes"] else ""
+        print(f"Interrupted; {len(record['shapes'])} shapes were done.{kept}", file=sys.stderr)
+        return 130
     text = step_time_table.page(record)
     print(text)
     save(record, options.out)

@@ -96,6 +96,10 @@ def measure(shape: Shape, settings: Settings, clock: Clock, say: Callable[[str],
             rounds(result, workers, settings, clock)
             if "max-autotune" in settings.variants:
                 _autotune(result, shape, workers, settings, clock, folder, say)
+        except KeyboardInterrupt:
+            for worker in set(workers.values()):
+                worker.kill()  # it may be busy for minutes
+            raise
         finally:
             for worker in set(workers.values()):
                 worker.close()

@@ -26,7 +26,8 @@ class Worker:
     """A process that answers lines of JSON. After TimeoutError it is gone."""
 
     def __init__(self, command: list[str], environment: dict[str, str]):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, **pipes, text=True, env=environment, process_group=0)  # Ctrl-C is for the benchmark alone
         self.lines: queue.Queue[str] = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()

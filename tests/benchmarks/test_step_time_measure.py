@@ -32,19 +32,24 @@ class Pretended:
         self.machine, self.name, self.slow, self.fails = machine, name, slow, fails
         self.answer = {"losses": LOSSES, "norms": NORMS, "seconds": [9.0, 0.1, 0.1], "remark": ""} | answer
         self.versions: dict[str, str] = {}
-        self.closed = False
+        self.closed = self.killed = False
 
     def ask(self, seconds: float, **job: Any) -> dict:
         self.machine.asked.append((self.name, job["do"], job["steps"]))
         self.machine.time += min(self.slow, seconds)
         if self.slow > seconds:
             raise TimeoutError("the time was up")
+        if self.fails == "interrupted":
+            raise KeyboardInterrupt
         if job["do"] == self.fails:
             raise WorkerError("RuntimeError: out of memory")
         return dict(self.answer) if job["do"] == "first" else {"seconds": self.slow, "memory": 5}
 
     def close(self) -> None:
         self.closed = True
+
+    def kill(self) -> None:
+        self.killed = True
 
 
 @pytest.fixture
@@ -121,6 +126,30 @@ def test_a_worker_is_not_waited_for_beyond_the_end(monkeypatch: pytest.MonkeyPat
     workers = {"mmjax": Pretended(machine, "mmjax"), "eager": Pretended(machine, "eager", slow=1e9)}
     result = go(monkeypatch, machine, workers, seconds=30.0)
     assert result["workers"]["eager"]["error"] == "the time was up" and machine.time <= 31.0
+
+
+def test_an_interrupt_ends_the_workers_at_once(monkeypatch: pytest.MonkeyPatch, machine: Machine):
+    workers = {"mmjax": Pretended(machine, "mmjax", fails="interrupted"), "eager": Pretended(machine, "eager")}
+    with pytest.raises(KeyboardInterrupt):
+        go(monkeypatch, machine, workers)
+    assert all(worker.killed and worker.closed for worker in workers.values())
+
+
+def test_an_interrupt_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step_time, "run", interrupted)
+    monkeypatch.setattr(step_time_workers, "find_torch", lambda named: "python")
+    assert step_time.main(["--shapes", "llm_1b"]) == 130
+    assert capsys.readouterr().err == "Interrupted; 0 shapes were done.\n"
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--turn", "--seconds"])
+def test_what_must_be_positive_is_checked(capsys: pytest.CaptureFixture, option: str):
+    with pytest.raises(SystemExit) as ended:
+        step_time.main([option, "0"])
+    assert ended.value.code == 2 and f"{option} is 0" in capsys.readouterr().err
 
 
 def test_a_clock_gives_every_shape_its_share_and_three_at_most(machine: Machine):
