@@ -38,18 +38,38 @@ ARRAYS = ("segments", "prefixes", "blocks")
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, help="folder for attention.json, attention.md and attention.svg")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="folder for attention.json, attention.md and attention.svg"
+    )
     parser.add_argument("--shapes", nargs="+", help="names of shapes; all by default")
-    parser.add_argument("--implementations", nargs="+", help="names; by default all that are here, of ours those to be judged")
+    parser.add_argument(
+        "--implementations",
+        nargs="+",
+        help="names; by default all that are here, of ours those to be judged",
+    )
     parser.add_argument("--directions", nargs="+", choices=("forward", "backward", "gradient"))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--sample", type=float, help="seconds of a sample; 0.02 on a GPU, 0.2 on a CPU")
+    parser.add_argument(
+        "--sample", type=float, help="seconds of a sample; 0.02 on a GPU, 0.2 on a CPU"
+    )
     parser.add_argument("--minutes", type=float, default=7.5, help="for all of it")
-    parser.add_argument("--quick", action="store_true", help="3 rounds, shorter samples: whether it runs, not how fast it is")
-    parser.add_argument("--config", default="configs/cos.py", help="recipe whose shapes are taken on a CPU")
-    parser.add_argument("--torch_python", default=os.environ.get("MMJAX_ORACLE", str(ROOT / ".oracle/bin/python")))
-    parser.add_argument("--gate", metavar="NAME", help=argparse.SUPPRESS)  # the process behind the correctness gate
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="3 rounds, shorter samples: whether it runs, not how fast it is",
+    )
+    parser.add_argument(
+        "--config", default="configs/cos.py", help="recipe whose shapes are taken on a CPU"
+    )
+    parser.add_argument(
+        "--torch_python", default=os.environ.get("MMJAX_ORACLE", str(ROOT / ".oracle/bin/python"))
+    )
+    parser.add_argument(
+        "--gate", metavar="NAME", help=argparse.SUPPRESS
+    )  # the process behind the correctness gate
     # The programme for a GPU on whatever is here, with lengths divided by this: what it prints means nothing.
     parser.add_argument("--shrink", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args(given)
@@ -73,9 +93,16 @@ def as_json(record: dict) -> str:
 
     def plain(value: object) -> object:
         assert dataclasses.is_dataclass(value) and not isinstance(value, type), value
-        case = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in ARRAYS}
+        case = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if field.name not in ARRAYS
+        }
         directions = ("forward", "backward", "gradient")
-        return case | {"flops": {d: value.flops(d) for d in directions}, "floor_seconds": {d: value.floor(d) for d in directions}}
+        return case | {
+            "flops": {d: value.flops(d) for d in directions},
+            "floor_seconds": {d: value.floor(d) for d in directions},
+        }
 
     return json.dumps(record, indent=1, default=plain)
 
@@ -93,18 +120,37 @@ def page(record: dict) -> str:
         "",
     ]
     if ceilings := record.get("ceilings"):
-        lines += [f"Ceilings: {ceilings['flops'] / 1e12:.0f} TFLOP/s, {ceilings['bandwidth'] / 1e12:.2f} TB/s.", ""]
+        lines += [
+            f"Ceilings: {ceilings['flops'] / 1e12:.0f} TFLOP/s, {ceilings['bandwidth'] / 1e12:.2f} TB/s.",
+            "",
+        ]
     for name, gate in record.get("gate", {}).items():
-        lines += [f"Correctness gate, {name}: " + ("passed." if gate["passed"] else f"FAILED. {gate['reason']}"), ""]
+        lines += [
+            f"Correctness gate, {name}: "
+            + ("passed." if gate["passed"] else f"FAILED. {gate['reason']}"),
+            "",
+        ]
     lines += attention_table.lines(record)
     if memory := record.get("memory"):
-        lines += ["", "Temporaries of the compiled gradient, causal, one row:", "", *attention_table.memory_lines(memory)]
-    return "\n".join([*lines, *(["", f"ENDED: {record['ended']}"] if "ended" in record else [])]) + "\n"
+        lines += [
+            "",
+            "Temporaries of the compiled gradient, causal, one row:",
+            "",
+            *attention_table.memory_lines(memory),
+        ]
+    return (
+        "\n".join([*lines, *(["", f"ENDED: {record['ended']}"] if "ended" in record else [])])
+        + "\n"
+    )
 
 
 def failures(record: dict) -> list[str]:
     """What of mmjax computed wrongly, or could not be run at all."""
-    gates = [f"{name}: {gate['reason']}" for name, gate in record.get("gate", {}).items() if not gate["passed"]]
+    gates = [
+        f"{name}: {gate['reason']}"
+        for name, gate in record.get("gate", {}).items()
+        if not gate["passed"]
+    ]
     wrong = [
         f"{name} at {entry['case'].name}, {direction}: {result['error']}"
         for entry in record.get("cases", [])
@@ -118,7 +164,7 @@ def failures(record: dict) -> list[str]:
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
-    from mmjax import host
+    from mmjax.base import host
 
     host.prepare()
     if options.gate:
@@ -126,7 +172,9 @@ def main(given: list[str] | None = None) -> int:
 
         attention_gate.answer(options.gate)
         return 0
-    command = shlex.join(["python", "benchmarks/attention.py", *(sys.argv[1:] if given is None else given)])
+    command = shlex.join(
+        ["python", "benchmarks/attention.py", *(sys.argv[1:] if given is None else given)]
+    )
     record: dict = {"date": time.strftime("%Y-%m-%d"), "command": command, "versions": versions()}
 
     def save() -> None:
@@ -138,7 +186,10 @@ def main(given: list[str] | None = None) -> int:
     if on_gpu:
         import attention_gpu as benchmark
     else:
-        print("There is no GPU here: the shapes of the default recipe in float32 on the CPU instead.", flush=True)
+        print(
+            "There is no GPU here: the shapes of the default recipe in float32 on the CPU instead.",
+            flush=True,
+        )
         import attention_cpu as benchmark
     options.sample = options.sample or (0.02 if on_gpu else 0.2)
     benchmark.run(record, options, lambda text: print(text, flush=True), save)

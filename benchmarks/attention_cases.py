@@ -76,13 +76,19 @@ class Case:
 
     def bytes(self, direction: str) -> int:
         """The fewest to move: every array once, and the logarithm of the sum of every row in float32."""
-        queries = self.batch * self.rows * self.heads * self.head_dim * self.itemsize  # also out, dout and dq
-        keys = self.batch * self.keys * self.kv_heads * self.head_dim * self.itemsize  # also values, dk and dv
+        queries = (
+            self.batch * self.rows * self.heads * self.head_dim * self.itemsize
+        )  # also out, dout and dq
+        keys = (
+            self.batch * self.keys * self.kv_heads * self.head_dim * self.itemsize
+        )  # also values, dk and dv
         sums = self.batch * self.rows * self.heads * 4
         forward, backward = 2 * queries + 2 * keys + sums, 4 * queries + 4 * keys + sums
         return {"forward": forward, "backward": backward, "gradient": forward + backward}[direction]
 
-    def floor(self, direction: str, flops: float = PEAK_FLOPS, bandwidth: float = PEAK_BYTES) -> float:
+    def floor(
+        self, direction: str, flops: float = PEAK_FLOPS, bandwidth: float = PEAK_BYTES
+    ) -> float:
         """Seconds that no implementation can beat on hardware of so many FLOPs and bytes per second."""
         return max(self.flops(direction) / flops, self.bytes(direction) / bandwidth)
 
@@ -92,11 +98,13 @@ def _equal(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def packed(name: str, title: str, documents: int, length: int, prefix: int, **shape) -> Case:
-    """Causal documents of one length behind each other, each beginning with a picture that sees itself in both directions."""
+    """Causal documents of one length behind each other, each beginning with an image that sees itself in both directions."""
     number = np.repeat(np.arange(1, documents + 1, dtype=np.int32), length)[None]
-    picture = np.where(np.arange(documents * length)[None] % length < prefix, number, 0)
+    image = np.where(np.arange(documents * length)[None] % length < prefix, number, 0)
     rows = documents * length
-    return Case(name, title, rows=rows, keys=rows, form="segments", segments=number, blocks=picture, **shape)
+    return Case(
+        name, title, rows=rows, keys=rows, form="segments", segments=number, blocks=image, **shape
+    )
 
 
 def gpu_cases(shrink: int = 1) -> list[Case]:
@@ -112,19 +120,63 @@ def gpu_cases(shrink: int = 1) -> list[Case]:
     def batch(value: int) -> int:
         return value if shrink == 1 else 1
 
-    vit, decoder = {"heads": 16, "kv_heads": 16, "head_dim": 64}, {"heads": 32, "kv_heads": 8, "head_dim": 128}
-    encoder_must, decoder_must = {"forward": 380, "backward": 290}, {"forward": 500, "backward": 380}
+    vit, decoder = (
+        {"heads": 16, "kv_heads": 16, "head_dim": 64},
+        {"heads": 32, "kv_heads": 8, "head_dim": 128},
+    )
+    encoder_must, decoder_must = (
+        {"forward": 380, "backward": 290},
+        {"forward": 500, "backward": 380},
+    )
     cases = [
-        Case(f"vit-{s}", f"ViT-L, {b} x {s}, full", batch(b), length(s), length(s), must=encoder_must if s > 1000 else {}, **vit)
+        Case(
+            f"vit-{s}",
+            f"ViT-L, {b} x {s}, full",
+            batch(b),
+            length(s),
+            length(s),
+            must=encoder_must if s > 1000 else {},
+            **vit,
+        )
         for b, s in ((64, 257), (64, 577), (32, 1297), (8, 4096))
     ]
     cases += [
-        Case(f"decoder-{s}", f"decoder, {b} x {s}, causal", batch(b), length(s), length(s), form="causal", must=decoder_must, **decoder)
+        Case(
+            f"decoder-{s}",
+            f"decoder, {b} x {s}, causal",
+            batch(b),
+            length(s),
+            length(s),
+            form="causal",
+            must=decoder_must,
+            **decoder,
+        )
         for b, s in ((8, 4096), (4, 8192))
     ]
-    title = "decoder, 2 x 8 documents of 1024 with a picture of 256"
-    cases.append(packed("packed-8192", title, 8, length(1024), length(256), batch=batch(2), must_dense={"backward": 3}, **decoder))
-    cases += [Case(f"flamingo-{s}", f"cross-attention, 8 x 2048 to {s}", batch(8), length(2048), length(s), **vit) for s in (64, 320)]
+    title = "decoder, 2 x 8 documents of 1024 with an image of 256"
+    cases.append(
+        packed(
+            "packed-8192",
+            title,
+            8,
+            length(1024),
+            length(256),
+            batch=batch(2),
+            must_dense={"backward": 3},
+            **decoder,
+        )
+    )
+    cases += [
+        Case(
+            f"flamingo-{s}",
+            f"cross-attention, 8 x 2048 to {s}",
+            batch(8),
+            length(2048),
+            length(s),
+            **vit,
+        )
+        for s in (64, 320)
+    ]
     return cases
 
 
@@ -132,7 +184,9 @@ def gate_cases() -> list[Case]:
     """Small shapes with what makes kernels go wrong: ragged lengths, grouped heads, both intervals of a row, rows that see nothing."""
     random = np.random.default_rng(0)
     ends = np.sort(random.choice(np.arange(1, 700), (2, 4), replace=False), axis=1)
-    segments = np.stack([np.searchsorted(row, np.arange(1000), side="right") + 1 for row in ends]).astype(np.int32)
+    segments = np.stack(
+        [np.searchsorted(row, np.arange(1000), side="right") + 1 for row in ends]
+    ).astype(np.int32)
     segments = np.where(np.arange(1000) < 900, segments, 0)  # the rest is padding
     prefixes = np.where(segments > 2, 1, 0)
     few = {"heads": 4, "kv_heads": 4, "head_dim": 64}
@@ -141,7 +195,27 @@ def gate_cases() -> list[Case]:
         Case("gate-full", "full, ragged", 2, 257, 257, **few),
         Case("gate-cross", "full, fewer keys", 2, 500, 77, **few),
         Case("gate-causal", "causal, grouped", 1, 1024, 1024, form="causal", **grouped),
-        packed("gate-packed", "packed with pictures", 3, 320, 100, batch=2, **grouped),
-        Case("gate-prefixes", "two intervals, padding", 2, 1000, 1000, form="segments", segments=segments, prefixes=prefixes, **grouped),
-        Case("gate-prefixes-64", "two intervals, padding", 2, 1000, 1000, form="segments", segments=segments, prefixes=prefixes, **few),
+        packed("gate-packed", "packed with images", 3, 320, 100, batch=2, **grouped),
+        Case(
+            "gate-prefixes",
+            "two intervals, padding",
+            2,
+            1000,
+            1000,
+            form="segments",
+            segments=segments,
+            prefixes=prefixes,
+            **grouped,
+        ),
+        Case(
+            "gate-prefixes-64",
+            "two intervals, padding",
+            2,
+            1000,
+            1000,
+            form="segments",
+            segments=segments,
+            prefixes=prefixes,
+            **few,
+        ),
     ]

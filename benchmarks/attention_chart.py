@@ -1,8 +1,8 @@
-"""The figures of the attention benchmark as one SVG picture: bars by shape and implementation, floors as lines."""
+"""The figures of the attention benchmark as one SVG image: bars by shape and implementation, floors as lines."""
 
 from attention_table import tera
 from attention_timing import quartiles
-from bar_chart import Panel, picture
+from bar_chart import Panel, image
 
 from mmjax.report.html import Html
 
@@ -21,21 +21,36 @@ def panels(record: dict) -> list[Panel]:
         groups, floors = [], {}
         for entry in record["cases"]:
             case, results = entry["case"], entry["directions"].get(direction, {})
-            medians = {name: quartiles(result["seconds"])[1] for name, result in results.items() if result.get("seconds")}
-            groups.append((case.name, {name: scale * tera(case, direction, seconds) for name, seconds in medians.items()}))
+            medians = {
+                name: quartiles(result["seconds"])[1]
+                for name, result in results.items()
+                if result.get("seconds")
+            }
+            groups.append(
+                (
+                    case.name,
+                    {
+                        name: scale * tera(case, direction, seconds)
+                        for name, seconds in medians.items()
+                    },
+                )
+            )
             if "ceilings" in record:
                 floors[case.name] = tera(case, direction, case.floor(direction))
         found.append(Panel(direction, unit, tuple(groups), floors))
     if memory := record.get("memory"):
         lengths = [*next(iter(memory.values()))]
-        groups = [(f"S = {length}", {name: sizes[length] / 2**20 for name, sizes in memory.items()}) for length in lengths]
+        groups = [
+            (f"S = {length}", {name: sizes[length] / 2**20 for name, sizes in memory.items()})
+            for length in lengths
+        ]
         found.append(Panel("temporaries of the gradient", "MiB", tuple(groups), logarithmic=True))
     return found
 
 
 def draw(record: dict) -> Html:
-    """The picture. There is at least one case."""
-    return picture(
+    """The image. There is at least one case."""
+    return image(
         panels(record),
         f"Attention, {record['device']}, {record['date']}",
         _COLOURS,

@@ -33,7 +33,13 @@ class Worker:
     def __init__(self, python: str, folder: pathlib.Path):
         script = pathlib.Path(__file__).with_name("attention_torch_worker.py")
         environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())}
-        self.process = subprocess.Popen([python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            [python, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         first = self.process.stdout.readline()
         if not first.startswith("ready"):
             raise RuntimeError(f"{python} ended before it was ready")
@@ -68,7 +74,12 @@ class TorchPrepared:
 
     def measured(self, direction: str) -> Measured:
         calls = self.worker.ask(do="measure", direction=direction, number=1)["calls"]
-        return Measured(lambda number: self.worker.ask(do="measure", direction=direction, number=number)["seconds"], calls)
+        return Measured(
+            lambda number: self.worker.ask(do="measure", direction=direction, number=number)[
+                "seconds"
+            ],
+            calls,
+        )
 
     def piece(self, row: int, kv_head: int) -> dict[str, np.ndarray]:
         path = self.worker.folder / "piece.npz"
@@ -80,15 +91,30 @@ class TorchPrepared:
 def run(record: dict, options, say: Callable[[str], None], save: Callable[[], None]) -> None:
     """Fills the record, shape by shape. Options: those of `attention.py`."""
     python = options.torch_python if pathlib.Path(options.torch_python).exists() else None
-    names = options.implementations or [name for name in (*OURS, *OPPONENTS) if python or name != "torch_sdpa"]
+    names = options.implementations or [
+        name for name in (*OURS, *OPPONENTS) if python or name != "torch_sdpa"
+    ]
     if python is None:
         say(f"PyTorch is left out: there is no {options.torch_python} (make oracle)")
         names = [name for name in names if not name.startswith("torch")]
-    record |= {"device": processor(), "ours": list(OURS), "directions": options.directions or list(DIRECTIONS), "cases": []}
-    cases = [case for case in attention_recipe.cases(options.config) if not options.shapes or case.name in options.shapes]
+    record |= {
+        "device": processor(),
+        "ours": list(OURS),
+        "directions": options.directions or list(DIRECTIONS),
+        "cases": [],
+    }
+    cases = [
+        case
+        for case in attention_recipe.cases(options.config)
+        if not options.shapes or case.name in options.shapes
+    ]
     clock = Clock(60 * options.minutes)
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(python, pathlib.Path(folder)) if any(name.startswith("torch") for name in names) else None
+        worker = (
+            Worker(python, pathlib.Path(folder))
+            if any(name.startswith("torch") for name in names)
+            else None
+        )
         record["versions"] |= worker.versions if worker else {}
         for number, case in enumerate(cases):
             clock.begin(len(cases) - number)
@@ -96,7 +122,13 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
             makers = {name: functools.partial(_maker, name, case, sets, worker) for name in names}
             begun = time.monotonic()
             measured = attention_shape.measure(
-                case, makers, record["directions"], clock, rounds=options.rounds, target=options.sample, bounds=BOUNDS
+                case,
+                makers,
+                record["directions"],
+                clock,
+                rounds=options.rounds,
+                target=options.sample,
+                bounds=BOUNDS,
             )
             record["cases"].append({"case": case, "directions": measured})
             save()
@@ -108,20 +140,33 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
         save()
 
 
-def _maker(name: str, case: Case, sets: Callable[[], list], worker: Worker | None) -> attention_shape.Prepared:
+def _maker(
+    name: str, case: Case, sets: Callable[[], list], worker: Worker | None
+) -> attention_shape.Prepared:
     if name.startswith("torch"):
         assert worker is not None
         return worker.prepared(name, case)
     return attention_jax.Prepared(name, case, sets(), 1)
 
 
-def memory(names: Sequence[str], case: Case, lengths: Sequence[int] = LENGTHS) -> dict[str, dict[str, int]]:
+def memory(
+    names: Sequence[str], case: Case, lengths: Sequence[int] = LENGTHS
+) -> dict[str, dict[str, int]]:
     """Bytes of temporaries of the compiled gradient, causal, one row of the heads of `case`: {name: {length: bytes}}. Nothing is run."""
     import dataclasses
 
     found: dict[str, dict[str, int]] = {name: {} for name in names}
     for length in lengths:
-        longer = dataclasses.replace(case, batch=1, rows=length, keys=length, form="causal", segments=None, prefixes=None, blocks=None)
+        longer = dataclasses.replace(
+            case,
+            batch=1,
+            rows=length,
+            keys=length,
+            form="causal",
+            segments=None,
+            prefixes=None,
+            blocks=None,
+        )
         shape = jax.ShapeDtypeStruct((1, length, case.heads, case.head_dim), jnp.float32)
         keys = jax.ShapeDtypeStruct((1, length, case.kv_heads, case.head_dim), jnp.float32)
         for name in names:

@@ -22,11 +22,18 @@ from mmjax.kernels.attention import IntervalMask, attention
 BOUNDS = {"out": 4e-3, "dq": 1e-2, "dk": 1e-2, "dv": 1e-2}
 """Largest norm of the difference relative to the norm of the reference, for bfloat16."""
 
-ENVIRONMENT = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_TRACEBACK_FILTERING": "off"}
-PATIENCE = 180.0  # seconds for one shape, compilation included; a kernel that waits for itself never ends
+ENVIRONMENT = os.environ | {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "JAX_TRACEBACK_FILTERING": "off",
+}
+PATIENCE = (
+    180.0  # seconds for one shape, compilation included; a kernel that waits for itself never ends
+)
 
 
-def errors(case: Case, piece: dict[str, np.ndarray], row: int, padding: bool = False) -> dict[str, float]:
+def errors(
+    case: Case, piece: dict[str, np.ndarray], row: int, padding: bool = False
+) -> dict[str, float]:
     """Relative errors of what a piece (`Prepared.piece`) holds of out, dq, dk and dv.
 
     Args:
@@ -34,16 +41,30 @@ def errors(case: Case, piece: dict[str, np.ndarray], row: int, padding: bool = F
     """
     mask = attention_jax.interval_mask(case)
     mask = None if mask is None else jax.tree.map(lambda bound: bound[row : row + 1], mask)
-    wanted = dict(zip(("out", "dq", "dk", "dv"), _reference(*(piece[name] for name in ("q", "k", "v", "dout")), mask), strict=True))
+    wanted = dict(
+        zip(
+            ("out", "dq", "dk", "dv"),
+            _reference(*(piece[name] for name in ("q", "k", "v", "dout")), mask),
+            strict=True,
+        )
+    )
     if not padding and case.form == "segments" and "out" in piece:
         seen = case.sees_something()
-        piece = piece | {"out": np.where(seen[row % len(seen)][None, :, None, None], piece["out"], 0)}
-    return {name: _distance(piece[name], np.asarray(wanted[name])) for name in wanted if name in piece}
+        piece = piece | {
+            "out": np.where(seen[row % len(seen)][None, :, None, None], piece["out"], 0)
+        }
+    return {
+        name: _distance(piece[name], np.asarray(wanted[name])) for name in wanted if name in piece
+    }
 
 
 @jax.jit
-def _reference(q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array, mask: IntervalMask | None) -> tuple[jax.Array, ...]:
-    out, back = jax.vjp(functools.partial(attention, mask=mask, implementation="reference"), q, k, v)
+def _reference(
+    q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array, mask: IntervalMask | None
+) -> tuple[jax.Array, ...]:
+    out, back = jax.vjp(
+        functools.partial(attention, mask=mask, implementation="reference"), q, k, v
+    )
     return out, *back(dout)
 
 
@@ -53,21 +74,31 @@ def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def wrong(found: dict[str, float], bounds: dict[str, float] = BOUNDS) -> str | None:
     """What is out of bounds, in words; None if nothing is. NaN is."""
-    bad = [f"{name} is off by {error:.1e} (at most {bounds[name]:.0e})" for name, error in found.items() if not error <= bounds[name]]
+    bad = [
+        f"{name} is off by {error:.1e} (at most {bounds[name]:.0e})"
+        for name, error in found.items()
+        if not error <= bounds[name]
+    ]
     return ", ".join(bad) or None
 
 
 def answer(name: str) -> None:
     """The process behind `passes`: one line of JSON for each shape, {"case": ..., "errors": ...}."""
     for case in gate_cases():
-        prepared = attention_jax.Prepared(name, case, attention_jax.inputs(case, 1, jnp.bfloat16, padding=True), 1)
-        directions = ("forward", "gradient") if name in attention_jax.WHOLE else ("forward", "backward")
+        prepared = attention_jax.Prepared(
+            name, case, attention_jax.inputs(case, 1, jnp.bfloat16, padding=True), 1
+        )
+        directions = (
+            ("forward", "gradient") if name in attention_jax.WHOLE else ("forward", "backward")
+        )
         for direction in directions:
             prepared.measured(direction).run(1)
         worst: dict[str, float] = {}
         for row in range(case.batch):
             for kv_head in range(case.kv_heads):
-                for part, error in errors(case, prepared.piece(row, kv_head), row, padding=True).items():
+                for part, error in errors(
+                    case, prepared.piece(row, kv_head), row, padding=True
+                ).items():
                     worst[part] = error if np.isnan(error) else max(worst.get(part, 0.0), error)
         print(json.dumps({"case": case.name, "errors": worst}), flush=True)
 
@@ -81,7 +112,9 @@ def passes(name: str, say: Callable[[str], None] = print, patience: float = PATI
     found: dict[str, dict[str, float]] = {}
     reason = None
     with tempfile.TemporaryFile("w+") as complaints:
-        process = subprocess.Popen(command(name), stdout=subprocess.PIPE, stderr=complaints, text=True, env=ENVIRONMENT)
+        process = subprocess.Popen(
+            command(name), stdout=subprocess.PIPE, stderr=complaints, text=True, env=ENVIRONMENT
+        )
         lines = _lines(process)
         for case in gate_cases():
             try:

@@ -29,7 +29,10 @@ PATIENCE = 240.0  # seconds without a sign of life
 
 def available(names: tuple[str, ...] = (*OURS, *OPPONENTS)) -> list[str]:
     """Those of the names whose packages are here."""
-    here = {"torch": importlib.util.find_spec("torch") is not None, "tokamax": attention_jax.has_tokamax()}
+    here = {
+        "torch": importlib.util.find_spec("torch") is not None,
+        "tokamax": attention_jax.has_tokamax(),
+    }
     return [name for name in names if here.get(name.split("_")[0], True)]
 
 
@@ -40,7 +43,9 @@ def rotation(case: Case) -> tuple[int, int]:
     return math.ceil(sets / calls) * calls, calls
 
 
-def ceilings(size: int = 8192, copied: int = 2**32, rounds: int = 7, target: float = 0.05) -> dict[str, float]:
+def ceilings(
+    size: int = 8192, copied: int = 2**32, rounds: int = 7, target: float = 0.05
+) -> dict[str, float]:
     """{"flops": of a bfloat16 product of square matrices, "bandwidth": bytes read and written by a copy}, per second, medians."""
 
     def rate(program: Callable, arguments: tuple, work: float) -> float:
@@ -54,7 +59,9 @@ def ceilings(size: int = 8192, copied: int = 2**32, rounds: int = 7, target: flo
         number = dispatches(Measured(run), target)
         return work * number / quartiles([run(number) for _ in range(rounds)])[1]
 
-    left, right = (jax.random.normal(jax.random.key(seed), (size, size), jnp.bfloat16) for seed in range(2))
+    left, right = (
+        jax.random.normal(jax.random.key(seed), (size, size), jnp.bfloat16) for seed in range(2)
+    )
     values = jax.random.bits(jax.random.key(2), (copied // 4,), jnp.uint32)
     product = rate(jax.jit(jnp.matmul), (left, right), 2.0 * size**3)
     # Every bit is turned, so that it is a kernel and no copy that the compiler could leave out.
@@ -92,7 +99,11 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
     # Before this process takes its share of the memory: the gate needs some, too.
     record["gate"] = {name: attention_gate.passes(name, say) for name in ours}
     names = [name for name in names if name not in ours or record["gate"][name]["passed"]]
-    record |= {"device": device(), "ours": [*ours, *OPTIONAL], "directions": options.directions or list(DIRECTIONS)}
+    record |= {
+        "device": device(),
+        "ours": [*ours, *OPTIONAL],
+        "directions": options.directions or list(DIRECTIONS),
+    }
 
     def hang(doing: str) -> None:
         record["ended"] = f"nothing happened for {PATIENCE:.0f} s at {doing}"
@@ -102,8 +113,14 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
     watch = Watch(hang)
     watch.beat("ceilings")
     record["ceilings"] = ceilings() if options.shrink == 1 else ceilings(256, 2**20, 2, 0.01)
-    say(f"ceilings: {record['ceilings']['flops'] / 1e12:.0f} TFLOP/s, {record['ceilings']['bandwidth'] / 1e12:.2f} TB/s")
-    cases = [case for case in gpu_cases(options.shrink) if not options.shapes or case.name in options.shapes]
+    say(
+        f"ceilings: {record['ceilings']['flops'] / 1e12:.0f} TFLOP/s, {record['ceilings']['bandwidth'] / 1e12:.2f} TB/s"
+    )
+    cases = [
+        case
+        for case in gpu_cases(options.shrink)
+        if not options.shapes or case.name in options.shapes
+    ]
     clock = Clock(60 * options.minutes - (time.monotonic() - began))
     record["cases"] = []
     for number, case in enumerate(cases):
@@ -120,7 +137,9 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
         say(f"{case.name}: {time.monotonic() - began:.0f} s")
 
 
-def makers(case: Case, names: list[str], sets: int, calls: int) -> dict[str, Callable[[], attention_shape.Prepared]]:
+def makers(
+    case: Case, names: list[str], sets: int, calls: int
+) -> dict[str, Callable[[], attention_shape.Prepared]]:
     """How each implementation is prepared. Those of a framework share their inputs, which are made when the first one needs them.
 
     Args:
@@ -163,10 +182,16 @@ def release() -> None:
 def device() -> str:
     """Name, compute capability and driver."""
     found = jax.devices()[0]
-    words = [found.device_kind, f"compute capability {getattr(found, 'compute_capability', 'unknown')}"]
+    words = [
+        found.device_kind,
+        f"compute capability {getattr(found, 'compute_capability', 'unknown')}",
+    ]
     try:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        words.append("driver " + subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+        words.append(
+            "driver "
+            + subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        )
     except (OSError, subprocess.CalledProcessError, IndexError):
         words.append("driver unknown")
     return ", ".join(words)

@@ -35,9 +35,15 @@ def interval_mask(case: Case) -> IntervalMask | None:
         return IntervalMask.causal(case.batch, case.rows)
 
     def whole(values: np.ndarray | None) -> jax.Array | None:
-        return None if values is None else jnp.broadcast_to(jnp.asarray(values), (case.batch, case.rows))
+        return (
+            None
+            if values is None
+            else jnp.broadcast_to(jnp.asarray(values), (case.batch, case.rows))
+        )
 
-    return IntervalMask.from_segments(whole(case.segments), whole(case.prefixes), whole(case.blocks))
+    return IntervalMask.from_segments(
+        whole(case.segments), whole(case.prefixes), whole(case.blocks)
+    )
 
 
 def make(name: str, case: Case) -> tuple[Attend, Any, str]:
@@ -49,17 +55,35 @@ def make(name: str, case: Case) -> tuple[Attend, Any, str]:
     dense = jnp.asarray(case.dense()[:, None]) if case.form == "segments" else None
     if name == "cudnn":
         # As a bias, once: a mask of booleans would be turned into one in every call.
-        bias = None if dense is None else jnp.where(dense, 0, jnp.finfo(jnp.bfloat16).min).astype(jnp.bfloat16)
+        bias = (
+            None
+            if dense is None
+            else jnp.where(dense, 0, jnp.finfo(jnp.bfloat16).min).astype(jnp.bfloat16)
+        )
         remark = "" if bias is None else "dense bias"
-        attend = lambda q, k, v, bias: jax.nn.dot_product_attention(q, k, v, bias, is_causal=causal, implementation="cudnn")  # noqa: E731
+
+        def attend(q, k, v, bias):
+            return jax.nn.dot_product_attention(
+                q, k, v, bias, is_causal=causal, implementation="cudnn"
+            )
+
         return attend, bias, remark
     if name == "jax_nn":
-        attend = lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")  # noqa: E731
+
+        def attend(q, k, v, mask):
+            return jax.nn.dot_product_attention(
+                q, k, v, mask=mask, is_causal=causal, implementation="xla"
+            )
+
         return attend, dense, "" if dense is None else "dense mask"
     if name == "tokamax":
         import tokamax
 
-        attend = lambda q, k, v, mask: tokamax.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="mosaic")  # noqa: E731
+        def attend(q, k, v, mask):
+            return tokamax.dot_product_attention(
+                q, k, v, mask=mask, is_causal=causal, implementation="mosaic"
+            )
+
         return attend, dense, "" if dense is None else "dense mask"
     raise ValueError(f"there is no implementation {name!r} in jax")
 
@@ -68,7 +92,9 @@ def has_tokamax() -> bool:
     return importlib.util.find_spec("tokamax") is not None
 
 
-def inputs(case: Case, sets: int, dtype: Any, seed: int = 0, padding: bool = False) -> list[tuple[jax.Array, ...]]:
+def inputs(
+    case: Case, sets: int, dtype: Any, seed: int = 0, padding: bool = False
+) -> list[tuple[jax.Array, ...]]:
     """`sets` times q, k, v and dout, standard normal; dout is zero where a row sees nothing, as in training.
 
     Args:
@@ -77,12 +103,19 @@ def inputs(case: Case, sets: int, dtype: Any, seed: int = 0, padding: bool = Fal
     queries = case.batch, case.rows, case.heads, case.head_dim
     keys = case.batch, case.keys, case.kv_heads, case.head_dim
 
-    seen = np.ones((1, 1, 1, 1), bool) if padding or case.form != "segments" else case.sees_something()[:, :, None, None]
+    seen = (
+        np.ones((1, 1, 1, 1), bool)
+        if padding or case.form != "segments"
+        else case.sees_something()[:, :, None, None]
+    )
 
     @jax.jit
     def draw(key: jax.Array) -> tuple[jax.Array, ...]:
         shapes = queries, keys, keys, queries
-        q, k, v, dout = (jax.random.normal(key, shape, dtype) for key, shape in zip(jax.random.split(key, 4), shapes, strict=True))
+        q, k, v, dout = (
+            jax.random.normal(key, shape, dtype)
+            for key, shape in zip(jax.random.split(key, 4), shapes, strict=True)
+        )
         return q, k, v, jnp.where(seen, dout, 0)
 
     return [draw(jax.random.key(seed + number)) for number in range(sets)]
@@ -124,14 +157,23 @@ class Prepared:
         cut = dict(zip(("q", "k", "v", "dout"), self.sets[0][0], strict=True))
         for direction, (program, arguments) in self.programs.items():
             found = program(*arguments[0])[0]
-            cut |= {"out": found} if direction == "forward" else dict(zip(("dq", "dk", "dv"), found, strict=True))
+            cut |= (
+                {"out": found}
+                if direction == "forward"
+                else dict(zip(("dq", "dk", "dv"), found, strict=True))
+            )
         heads = {name: one if name in ("k", "v", "dk", "dv") else many for name in cut}
-        return {name: np.asarray(x[row : row + 1, :, heads[name]].astype(jnp.float32)) for name, x in cut.items()}
+        return {
+            name: np.asarray(x[row : row + 1, :, heads[name]].astype(jnp.float32))
+            for name, x in cut.items()
+        }
 
     def _program(self, direction: str) -> tuple[Callable[..., Any], list[tuple]]:
         """What is timed, and its arguments, one tuple for each dispatch until they come round again."""
         if direction not in self.programs:
-            self.programs[direction] = self._backward() if direction == "backward" else self._whole(direction)
+            self.programs[direction] = (
+                self._backward() if direction == "backward" else self._whole(direction)
+            )
         return self.programs[direction]
 
     def _whole(self, direction: str) -> tuple[Callable[..., Any], list[tuple]]:
@@ -139,14 +181,29 @@ class Prepared:
             return [self.attend(q, k, v, mask) for q, k, v, _ in sets]
 
         def gradient(sets: list, mask: Any) -> list:
-            return [jax.vjp(lambda *x: self.attend(*x, mask), q, k, v)[1](dout) for q, k, v, dout in sets]
+            return [
+                jax.vjp(lambda *x: self.attend(*x, mask), q, k, v)[1](dout)
+                for q, k, v, dout in sets
+            ]
 
-        return jax.jit(forward if direction == "forward" else gradient), [(group, self.mask) for group in self.sets]
+        return jax.jit(forward if direction == "forward" else gradient), [
+            (group, self.mask) for group in self.sets
+        ]
 
     def _backward(self) -> tuple[Callable[..., Any], list[tuple]]:
         """The pass alone: the forward pass and what it keeps are in the arguments."""
         if self.name in WHOLE:
-            raise LeftOut("XLA would hand over arrays of all scores between two programs; --directions gradient times both in one")
-        keep = jax.jit(lambda sets, mask: [jax.vjp(lambda *x: self.attend(*x, mask), q, k, v)[1] for q, k, v, _ in sets])
-        backward = jax.jit(lambda kept, douts: [back(dout) for back, dout in zip(kept, douts, strict=True)])
-        return backward, [(keep(group, self.mask), [dout for *_, dout in group]) for group in self.sets]
+            raise LeftOut(
+                "XLA would hand over arrays of all scores between two programs; --directions gradient times both in one"
+            )
+        keep = jax.jit(
+            lambda sets, mask: [
+                jax.vjp(lambda *x: self.attend(*x, mask), q, k, v)[1] for q, k, v, _ in sets
+            ]
+        )
+        backward = jax.jit(
+            lambda kept, douts: [back(dout) for back, dout in zip(kept, douts, strict=True)]
+        )
+        return backward, [
+            (keep(group, self.mask), [dout for *_, dout in group]) for group in self.sets
+        ]

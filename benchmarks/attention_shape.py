@@ -39,21 +39,40 @@ def measure(
     for name, maker in makers.items():
         beat(f"{case.name}, {name}: preparing")
         found: dict[str, Any] = {}
-        ready = not clock.is_up() and attempt(found, lambda found=found, maker=maker: found.update(prepared=maker()))
+        ready = not clock.is_up() and attempt(
+            found, lambda found=found, maker=maker: found.update(prepared=maker())
+        )
         for direction in results:
-            results[direction][name] = {} if ready else {"error": found.get("error", "left out: the time of this shape was up")}
+            results[direction][name] = (
+                {}
+                if ready
+                else {"error": found.get("error", "left out: the time of this shape was up")}
+            )
             if ready:
-                attempt(results[direction][name], lambda d=direction, n=name, p=found["prepared"]: work[d].update({n: p.measured(d)}))
+                attempt(
+                    results[direction][name],
+                    lambda d=direction, n=name, p=found["prepared"]: work[d].update(
+                        {n: p.measured(d)}
+                    ),
+                )
         if ready and any(name in work[direction] for direction in results):
             _check(case, name, found["prepared"], results, work, bounds)
     for direction, measured in work.items():
-        timed = interleaved(measured, rounds, target, clock, lambda name, d=direction: beat(f"{case.name}, {name}, {d}"))
+        timed = interleaved(
+            measured,
+            rounds,
+            target,
+            clock,
+            lambda name, d=direction: beat(f"{case.name}, {name}, {d}"),
+        )
         for name, result in timed.items():
             results[direction][name] |= result
     return results
 
 
-def _check(case: Case, name: str, prepared: Prepared, results: dict, work: dict, bounds: dict[str, float]) -> None:
+def _check(
+    case: Case, name: str, prepared: Prepared, results: dict, work: dict, bounds: dict[str, float]
+) -> None:
     """Leaves an implementation out of all directions if it cannot compute, or what it computes is out of bounds."""
     found: dict[str, Any] = {}
     row = case.batch - 1

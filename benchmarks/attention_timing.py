@@ -55,7 +55,11 @@ def dispatches(measured: Measured, target: float) -> int:
 
 
 def interleaved(
-    work: dict[str, Measured], rounds: int, target: float, clock: Clock, beat: Callable[[str], None] = lambda _: None
+    work: dict[str, Measured],
+    rounds: int,
+    target: float,
+    clock: Clock,
+    beat: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict]:
     """Seconds per call of every implementation, round by round.
 
@@ -72,7 +76,12 @@ def interleaved(
     numbers: dict[str, int] = {}
     for name, measured in work.items():
         beat(name)
-        attempt(results[name], lambda name=name, measured=measured: numbers.update({name: dispatches(measured, target)}))
+        attempt(
+            results[name],
+            lambda name=name, measured=measured: numbers.update(
+                {name: dispatches(measured, target)}
+            ),
+        )
     for done in range(rounds):
         if done >= FEWEST_ROUNDS and clock.is_up():
             break
@@ -82,7 +91,9 @@ def interleaved(
             beat(name)
             measured = work[name]
 
-            def sample(name: str = name, number: int = number, measured: Measured = measured) -> None:
+            def sample(
+                name: str = name, number: int = number, measured: Measured = measured
+            ) -> None:
                 results[name]["seconds"].append(measured.run(number) / (number * measured.calls))
 
             attempt(results[name], sample)

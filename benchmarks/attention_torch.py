@@ -25,12 +25,16 @@ WARM_UPS = 3  # before a graph is captured: libraries are loaded and plans are m
 
 def prepare(memory_share: float) -> None:
     """Once for the process: the share of the GPU's memory, and backward passes that may run more than once."""
-    torch._functorch.config.donated_buffer = False  # compiled backward passes free their arguments otherwise
+    torch._functorch.config.donated_buffer = (
+        False  # compiled backward passes free their arguments otherwise
+    )
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(memory_share)
 
 
-def make(name: str, case: Case, device: str, dtype: torch.dtype) -> tuple[Callable[..., torch.Tensor], str]:
+def make(
+    name: str, case: Case, device: str, dtype: torch.dtype
+) -> tuple[Callable[..., torch.Tensor], str]:
     """(function of q, k, v, a remark). Raises LeftOut where it has no form for the mask."""
     grouped = case.heads != case.kv_heads
     if name == "torch_flex":
@@ -44,12 +48,16 @@ def make(name: str, case: Case, device: str, dtype: torch.dtype) -> tuple[Callab
             raise LeftOut("it takes no mask but the causal one")
         dense = torch.from_numpy(case.dense()[:, None]).to(device)
         # A bias on the GPU, as cuDNN wants it; a mask of booleans would be turned into one in every call.
-        settings["attn_mask"] = dense if device == "cpu" else torch.where(dense, 0, torch.finfo(dtype).min).to(dtype)
+        settings["attn_mask"] = (
+            dense if device == "cpu" else torch.where(dense, 0, torch.finfo(dtype).min).to(dtype)
+        )
     if grouped and not _takes_groups(name, device, dtype):
         group, remark = case.heads // case.kv_heads, "keys and values repeated in every call"
         repeat = lambda x: x.repeat_interleave(group, dim=1)  # noqa: E731
         return lambda q, k, v: _pinned(name, q, repeat(k), repeat(v), **settings), remark
-    return lambda q, k, v: _pinned(name, q, k, v, enable_gqa=grouped, **settings), "dense mask" if case.form == "segments" else ""
+    return lambda q, k, v: _pinned(
+        name, q, k, v, enable_gqa=grouped, **settings
+    ), "dense mask" if case.form == "segments" else ""
 
 
 def _pinned(name: str, *arrays: torch.Tensor, **settings: Any) -> torch.Tensor:
@@ -73,10 +81,16 @@ def block_mask(case: Case, device: str) -> Any:
     """The mask in the form of FlexAttention, from the same arrays as all others."""
 
     def array(values: np.ndarray | None) -> torch.Tensor:
-        return torch.zeros(shape, dtype=torch.int32, device=device) if values is None else torch.tensor(values, device=device)
+        return (
+            torch.zeros(shape, dtype=torch.int32, device=device)
+            if values is None
+            else torch.tensor(values, device=device)
+        )
 
     shape = (1, case.rows) if case.segments is None else case.segments.shape
-    segments, prefixes, blocks = (array(values) for values in (case.segments, case.prefixes, case.blocks))
+    segments, prefixes, blocks = (
+        array(values) for values in (case.segments, case.prefixes, case.blocks)
+    )
     alike = len(segments) == 1
 
     def seen(b: Any, h: Any, row: Any, key: Any) -> Any:
@@ -85,18 +99,27 @@ def block_mask(case: Case, device: str) -> Any:
         at = 0 if alike else b
         own, other = segments[at, row], segments[at, key]
         together = (row >= key) | ((blocks[at, row] == blocks[at, key]) & (blocks[at, row] != 0))
-        return ((own == other) & (own != 0) & together) | ((prefixes[at, row] == other) & (prefixes[at, row] != 0))
+        return ((own == other) & (own != 0) & together) | (
+            (prefixes[at, row] == other) & (prefixes[at, row] != 0)
+        )
 
-    return create_block_mask(seen, None if alike else case.batch, None, case.rows, case.keys, device=device)
+    return create_block_mask(
+        seen, None if alike else case.batch, None, case.rows, case.keys, device=device
+    )
 
 
-def inputs(case: Case, sets: int, device: str, dtype: torch.dtype, seed: int = 0) -> list[tuple[torch.Tensor, ...]]:
+def inputs(
+    case: Case, sets: int, device: str, dtype: torch.dtype, seed: int = 0
+) -> list[tuple[torch.Tensor, ...]]:
     """`sets` times q, k, v and dout, standard normal, [B, N, T, H] seen, [B, T, N, H] in memory; dout as in `attention_jax.inputs`."""
     torch.manual_seed(seed)
     queries = case.batch, case.rows, case.heads, case.head_dim
     keys = case.batch, case.keys, case.kv_heads, case.head_dim
     shapes = queries, keys, keys, queries
-    drawn = [tuple(torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for shape in shapes) for _ in range(sets)]
+    drawn = [
+        tuple(torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for shape in shapes)
+        for _ in range(sets)
+    ]
     if case.form == "segments":
         nothing = torch.from_numpy(~case.sees_something()).to(device)[:, None, :, None]
         for *_, dout in drawn:
@@ -115,7 +138,9 @@ class Prepared:
         self.case, self.device = case, device
         self.attend, self.remark = make(name, case, device, sets[0][0].dtype)
         self.sets = [tuple(x.requires_grad_() for x in arrays[:3]) + arrays[3:] for arrays in sets]
-        self.stream = torch.cuda.Stream() if device == "cuda" else None  # graphs need passes that belong together on one stream
+        self.stream = (
+            torch.cuda.Stream() if device == "cuda" else None
+        )  # graphs need passes that belong together on one stream
         self.steps: dict[str, Callable[[], list]] = {}
 
     def measured(self, direction: str) -> Measured:
@@ -132,7 +157,9 @@ class Prepared:
                 kept = step()
         except RuntimeError:
             torch.cuda.synchronize()
-            self.remark = ", ".join(filter(None, (self.remark, f"{direction} launched call by call")))
+            self.remark = ", ".join(
+                filter(None, (self.remark, f"{direction} launched call by call"))
+            )
             return Measured(lambda number: _on_device(step, self.stream, number), len(self.sets))
         replay = lambda kept=kept: graph.replay()  # noqa: E731 - what the graph writes to lives as long as it
         return Measured(lambda number: _on_device(replay, self.stream, number), len(self.sets))
@@ -143,21 +170,30 @@ class Prepared:
     def _step(self, direction: str) -> Callable[[], list]:
         """One call for every set."""
 
-        def gradients(out: torch.Tensor, arrays: tuple[torch.Tensor, ...], keep: bool) -> tuple[torch.Tensor, ...]:
+        def gradients(
+            out: torch.Tensor, arrays: tuple[torch.Tensor, ...], keep: bool
+        ) -> tuple[torch.Tensor, ...]:
             return torch.autograd.grad(out, arrays[:3], arrays[3], retain_graph=keep)
 
         def forward() -> list[torch.Tensor]:
             # On a GPU as training runs it: FlexAttention is then compiled once. On a CPU it takes no arrays that want gradients.
-            sets = [[x.detach() for x in arrays[:3]] if self.device == "cpu" else arrays[:3] for arrays in self.sets]
+            sets = [
+                [x.detach() for x in arrays[:3]] if self.device == "cpu" else arrays[:3]
+                for arrays in self.sets
+            ]
             return [self.attend(*arrays).detach() for arrays in sets]
 
         if direction == "forward":
             return forward
         if direction == "gradient":
-            return lambda: [gradients(self.attend(*arrays[:3]), arrays, False) for arrays in self.sets]
+            return lambda: [
+                gradients(self.attend(*arrays[:3]), arrays, False) for arrays in self.sets
+            ]
         with self._on_stream():
             outs = [self.attend(*arrays[:3]) for arrays in self.sets]
-        return lambda: [gradients(out, arrays, True) for out, arrays in zip(outs, self.sets, strict=True)]
+        return lambda: [
+            gradients(out, arrays, True) for out, arrays in zip(outs, self.sets, strict=True)
+        ]
 
     def piece(self, row: int, kv_head: int) -> dict[str, np.ndarray]:
         """As `attention_jax.Prepared.piece`, in jax's order of axes."""
@@ -167,11 +203,18 @@ class Prepared:
         for direction, step in self.steps.items():
             with self._on_stream():
                 found = step()[0]
-            cut |= {"out": found} if direction == "forward" else dict(zip(("dq", "dk", "dv"), found, strict=True))
+            cut |= (
+                {"out": found}
+                if direction == "forward"
+                else dict(zip(("dq", "dk", "dv"), found, strict=True))
+            )
         if self.stream is not None:
             torch.cuda.synchronize()
         heads = {name: one if name in ("k", "v", "dk", "dv") else many for name in cut}
-        return {name: x.detach()[row : row + 1, heads[name]].transpose(1, 2).float().cpu().numpy() for name, x in cut.items()}
+        return {
+            name: x.detach()[row : row + 1, heads[name]].transpose(1, 2).float().cpu().numpy()
+            for name, x in cut.items()
+        }
 
 
 def _on_host(step: Callable[[], object], number: int) -> float:

@@ -13,7 +13,12 @@ import json
 import pickle
 import sys
 
-ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))  # the settings of mmjax/heap.py: one arena, freed memory is kept
+ALLOCATOR = (
+    (-8, 1),
+    (-3, 2**31 - 1),
+    (-1, -1),
+    (-4, 0),
+)  # the settings of mmjax/base/host.py: one arena, freed memory is kept
 for option, value in ALLOCATOR:
     ctypes.CDLL(None).mallopt(option, value)
 
@@ -23,7 +28,11 @@ import torch  # noqa: E402
 
 
 def main() -> None:
-    print("ready", json.dumps({"torch": torch.__version__, "python of torch": sys.version.split()[0]}), flush=True)
+    print(
+        "ready",
+        json.dumps({"torch": torch.__version__, "python of torch": sys.version.split()[0]}),
+        flush=True,
+    )
     prepared, timed = None, {}
     for line in sys.stdin:
         job = json.loads(line)
@@ -32,12 +41,19 @@ def main() -> None:
                 with open(job["path"], "rb") as file:
                     case = pickle.load(file)
                 prepared, timed = (
-                    attention_torch.Prepared(job["name"], case, attention_torch.inputs(case, 1, "cpu", torch.float32), "cpu"),
+                    attention_torch.Prepared(
+                        job["name"],
+                        case,
+                        attention_torch.inputs(case, 1, "cpu", torch.float32),
+                        "cpu",
+                    ),
                     {},
                 )
                 answer = {"remark": prepared.remark}
             elif job["do"] == "measure":
-                measured = timed.get(job["direction"]) or timed.setdefault(job["direction"], prepared.measured(job["direction"]))
+                measured = timed.get(job["direction"]) or timed.setdefault(
+                    job["direction"], prepared.measured(job["direction"])
+                )
                 answer = {"seconds": measured.run(job["number"]), "calls": measured.calls}
             else:
                 np.savez(job["path"], **prepared.piece(job["row"], job["kv_head"]))

@@ -1,4 +1,4 @@
-"""Groups of bars as an SVG picture: panels one below the other, with ticks, values above the bars, and lines across groups."""
+"""Groups of bars as an SVG image: panels one below the other, with ticks, values above the bars, and lines across groups."""
 
 import dataclasses
 import math
@@ -12,7 +12,11 @@ _HEIGHT, _ABOVE, _BELOW = 250, 56, 46  # of a panel's bars, its heading and its 
 _TOP = 64
 _NAME = 150  # of the legend
 _GREY = "#444444"
-_OUTLINE: dict[str, str | float] = {"stroke": "#ffffff", "stroke_width": 3, "paint_order": "stroke"}  # over lines
+_OUTLINE: dict[str, str | float] = {
+    "stroke": "#ffffff",
+    "stroke_width": 3,
+    "paint_order": "stroke",
+}  # over lines
 _FONT = "font-family: system-ui, 'DejaVu Sans', sans-serif"
 
 
@@ -32,14 +36,18 @@ class Panel:
     logarithmic: bool = False
 
 
-def picture(panels: Sequence[Panel], title: str, colours: Mapping[str, str], *, label: str, floor: str = "") -> Html:
+def image(
+    panels: Sequence[Panel], title: str, colours: Mapping[str, str], *, label: str, floor: str = ""
+) -> Html:
     """Panels under a title and a legend.
 
     Args:
         colours: by name of the bars; others are grey.
-        label: what the picture shows, for those who cannot see it; floor: what the lines across groups are.
+        label: what the image shows, for those who cannot see it; floor: what the lines across groups are.
     """
-    names = [*dict.fromkeys(name for panel in panels for _, values in panel.groups for name in values)]
+    names = [
+        *dict.fromkeys(name for panel in panels for _, values in panel.groups for name in values)
+    ]
     widest = max(sum(_width(label, values) for label, values in panel.groups) for panel in panels)
     width = max(_LEFT + widest + _RIGHT, 760, _LEFT + _NAME * len(names))
     each = _ABOVE + _HEIGHT + _BELOW
@@ -48,8 +56,14 @@ def picture(panels: Sequence[Panel], title: str, colours: Mapping[str, str], *, 
         "svg",
         tag("rect", width=width, height=height, fill="#ffffff"),
         tag("text", title, x=_LEFT, y=26, font_size=17, font_weight="bold"),
-        [_legend(name, colours.get(name, _GREY), _LEFT + _NAME * number) for number, name in enumerate(names)],
-        [_panel(panel, _TOP + each * number, width, colours, floor) for number, panel in enumerate(panels)],
+        [
+            _legend(name, colours.get(name, _GREY), _LEFT + _NAME * number)
+            for number, name in enumerate(names)
+        ],
+        [
+            _panel(panel, _TOP + each * number, width, colours, floor)
+            for number, panel in enumerate(panels)
+        ],
         xmlns="http://www.w3.org/2000/svg",
         width=width,
         height=height,
@@ -65,35 +79,85 @@ def _width(label: str, values: dict[str, float]) -> int:
 
 
 def _legend(name: str, colour: str, x: int) -> Html:
-    return tag("g", tag("rect", x=x, y=42, width=12, height=12, fill=colour), tag("text", name, x=x + 17, y=53, font_size=13))
+    return tag(
+        "g",
+        tag("rect", x=x, y=42, width=12, height=12, fill=colour),
+        tag("text", name, x=x + 17, y=53, font_size=13),
+    )
 
 
 def _panel(panel: Panel, top: int, width: int, colours: Mapping[str, str], floor: str) -> Html:
-    values = [value for _, group in panel.groups for value in group.values()] + [*panel.floors.values()] or [1.0]
-    ticks, (low, high) = logarithmic_ticks(min(values), max(values)) if panel.logarithmic else linear_ticks(0.0, max(values), 5)
+    values = [value for _, group in panel.groups for value in group.values()] + [
+        *panel.floors.values()
+    ] or [1.0]
+    ticks, (low, high) = (
+        logarithmic_ticks(min(values), max(values))
+        if panel.logarithmic
+        else linear_ticks(0.0, max(values), 5)
+    )
     base = top + _ABOVE + _HEIGHT
 
     def up(value: float) -> float:
-        share = math.log(value / low) / math.log(high / low) if panel.logarithmic else (value - low) / (high - low)
+        share = (
+            math.log(value / low) / math.log(high / low)
+            if panel.logarithmic
+            else (value - low) / (high - low)
+        )
         return base - share * _HEIGHT
 
-    parts = [tag("text", f"{panel.title}, {panel.unit}", x=_LEFT, y=top + 24, font_size=15, font_weight="bold")]
+    parts = [
+        tag(
+            "text",
+            f"{panel.title}, {panel.unit}",
+            x=_LEFT,
+            y=top + 24,
+            font_size=15,
+            font_weight="bold",
+        )
+    ]
     if panel.floors:
-        parts.append(tag("text", floor, x=width - _RIGHT, y=top + 24, font_size=13, text_anchor="end", fill="#555555"))
+        parts.append(
+            tag(
+                "text",
+                floor,
+                x=width - _RIGHT,
+                y=top + 24,
+                font_size=13,
+                text_anchor="end",
+                fill="#555555",
+            )
+        )
     for tick in ticks:
-        parts.append(tag("line", x1=_LEFT, x2=width - _RIGHT, y1=up(tick), y2=up(tick), stroke="#dddddd"))
-        parts.append(tag("text", f"{tick:g}", x=_LEFT - 8, y=up(tick) + 4, font_size=12, text_anchor="end"))
+        parts.append(
+            tag("line", x1=_LEFT, x2=width - _RIGHT, y1=up(tick), y2=up(tick), stroke="#dddddd")
+        )
+        parts.append(
+            tag("text", f"{tick:g}", x=_LEFT - 8, y=up(tick) + 4, font_size=12, text_anchor="end")
+        )
     x = _LEFT + _GAP / 2
     for label, group in panel.groups:
         inner = _width(label, group) - _GAP
         if label in panel.floors:
             y = up(panel.floors[label])
-            parts.append(tag("line", x1=x - 6, x2=x + inner + 6, y1=y, y2=y, stroke="#111111", stroke_width=2))
+            parts.append(
+                tag(
+                    "line", x1=x - 6, x2=x + inner + 6, y1=y, y2=y, stroke="#111111", stroke_width=2
+                )
+            )
         parts += [
-            _bar(name, value, colours.get(name, _GREY), x + (inner - _BAR * len(group)) / 2 + _BAR * number, up(value), base)
+            _bar(
+                name,
+                value,
+                colours.get(name, _GREY),
+                x + (inner - _BAR * len(group)) / 2 + _BAR * number,
+                up(value),
+                base,
+            )
             for number, (name, value) in enumerate(group.items())
         ]
-        parts.append(tag("text", label, x=x + inner / 2, y=base + 18, font_size=12, text_anchor="middle"))
+        parts.append(
+            tag("text", label, x=x + inner / 2, y=base + 18, font_size=12, text_anchor="middle")
+        )
         x += inner + _GAP
     return tag("g", parts)
 
@@ -103,6 +167,22 @@ def _bar(name: str, value: float, colour: str, x: float, top: float, base: float
     place = f"rotate(-90 {x + _BAR / 2 + 4:.1f} {top - 4:.1f})"
     return tag(
         "g",
-        tag("rect", tag("title", f"{name}: {value:.4g}"), x=x, y=top, width=_BAR - 2, height=base - top, fill=colour),
-        tag("text", written, x=x + _BAR / 2 + 4, y=top - 4, font_size=11, transform=place, **_OUTLINE),
+        tag(
+            "rect",
+            tag("title", f"{name}: {value:.4g}"),
+            x=x,
+            y=top,
+            width=_BAR - 2,
+            height=base - top,
+            fill=colour,
+        ),
+        tag(
+            "text",
+            written,
+            x=x + _BAR / 2 + 4,
+            y=top - 4,
+            font_size=11,
+            transform=place,
+            **_OUTLINE,
+        ),
     )

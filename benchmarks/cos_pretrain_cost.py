@@ -19,7 +19,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mmjax import host  # noqa: E402
+from mmjax.base import host  # noqa: E402
 
 host.prepare()
 
@@ -27,8 +27,10 @@ import jax  # noqa: E402
 from synthetic import make_batch  # noqa: E402
 
 from mmjax.models import parameters  # noqa: E402
-from mmjax.models.config import DecoderConfig, LinearConfig, LoRAConfig, ResamplerConfig, ViTConfig, VLMConfig  # noqa: E402
-from mmjax.recipe import DataConfig, EasyVqaSource, OptimizerConfig, Stage  # noqa: E402
+from mmjax.models.config import DecoderConfig, LoRAConfig, ViTConfig, VLMConfig  # noqa: E402
+from mmjax.models.connectors.linear import LinearConfig  # noqa: E402
+from mmjax.models.connectors.resampler import ResamplerConfig  # noqa: E402
+from mmjax.recipe.recipe import DataConfig, EasyVqaSource, OptimizerConfig, Stage  # noqa: E402
 from mmjax.training import state as training_state  # noqa: E402
 from mmjax.training.checkpoint import by_path  # noqa: E402
 from mmjax.training.flops import step_flops  # noqa: E402
@@ -47,22 +49,32 @@ SCALES = {  # tokens -> (windows, queries) on the 16 x 16 grid; 256 is the linea
 
 def default_parts() -> tuple[ViTConfig, dict, DecoderConfig, LoRAConfig]:
     """The default recipe's widths, at 64 pixels: 16 x 16 patches."""
-    from mmjax.config import load
+    from mmjax.config.load import load
 
     model = next(iter(load("configs/cos.py").stages.values())).model
     vision = dataclasses.replace(model.vision, image_size=16 * model.vision.patch_size)
-    resampler = {f.name: getattr(model.connector, f.name) for f in dataclasses.fields(model.connector)}
+    resampler = {
+        f.name: getattr(model.connector, f.name) for f in dataclasses.fields(model.connector)
+    }
     decoder = dataclasses.replace(model.decoder, vocabulary=model.decoder.vocabulary or 296)
     return vision, resampler, decoder, LoRAConfig()
 
 
-def slice_parts(llm_layers: int, vit_layers: int) -> tuple[ViTConfig, dict, DecoderConfig, LoRAConfig]:
+def slice_parts(
+    llm_layers: int, vit_layers: int
+) -> tuple[ViTConfig, dict, DecoderConfig, LoRAConfig]:
     """A slice of CoS-7B: full widths, few layers, the resampler whole (two levels, read from the last two blocks)."""
     from mmjax.models import presets
 
     vision = presets.clip_vit_l14(image_size=224, layers=vit_layers)
     decoder = dataclasses.replace(presets.vicuna_7b(), layers=llm_layers)
-    resampler = {"kind": "resampler", "feature_layers": (vit_layers - 1, vit_layers), "width": 1024, "head_dim": 64, "mlp_width": 4096}
+    resampler = {
+        "kind": "resampler",
+        "feature_layers": (vit_layers - 1, vit_layers),
+        "width": 1024,
+        "head_dim": 64,
+        "mlp_width": 4096,
+    }
     return vision, resampler, decoder, LoRAConfig(rank=64, alpha=64.0)
 
 
@@ -72,13 +84,27 @@ def make_stage(parts, tokens: int, batch: int, dtype: str) -> Stage:
         connector = LinearConfig(kind="linear", feature_layers=resampler["feature_layers"][-1:])
     else:
         windows, queries = SCALES[tokens]
-        single = {"feature_layers": resampler["feature_layers"][-1:]} if tokens == 336 else {}  # the plain resampler reads one level
-        connector = ResamplerConfig(**{**resampler, **single, "windows": windows, "queries": queries})
-    unroll = 1 if lora.rank else decoder.layers  # as in the recipes; unrolled, the step copies every layer's weights at once
+        single = (
+            {"feature_layers": resampler["feature_layers"][-1:]} if tokens == 336 else {}
+        )  # the plain resampler reads one level
+        connector = ResamplerConfig(
+            **{**resampler, **single, "windows": windows, "queries": queries}
+        )
+    unroll = (
+        1 if lora.rank else decoder.layers
+    )  # as in the recipes; unrolled, the step copies every layer's weights at once
     model = VLMConfig(vision, connector, decoder, lora=lora, compute_dtype=dtype, unroll=unroll)
     trainable = ("vision/*", "connector/*", "*/lora_?") if lora.rank else ("*",)
     data = DataConfig(sources={"random": EasyVqaSource(kind="easy_vqa")}, text_length=TEXT)
-    return Stage("pretrain", model, data, OptimizerConfig(learning_rate=1e-4), steps=1000, batch_size=batch, trainable=trainable)
+    return Stage(
+        "pretrain",
+        model,
+        data,
+        OptimizerConfig(learning_rate=1e-4),
+        steps=1000,
+        batch_size=batch,
+        trainable=trainable,
+    )
 
 
 Pool = dict[tuple[str, tuple[int, ...]], Array]
@@ -90,8 +116,8 @@ class Setting:
 
     def __init__(self, stage: Stage, pool: Pool):
         self.stage, self.batch = stage, make_batch(stage, 0)
-        structure, _ = parameters.abstract(stage.model)
-        self.step = make_train_step(structure, stage)
+        model_def, _ = parameters.abstract(stage.model)
+        self.step = make_train_step(model_def, stage)
 
         def create(key: Array) -> training_state.TrainState:
             return training_state.create(parameters.initialize(stage.model, key), stage, key)
@@ -119,7 +145,9 @@ class Setting:
         return seconds
 
 
-def measure(parts, batch: int, rounds: int, dtype: str) -> tuple[dict[int, list[float]], dict[int, Setting]]:
+def measure(
+    parts, batch: int, rounds: int, dtype: str
+) -> tuple[dict[int, list[float]], dict[int, Setting]]:
     pool: Pool = {}
     settings = {tokens: Setting(make_stage(parts, tokens, batch, dtype), pool) for tokens in PAPER}
     seconds: dict[int, list[float]] = {tokens: [] for tokens in settings}
@@ -134,8 +162,14 @@ def measure(parts, batch: int, rounds: int, dtype: str) -> tuple[dict[int, list[
 
 def table(seconds: dict[int, list[float]], settings: dict[int, Setting], batch: int) -> list[str]:
     """Markdown: time and FLOPs per sample, and the FLOPs by part."""
-    flops = {tokens: step_flops(setting.stage.model, setting.stage).row for tokens, setting in settings.items()}
-    parts = {tokens: step_flops(setting.stage.model, setting.stage).parts for tokens, setting in settings.items()}
+    flops = {
+        tokens: step_flops(setting.stage.model, setting.stage).row
+        for tokens, setting in settings.items()
+    }
+    parts = {
+        tokens: step_flops(setting.stage.model, setting.stage).parts
+        for tokens, setting in settings.items()
+    }
     lines = [
         "| visual tokens | ms per sample: median (min-max) | relative to 336: median (min-max) | GFLOPs per sample | relative | paper |",
         "|---|---|---|---|---|---|",
@@ -144,11 +178,21 @@ def table(seconds: dict[int, list[float]], settings: dict[int, Setting], batch: 
         ms = spread([1e3 * s / batch for s in taken], ".2f")
         ratios = spread([a / b for a, b in zip(taken, seconds[336], strict=True)], ".3f")
         total, relative = flops[tokens].total / 1e9, flops[tokens].total / flops[336].total
-        lines.append(f"| {tokens} | {ms} | {ratios} | {total:.2f} | {relative:.3f} | {PAPER[tokens]} |")
+        lines.append(
+            f"| {tokens} | {ms} | {ratios} | {total:.2f} | {relative:.3f} | {PAPER[tokens]} |"
+        )
     names = list(parts[336])
-    lines += ["", "GFLOPs per sample by part, forward and backward:", "", f"| visual tokens | {' | '.join(names)} |"]
+    lines += [
+        "",
+        "GFLOPs per sample by part, forward and backward:",
+        "",
+        f"| visual tokens | {' | '.join(names)} |",
+    ]
     lines.append("|---" * (1 + len(names)) + "|")
-    lines += [f"| {tokens} | {' | '.join(f'{by_part[name].total / 1e9:.2f}' for name in names)} |" for tokens, by_part in parts.items()]
+    lines += [
+        f"| {tokens} | {' | '.join(f'{by_part[name].total / 1e9:.2f}' for name in names)} |"
+        for tokens, by_part in parts.items()
+    ]
     return lines
 
 
@@ -157,10 +201,16 @@ def spread(values: list[float], form: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["default", "slice"], choices=["default", "slice"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=["default", "slice"], choices=["default", "slice"]
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=6, help="of the slice, which takes 20 GB of memory with 6")
+    parser.add_argument(
+        "--batch", type=int, default=6, help="of the slice, which takes 20 GB of memory with 6"
+    )
     parser.add_argument("--default_batch", type=int, default=16)
     parser.add_argument("--llm_layers", type=int, default=4)
     parser.add_argument("--vit_layers", type=int, default=3)
@@ -169,10 +219,19 @@ def main() -> None:
     options = parser.parse_args()
     lines = []
     for name in options.models:
-        parts = default_parts() if name == "default" else slice_parts(options.llm_layers, options.vit_layers)
+        parts = (
+            default_parts()
+            if name == "default"
+            else slice_parts(options.llm_layers, options.vit_layers)
+        )
         batch = options.default_batch if name == "default" else options.batch
         seconds, settings = measure(parts, batch, options.rounds, options.dtype)
-        lines += ["", f"## {name} (batch {batch}, {TEXT} text tokens, {options.rounds} rounds)", "", *table(seconds, settings, batch)]
+        lines += [
+            "",
+            f"## {name} (batch {batch}, {TEXT} text tokens, {options.rounds} rounds)",
+            "",
+            *table(seconds, settings, batch),
+        ]
         del settings
     print("\n".join(lines))
     if options.out:

@@ -41,7 +41,9 @@ def config_of(arm: str) -> str:
     return f"configs/cos.py:{VARIANTS[arm]}" if VARIANTS[arm] else "configs/cos.py"
 
 
-def step_seconds(folder: pathlib.Path, rounds: int = 7, steps: int = 4) -> dict[str, dict[str, float]]:
+def step_seconds(
+    folder: pathlib.Path, rounds: int = 7, steps: int = 4
+) -> dict[str, dict[str, float]]:
     """Seconds per step of every arm's stages, on one core, in interleaved rounds; kept in calibration.json."""
     path = folder / "calibration.json"
     if path.exists():
@@ -51,7 +53,7 @@ def step_seconds(folder: pathlib.Path, rounds: int = 7, steps: int = 4) -> dict[
     from step_time_shapes import Shape
     from step_time_workers import OURS, Worker
 
-    from mmjax.config import load
+    from mmjax.config.load import load
 
     script, core = str(ROOT / "benchmarks/step_time_jax.py"), str(min(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as name:
@@ -61,12 +63,18 @@ def step_seconds(folder: pathlib.Path, rounds: int = 7, steps: int = 4) -> dict[
                 files = pathlib.Path(name, f"{arm}-{stage}")
                 files.mkdir()
                 write(Shape(f"{arm}-{stage}", *default_recipe(stage, config_of(arm))), files)
-                workers[arm, stage] = Worker(["taskset", "-c", core, sys.executable, script, str(files)], dict(os.environ))
-                workers[arm, stage].ask(PATIENCE, do="first", variant=OURS, steps=2)  # compiles, and warms the caches
+                workers[arm, stage] = Worker(
+                    ["taskset", "-c", core, sys.executable, script, str(files)], dict(os.environ)
+                )
+                workers[arm, stage].ask(
+                    PATIENCE, do="first", variant=OURS, steps=2
+                )  # compiles, and warms the caches
         taken = {key: [] for key in workers}
         for _ in range(rounds):
             for key, worker in workers.items():
-                taken[key].append(worker.ask(PATIENCE, do="run", variant=OURS, steps=steps)["seconds"])
+                taken[key].append(
+                    worker.ask(PATIENCE, do="run", variant=OURS, steps=steps)["seconds"]
+                )
         for worker in workers.values():
             worker.close()
     result: dict[str, dict[str, float]] = {arm: {} for arm in VARIANTS}
@@ -98,19 +106,29 @@ class Budget:
         return high - low if high > 1.02 * low else 0
 
     def total_seconds(self, point: str) -> float:
-        return sum(self.seconds[stage] * steps for stage, steps in self.before.items()) + self.seconds[self.last] * self.points[point]
+        return (
+            sum(self.seconds[stage] * steps for stage, steps in self.before.items())
+            + self.seconds[self.last] * self.points[point]
+        )
 
 
 def budgets(seconds: dict[str, dict[str, float]], steps: dict[str, int]) -> dict[str, Budget]:
     """By arm, of arms that have `steps` in their stages. "Equal seconds" are those of the slowest arm that pre-trains."""
     of = {arm: {stage: steps[stage] for stage in stages} for arm, stages in seconds.items()}
     of["scratch"] = {"finetune": sum(steps.values())}
-    slowest = max(sum(seconds[arm][stage] * count for stage, count in of[arm].items()) for arm in of if arm != "scratch")
+    slowest = max(
+        sum(seconds[arm][stage] * count for stage, count in of[arm].items())
+        for arm in of
+        if arm != "scratch"
+    )
     result = {}
     for arm, counts in of.items():
         *before, last = counts
         spent = sum(seconds[arm][stage] * counts[stage] for stage in before)
-        points = {"equal samples": counts[last], "equal seconds": round((slowest - spent) / seconds[arm][last])}
+        points = {
+            "equal samples": counts[last],
+            "equal seconds": round((slowest - spent) / seconds[arm][last]),
+        }
         result[arm] = Budget(seconds[arm], {stage: counts[stage] for stage in before}, last, points)
     return result
 
@@ -123,28 +141,36 @@ def command(arm: str, seed: int, workdir: pathlib.Path, budget: Budget) -> list[
     steps = budget.before | {budget.last: budget.points[budget.first]}
     settings = [f"--config.stages.{stage}.steps={count}" for stage, count in steps.items()]
     fixed = [f"--config.seed={seed}", "--config.evaluation.untrained=false"]
-    return [sys.executable, "-m", "mmjax.main", f"--config={config_of(arm)}", f"--workdir={workdir}", *fixed, *settings]
+    return [
+        sys.executable,
+        "-m",
+        "mmjax.main",
+        f"--config={config_of(arm)}",
+        f"--workdir={workdir}",
+        *fixed,
+        *settings,
+    ]
 
 
 def extend(workdir: pathlib.Path, steps: int) -> None:
     """Continues a finished run's last stage for `steps` more, scores it, and writes continued.json."""
-    from mmjax import host
+    from mmjax.base import host
 
     host.prepare()
     import jax
     from rich.console import Console
 
     from mmjax import evaluation
-    from mmjax.data.rows import make_rows
+    from mmjax.base.signals import StopSignal
+    from mmjax.data.packing.rows import make_rows
     from mmjax.models import parameters
-    from mmjax.saved_runs import prepare_tokenizer
+    from mmjax.runs.saved import prepare_tokenizer
+    from mmjax.runs.workdir import Workdir
     from mmjax.training.checkpoint import load_params
+    from mmjax.training.logging import Trackers
     from mmjax.training.loop import train_stage
-    from mmjax.training.preemption import StopSignal
     from mmjax.training.result import StageFiles
-    from mmjax.training.state import Start
-    from mmjax.training.trackers import Trackers
-    from mmjax.workdir import Workdir
+    from mmjax.training.state import InitialParams
 
     tokenizer, recipe = prepare_tokenizer(Workdir(workdir).recipe(), workdir)
     stage = list(recipe.stages.values())[-1]
@@ -157,16 +183,20 @@ def extend(workdir: pathlib.Path, steps: int) -> None:
             longer,
             recipe,
             StageFiles(folder / "checkpoints", folder / "nonfinite.json"),
-            start=lambda mesh: Start(params, lambda given: given),
+            start=lambda mesh: InitialParams(params, lambda given: given),
             key=jax.random.key(recipe.seed),
-            rows=make_rows(stage.data, stage.model, tokenizer, recipe.seed + 1000),  # other orders and mirrorings than before
+            rows=make_rows(
+                stage.data, stage.model, tokenizer, recipe.seed + 1000
+            ),  # other orders and mirrorings than before
             held_out=None,
             tracker=Trackers([]),
             stop=stop,
             console=Console(),
         )
-        structure, _ = parameters.abstract(stage.model)
-        scores = evaluation.run(recipe, structure, result.params, tokenizer, should_stop=lambda: stop.requested)
+        model_def, _ = parameters.abstract(stage.model)
+        scores = evaluation.run(
+            recipe, model_def, result.params, tokenizer, should_stop=lambda: stop.requested
+        )
     (workdir / "continued.json").write_text(json.dumps({"steps": steps, "eval": scores}))
 
 
@@ -176,7 +206,13 @@ def run_on(cores: "queue.Queue[int]", arguments: list[str], log: pathlib.Path) -
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
-            subprocess.run(["taskset", "-c", str(core), *arguments], cwd=ROOT, stdout=file, stderr=file, check=True)
+            subprocess.run(
+                ["taskset", "-c", str(core), *arguments],
+                cwd=ROOT,
+                stdout=file,
+                stderr=file,
+                check=True,
+            )
     finally:
         cores.put(core)
 
@@ -195,7 +231,11 @@ def study(arms: list[str], seeds: list[int], folder: pathlib.Path, plan: dict[st
     def other(arm: str, seed: int) -> None:
         workdir = folder / f"{arm}-{seed}"
         if plan[arm].more and not (workdir / "continued.json").exists():
-            run_on(cores, [sys.executable, __file__, "extend", str(workdir), str(plan[arm].more)], folder / f"{arm}-{seed}.log")
+            run_on(
+                cores,
+                [sys.executable, __file__, "extend", str(workdir), str(plan[arm].more)],
+                folder / f"{arm}-{seed}.log",
+            )
 
     runs = [(arm, seed) for arm in arms for seed in seeds]
     for part in (first, other):
@@ -216,17 +256,28 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f} ({min(values):.4f}-{max(values):.4f})"
 
 
-def table(arms: list[str], seeds: list[int], folder: pathlib.Path, plan: dict[str, Budget]) -> list[str]:
+def table(
+    arms: list[str], seeds: list[int], folder: pathlib.Path, plan: dict[str, Budget]
+) -> list[str]:
     """Markdown: a line per arm and point."""
-    lines = ["| point | arm | steps of the stages | seconds | accuracy: mean (min-max) | shape | color | yes/no |", "|---" * 8 + "|"]
+    lines = [
+        "| point | arm | steps of the stages | seconds | accuracy: mean (min-max) | shape | color | yes/no |",
+        "|---" * 8 + "|",
+    ]
     for point in POINTS:
         for arm in arms:
             budget = plan[arm]
             scores = [scores_of(folder, arm, seed, budget, point) for seed in seeds]
-            steps = " + ".join(str(count) for count in [*budget.before.values(), budget.points[point]])
-            by_type = " | ".join(spread([score["by_type"][kind] for score in scores]) for kind in TYPES)
+            steps = " + ".join(
+                str(count) for count in [*budget.before.values(), budget.points[point]]
+            )
+            by_type = " | ".join(
+                spread([score["by_type"][kind] for score in scores]) for kind in TYPES
+            )
             total = spread([score["score"] for score in scores])
-            lines.append(f"| {point} | {arm} | {steps} | {budget.total_seconds(point):.0f} | {total} | {by_type} |")
+            lines.append(
+                f"| {point} | {arm} | {steps} | {budget.total_seconds(point):.0f} | {total} | {by_type} |"
+            )
     return lines
 
 
@@ -234,7 +285,9 @@ def main() -> None:
     if sys.argv[1:2] == ["extend"]:
         extend(pathlib.Path(sys.argv[2]), int(sys.argv[3]))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--pretrain_steps", type=int, help="other than the recipe's")
@@ -242,12 +295,14 @@ def main() -> None:
     parser.add_argument("--runs", default="runs/quality")
     parser.add_argument("--out")
     options = parser.parse_args()
-    from mmjax.config import load
+    from mmjax.config.load import load
 
     folder = pathlib.Path(options.runs).absolute()
     steps = {name: stage.steps for name, stage in load("configs/cos.py").stages.items()}
     given = {"pretrain": options.pretrain_steps, "finetune": options.finetune_steps}
-    plan = budgets(step_seconds(folder), steps | {name: count for name, count in given.items() if count})
+    plan = budgets(
+        step_seconds(folder), steps | {name: count for name, count in given.items() if count}
+    )
     study(options.arms, options.seeds, folder, plan)
     text = "\n".join(table(options.arms, options.seeds, folder, plan))
     print(text)

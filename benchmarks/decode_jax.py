@@ -2,18 +2,17 @@
 
 import functools
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from decode_shapes import Shape
 
-from mmjax.chatting.reader import Reader
-from mmjax.greedy import answer_questions, read_prefixes
+from mmjax.inference.decode import answer_questions, read_prefixes
+from mmjax.inference.streaming import Reader
 from mmjax.models import parameters
 from mmjax.typing import Array, Batch, Params
-from mmjax.weights.opened import stored
+from mmjax.weights.pretrained_protocol import stored
 
 Sample = dict[str, float]
 """Seconds by what they were spent on: "prompt", "token" (each of the new ones) and "whole"."""
@@ -26,28 +25,36 @@ def draw(shape: Shape, dtype: str) -> Params:
 
     @jax.jit
     def make(key: Array) -> Params:
-        return {path: value.astype(kept[path].dtype) for path, value in parameters.initialize(config, key).items()}
+        return {
+            path: value.astype(kept[path].dtype)
+            for path, value in parameters.initialize(config, key).items()
+        }
 
     return jax.block_until_ready(make(jax.random.key(0)))
 
 
 def prompts(shape: Shape, batch: int) -> np.ndarray:
     """[batch, prompt] int32, seeded; the first of them are the same in every batch."""
-    return np.stack([np.random.default_rng(row).integers(1, shape.decoder.vocabulary, shape.prompt) for row in range(batch)]).astype(
-        np.int32
-    )
+    return np.stack(
+        [
+            np.random.default_rng(row).integers(1, shape.decoder.vocabulary, shape.prompt)
+            for row in range(batch)
+        ]
+    ).astype(np.int32)
 
 
 class Loop:
-    """`mmjax.generate`: prompts go into a cache, then one program takes the likeliest token again and again."""
+    """`mmjax.inference.generate`: prompts go into a cache, then one program takes the likeliest token again and again."""
 
     def __init__(self, shape: Shape, params: Params, batch: int, dtype: str):
         self.shape, self.params, self.batch = shape, params, batch
-        structure, _ = parameters.abstract(shape.model(dtype))
+        model_def, _ = parameters.abstract(shape.model(dtype))
         vocabulary = shape.decoder.vocabulary
-        self._read = jax.jit(functools.partial(read_prefixes, structure))
+        self._read = jax.jit(functools.partial(read_prefixes, model_def))
         # An end that no token has: every row is as long as any other.
-        decode = functools.partial(answer_questions, structure, steps=shape.new, ends=(vocabulary,), vocabulary=vocabulary)
+        decode = functools.partial(
+            answer_questions, model_def, steps=shape.new, ends=(vocabulary,), vocabulary=vocabulary
+        )
         self._decode = jax.jit(decode)
         self._tokens = prompts(shape, batch)
         # The last token of a prompt is the question: what is timed as a token includes reading it, and not the prompt again.
@@ -62,25 +69,34 @@ class Loop:
         begun = time.perf_counter()
         cache = jax.block_until_ready(self._read(self.params, self._batch, self._lengths))
         read = time.perf_counter()
-        answers = jax.block_until_ready(self._decode(self.params, cache, self._owners, self._question, self._counts))
+        answers = jax.block_until_ready(
+            self._decode(self.params, cache, self._owners, self._question, self._counts)
+        )
         done = time.perf_counter()
         self.tokens = np.asarray(answers)
-        return {"prompt": read - begun, "token": (done - read) / self.shape.new, "whole": done - begun}
+        return {
+            "prompt": read - begun,
+            "token": (done - read) / self.shape.new,
+            "whole": done - begun,
+        }
 
 
 def _text(tokens: np.ndarray) -> Batch:
-    """Rows of one segment without pictures."""
+    """Rows of one segment without images."""
     rows, length = tokens.shape
-    whole: Callable[[np.ndarray | int], np.ndarray] = lambda row: np.broadcast_to(row, (rows, length)).astype(np.int32)  # noqa: E731
+
+    def whole(row: np.ndarray | int) -> np.ndarray:
+        return np.broadcast_to(row, (rows, length)).astype(np.int32)
+
     return Batch(
         tokens=tokens,
         targets=whole(-1),
-        segments=whole(1),
-        prefixes=whole(0),
+        segment_ids=whole(1),
+        prefix_segment_ids=whole(0),
         positions=whole(np.arange(length)),
         images=np.zeros((rows, 0, 1, 1, 3), np.uint8),
         image_mask=np.zeros((rows, 0), bool),
-        image_slot=whole(-1),
+        visual_embedding_index=whole(-1),
     )
 
 
@@ -91,7 +107,9 @@ class Chat:
         """params: are copied, as the reader holds them in another form."""
         self.shape = shape
         choose = lambda logits, key: jnp.argmax(logits).astype(jnp.int32)  # noqa: E731
-        self._reader = Reader(shape.model(dtype), dict(params), choose, vocabulary=shape.decoder.vocabulary, seed=0)
+        self._reader = Reader(
+            shape.model(dtype), dict(params), choose, vocabulary=shape.decoder.vocabulary, seed=0
+        )
         self._tokens = prompts(shape, 1)[0]
         self.tokens: np.ndarray | None = None
 
@@ -105,7 +123,11 @@ class Chat:
             chosen.append(self._reader.read(np.array(chosen[-1:], np.int32)))
         done = time.perf_counter()
         self.tokens = np.array([chosen])
-        return {"prompt": read - begun, "token": (done - read) / max(self.shape.new - 1, 1), "whole": done - begun}
+        return {
+            "prompt": read - begun,
+            "token": (done - read) / max(self.shape.new - 1, 1),
+            "whole": done - begun,
+        }
 
 
 def bandwidth(size: int, rounds: int = 7) -> float:

@@ -50,7 +50,7 @@ def weight_bytes(config: DecoderConfig, params: Mapping[str, Any], batch: int) -
         params: arrays or their shapes by path, with the dtypes that they are held in.
     """
     whole = sum(value.size * value.dtype.itemsize for value in params.values())
-    if config.tied_head:
+    if config.tie_word_embeddings:
         return whole
     table = params[TABLE]
     return whole - table.size * table.dtype.itemsize + batch * config.width * table.dtype.itemsize

@@ -13,7 +13,7 @@ from decode_shapes import Shape
 
 from mmjax.models import parameters
 from mmjax.typing import Params
-from mmjax.weights.opened import stored
+from mmjax.weights.pretrained_protocol import stored
 from mmjax.weights.save import save_params
 
 WORKER = pathlib.Path(__file__).with_name("decode_torch_worker.py")
@@ -28,13 +28,23 @@ def hand_over(shape: Shape, params: Params, dtype: str, folder: pathlib.Path) ->
         save_params(params, shape.model(dtype), folder / "model", dtype=dtype)
     else:
         # The settings of a model are those of one with a single block and few tokens, but for the two numbers.
-        least = dataclasses.replace(shape, decoder=dataclasses.replace(shape.decoder, layers=1, vocabulary=64))
-        kept = stored(least.model(dtype), parameters.abstract(least.model(dtype))[1], jnp.dtype(dtype))
+        least = dataclasses.replace(
+            shape, decoder=dataclasses.replace(shape.decoder, layers=1, vocabulary=64)
+        )
+        kept = stored(
+            least.model(dtype), parameters.abstract(least.model(dtype))[1], jnp.dtype(dtype)
+        )
         save_params(
-            {path: jnp.zeros(value.shape, value.dtype) for path, value in kept.items()}, least.model(dtype), folder / "least", dtype=dtype
+            {path: jnp.zeros(value.shape, value.dtype) for path, value in kept.items()},
+            least.model(dtype),
+            folder / "least",
+            dtype=dtype,
         )
         settings = json.loads((folder / "least" / "config.json").read_text())
-        settings |= {"num_hidden_layers": shape.decoder.layers, "vocab_size": shape.decoder.vocabulary}
+        settings |= {
+            "num_hidden_layers": shape.decoder.layers,
+            "vocab_size": shape.decoder.vocabulary,
+        }
         (folder / "model").mkdir()
         (folder / "model" / "config.json").write_text(json.dumps(settings))
     return whole
@@ -48,9 +58,19 @@ class Opponent:
         path = folder / f"prompts{batch}.json"
         path.write_text(json.dumps(decode_jax.prompts(shape, batch).tolist()))
         self._log = folder / f"opponent{batch}.log"
-        command = [python, str(WORKER), str(folder / "model"), str(batch), str(path), str(shape.new), dtype]
+        command = [
+            python,
+            str(WORKER),
+            str(folder / "model"),
+            str(batch),
+            str(path),
+            str(shape.new),
+            dtype,
+        ]
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         self.tokens: list[list[int]] | None = None
         try:
             self._until(lambda line: line.strip() == "ready")

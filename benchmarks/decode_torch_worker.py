@@ -15,10 +15,12 @@ import time
 
 def keep_freed_memory() -> None:
     """The allocator setting that mmjax runs with on a CPU."""
-    spec = importlib.util.spec_from_file_location("heap", pathlib.Path(__file__).parents[1] / "mmjax" / "heap.py")
-    heap = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(heap)
-    heap.keep_freed_memory()
+    spec = importlib.util.spec_from_file_location(
+        "host", pathlib.Path(__file__).parents[1] / "mmjax" / "base" / "host.py"
+    )
+    host = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(host)
+    host.keep_freed_memory()
 
 
 def load(folder: pathlib.Path, dtype, device: str):
@@ -58,7 +60,12 @@ def sample(model, tokens, new: int, synchronize) -> dict:
     done = time.perf_counter()
     each = (watch.times[-1] - watch.times[0]) / max(new - 1, 1)
     chosen = out[:, tokens.shape[1] :].tolist()
-    return {"prompt": watch.times[0] - begun, "token": each, "whole": done - begun, "tokens": chosen}
+    return {
+        "prompt": watch.times[0] - begun,
+        "token": each,
+        "whole": done - begun,
+        "tokens": chosen,
+    }
 
 
 def main() -> None:

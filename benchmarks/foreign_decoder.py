@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.fetch import resolved
+from mmjax.fetch.downloads import resolved
 from mmjax.models import parameters
 from mmjax.models.config import LanguageModelConfig
 from mmjax.typing import Array, Params
-from mmjax.weights.pretrained import open_pretrained
+from mmjax.weights.load import open_pretrained
 from mmjax.weights.save import save_params
 
 AXIS = "embed"  # the logical name of the residual stream
@@ -47,9 +47,15 @@ def _moved(value: Array, axes: Sequence[str | None], order: np.ndarray, signs: A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="fetched:smollm2", help="a language model, or fetched:NAME")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a folder that does not exist yet")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--weights", default="fetched:smollm2", help="a language model, or fetched:NAME"
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, help="a folder that does not exist yet"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with open_pretrained(resolved(options.weights)) as opened:

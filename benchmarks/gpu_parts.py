@@ -41,20 +41,33 @@ def has_gpu() -> bool:
     if pathlib.Path("/dev/nvidiactl").exists():
         return True
     command = shutil.which("nvidia-smi")
-    return command is not None and subprocess.run([command, "-L"], capture_output=True).returncode == 0
+    return (
+        command is not None and subprocess.run([command, "-L"], capture_output=True).returncode == 0
+    )
 
 
 def run_part(part: gpu_plan.Part, options: argparse.Namespace, own: float, most: float) -> Outcome:
     """Runs a part in a process group of its own, which is ended with all that it has started when its time is up."""
     trial = options.device == "cpu"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | ({"JAX_PLATFORMS": "cpu"} if trial else {})
+    environment = (
+        os.environ
+        | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        | ({"JAX_PLATFORMS": "cpu"} if trial else {})
+    )
     path = options.out / f"{part.name}.log"
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
-        command = [sys.executable, *gpu_plan.filled(part.trial if trial else part.command, options.out, scratch, gpu_plan.OWN_USE * own)]
+        command = [
+            sys.executable,
+            *gpu_plan.filled(
+                part.trial if trial else part.command, options.out, scratch, gpu_plan.OWN_USE * own
+            ),
+        ]
         with path.open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=ROOT, env=environment, start_new_session=True
+            )
             try:
                 code = process.wait(timeout=most)
             except subprocess.TimeoutExpired:
@@ -63,13 +76,19 @@ def run_part(part: gpu_plan.Part, options: argparse.Namespace, own: float, most:
                 end(process)
         for kept in part.keep:
             if (scratch / kept).exists():
-                shutil.copyfile(scratch / kept, options.out / f"{part.name}_{pathlib.Path(kept).name}")
+                shutil.copyfile(
+                    scratch / kept, options.out / f"{part.name}_{pathlib.Path(kept).name}"
+                )
     seconds, said = time.monotonic() - begun, last_line(path)
     if code is None:
-        return Outcome(part.name, STOPPED, seconds, f"its time of {most:.0f} s was up; it said last: {said}")
+        return Outcome(
+            part.name, STOPPED, seconds, f"its time of {most:.0f} s was up; it said last: {said}"
+        )
     said_of_success = "" if said.startswith("|") else said  # the end of a table says nothing alone
     return (
-        Outcome(part.name, RAN, seconds, said_of_success) if code == 0 else Outcome(part.name, FAILED, seconds, f"exit code {code}: {said}")
+        Outcome(part.name, RAN, seconds, said_of_success)
+        if code == 0
+        else Outcome(part.name, FAILED, seconds, f"exit code {code}: {said}")
     )
 
 
@@ -94,23 +113,37 @@ def last_line(path: pathlib.Path) -> str:
 
 def summary(outcomes: list[Outcome], options: argparse.Namespace, spent: float) -> str:
     """Markdown."""
-    lines = [f"# Benchmarks, {options.device}", "", f"{time.strftime('%Y-%m-%d %H:%M')}, {spent:.0f} of {options.seconds:.0f} s.", ""]
+    lines = [
+        f"# Benchmarks, {options.device}",
+        "",
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {spent:.0f} of {options.seconds:.0f} s.",
+        "",
+    ]
     if options.device == "cpu":
         lines += ["A trial without a GPU, with the smallest shapes: the figures mean nothing.", ""]
     lines += ["| part | | seconds | |", "|---|---|---|---|"]
-    lines += [f"| {one.name} | {one.status} | {one.seconds:.0f} | {one.said.replace('|', '/')} |" for one in outcomes]
+    lines += [
+        f"| {one.name} | {one.status} | {one.seconds:.0f} | {one.said.replace('|', '/')} |"
+        for one in outcomes
+    ]
     return "\n".join(lines) + "\n"
 
 
-def run_all(parts: list[gpu_plan.Part], options: argparse.Namespace, cache: pathlib.Path) -> list[Outcome]:
+def run_all(
+    parts: list[gpu_plan.Part], options: argparse.Namespace, cache: pathlib.Path
+) -> list[Outcome]:
     """Runs the parts in their order. After a device that is no GPU nothing else is run."""
     begun, outcomes = time.monotonic(), []
     reasons = {part.name: gpu_plan.lacking(part, cache, options.device == "cpu") for part in parts}
 
     def note(outcome: Outcome) -> None:
         outcomes.append(outcome)
-        (options.out / "summary.md").write_text(summary(outcomes, options, time.monotonic() - begun))
-        print(f"{outcome.name}: {outcome.status}, {outcome.seconds:.0f} s. {outcome.said}", flush=True)
+        (options.out / "summary.md").write_text(
+            summary(outcomes, options, time.monotonic() - begun)
+        )
+        print(
+            f"{outcome.name}: {outcome.status}, {outcome.seconds:.0f} s. {outcome.said}", flush=True
+        )
 
     for number, part in enumerate(parts):
         later = [other for other in parts[number + 1 :] if not reasons[other.name]]
@@ -119,16 +152,35 @@ def run_all(parts: list[gpu_plan.Part], options: argparse.Namespace, cache: path
         if reasons[part.name]:
             note(Outcome(part.name, LEFT_OUT, said=reasons[part.name]))
         elif gpu_plan.stop_after(left, own) < part.least:
-            note(Outcome(part.name, LEFT_OUT, said=f"no time left: {own:.0f} s are its share, and it needs {part.least:.0f}"))
+            note(
+                Outcome(
+                    part.name,
+                    LEFT_OUT,
+                    said=f"no time left: {own:.0f} s are its share, and it needs {part.least:.0f}",
+                )
+            )
         else:
-            note(run_part(part, options, own, gpu_plan.stop_after(left, own) if part.name != "device" else min(left, 60)))
-            if part.name == "device" and options.device == "gpu" and not outcomes[-1].said.startswith("gpu "):
+            note(
+                run_part(
+                    part,
+                    options,
+                    own,
+                    gpu_plan.stop_after(left, own) if part.name != "device" else min(left, 60),
+                )
+            )
+            if (
+                part.name == "device"
+                and options.device == "gpu"
+                and not outcomes[-1].said.startswith("gpu ")
+            ):
                 break
     return outcomes
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=540.0, help="for all of it")
     parser.add_argument("--out", type=pathlib.Path, help="folder of results")
     parser.add_argument("--parts", nargs="+", help="names; all by default")
@@ -139,9 +191,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     if options.device == "gpu" and not has_gpu():
-        print("This machine has no NVIDIA GPU; --device cpu runs a trial with the smallest shapes.", file=sys.stderr)
+        print(
+            "This machine has no NVIDIA GPU; --device cpu runs a trial with the smallest shapes.",
+            file=sys.stderr,
+        )
         return 2
-    from mmjax import host
+    from mmjax.base import host
 
     torch = gpu_plan.has_package("torch") and gpu_plan.has_package("transformers")
     parts = gpu_plan.parts(torch)
@@ -149,12 +204,28 @@ def main(given: list[str] | None = None) -> int:
     if unknown := [name for name in options.parts or () if name not in names]:
         print(f"There is no part {unknown[0]!r}; there are {', '.join(names)}.", file=sys.stderr)
         return 2
-    options.out = (options.out or ROOT / "benchmarks" / "results" / time.strftime("gpu-%Y-%m-%d")).resolve()
+    options.out = (
+        options.out or ROOT / "benchmarks" / "results" / time.strftime("gpu-%Y-%m-%d")
+    ).resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part under way is ended, too
-    outcomes = run_all([part for part in parts if options.parts is None or part.name in options.parts], options, host.cache_dir())
-    if options.device == "gpu" and outcomes and outcomes[0].name == "device" and not outcomes[0].said.startswith("gpu "):
-        print("jax does not see the GPU of this machine; device.log says what it sees.", file=sys.stderr)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that the part under way is ended, too
+    outcomes = run_all(
+        [part for part in parts if options.parts is None or part.name in options.parts],
+        options,
+        host.cache_dir(),
+    )
+    if (
+        options.device == "gpu"
+        and outcomes
+        and outcomes[0].name == "device"
+        and not outcomes[0].said.startswith("gpu ")
+    ):
+        print(
+            "jax does not see the GPU of this machine; device.log says what it sees.",
+            file=sys.stderr,
+        )
         return 2
     return int(any(outcome.status in (FAILED, STOPPED) for outcome in outcomes))
 

@@ -6,7 +6,9 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-STOPPED_AFTER = 1.5  # times the share of a part, where there is time left: commands finish what they have begun
+STOPPED_AFTER = (
+    1.5  # times the share of a part, where there is time left: commands finish what they have begun
+)
 OWN_USE = 0.85  # of its share, that a command is told to use: it also starts and ends
 
 
@@ -39,8 +41,23 @@ DEVICE = (
 )
 TINY_ROWS = ("--shapes", "tiny", "--images", "1", "2", "--text", "16", "32", "--sample", "0.01")
 TRAINING = ("-m", "mmjax.main", "--config=configs/cos.py{variant}", "--workdir={scratch}/run")
-FEW_STEPS = ("--config.stages.pretrain.steps={steps}", "--config.stages.finetune.steps={steps}", "--config.evaluation.limit={limit}")
-TRAINING_PACKAGES = ("absl", "array_record", "grain", "jinja2", "ml_collections", "PIL", "rich", "tensorboardX", "tokenizers", "easy_vqa")
+FEW_STEPS = (
+    "--config.stages.pretrain.steps={steps}",
+    "--config.stages.finetune.steps={steps}",
+    "--config.evaluation.limit={limit}",
+)
+TRAINING_PACKAGES = (
+    "absl",
+    "array_record",
+    "grain",
+    "jinja2",
+    "ml_collections",
+    "PIL",
+    "rich",
+    "tensorboardX",
+    "tokenizers",
+    "easy_vqa",
+)
 TEST_PACKAGES = ("pytest", "pytest_timeout", "hypothesis", "beartype")
 
 
@@ -51,7 +68,10 @@ def parts(torch: bool) -> list[Part]:
         torch: whether the interpreter has PyTorch and transformers, to run beside.
     """
     beside = ("--torch_python", sys.executable) if torch else ()
-    scripts = {name: f"benchmarks/{name}.py" for name in ("attention", "step_time", "decode", "scaling", "profile_step")}
+    scripts = {
+        name: f"benchmarks/{name}.py"
+        for name in ("attention", "step_time", "decode", "scaling", "profile_step")
+    }
     timed = ("--seconds", "{seconds}")
     return [
         Part("device", DEVICE, DEVICE, 1, 5),
@@ -114,13 +134,19 @@ def has_package(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def lacking(part: Part, cache: pathlib.Path, trial: bool, has: Callable[[str], bool] = has_package) -> str:
+def lacking(
+    part: Part, cache: pathlib.Path, trial: bool, has: Callable[[str], bool] = has_package
+) -> str:
     """Why a part cannot run here; empty: it can. A trial trains on what a package ships, without fetched files."""
     packages = [name for name in part.packages if not has(name)]
     if packages:
         return f"missing: {', '.join(packages)}"
     files = [] if trial else [name for name in part.files if not (cache / name).exists()]
-    return f"not fetched: {', '.join(files)} (python -m mmjax.fetch {' '.join(files)})" if files else ""
+    return (
+        f"not fetched: {', '.join(files)} (python -m mmjax.fetch {' '.join(files)})"
+        if files
+        else ""
+    )
 
 
 def limit(left: float, part: Part, later: Iterable[Part]) -> float:
@@ -133,9 +159,16 @@ def stop_after(left: float, own: float) -> float:
     return min(left, STOPPED_AFTER * own)
 
 
-def filled(command: Sequence[str], out: pathlib.Path, scratch: pathlib.Path, seconds: float) -> list[str]:
+def filled(
+    command: Sequence[str], out: pathlib.Path, scratch: pathlib.Path, seconds: float
+) -> list[str]:
     """A command with its folders and its time."""
-    values = {"{out}": str(out), "{scratch}": str(scratch), "{seconds}": f"{seconds:.0f}", "{minutes}": f"{seconds / 60:.2f}"}
+    values = {
+        "{out}": str(out),
+        "{scratch}": str(scratch),
+        "{seconds}": f"{seconds:.0f}",
+        "{minutes}": f"{seconds / 60:.2f}",
+    }
     found = []
     for word in command:
         for mark, value in values.items():

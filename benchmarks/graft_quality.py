@@ -31,8 +31,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILE = "configs/graft.py"
 TARGET = "fetched:smollm2"
 EVERY_SEED = ("graft", "full")
-VARIANTS = {"graft": "", "full": "full", "lora": "lora", "random": "random", "early": "early", "foreign": "foreign", "cos": "cos"}
-MEASURES = ("caption nll", "beside wrong pictures", "CIDEr-D", "easy-vqa")
+VARIANTS = {
+    "graft": "",
+    "full": "full",
+    "lora": "lora",
+    "random": "random",
+    "early": "early",
+    "foreign": "foreign",
+    "cos": "cos",
+}
+MEASURES = ("caption nll", "beside wrong images", "CIDEr-D", "easy-vqa")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +58,17 @@ class Study:
         """The main job of an arm, or another mode of it."""
         variant = VARIANTS.get(arm, arm)
         steps = {"graft": 0.2, "random": 0.2, "early": 0.2, "cos": 0.2, "after": 0.1}.get(arm, 1.0)
-        first = {"full": ("connector",), "lora": ("connector",), "after": ()}.get(arm, ("translator", "encoder"))
+        first = {"full": ("connector",), "lora": ("connector",), "after": ()}.get(
+            arm, ("translator", "encoder")
+        )
         counts = dict.fromkeys(first, self.steps) | {"decoder": max(1, round(self.steps * steps))}
         return [
-            *(sys.executable, "-m", "mmjax.main", f"--config={FILE}{':' + variant if variant else ''}"),
+            *(
+                sys.executable,
+                "-m",
+                "mmjax.main",
+                f"--config={FILE}{':' + variant if variant else ''}",
+            ),
             *(f"--workdir={self.workdir(arm, seed)}", f"--config.seed={seed}"),
             *(f"--config.stages.{stage}.steps={count}" for stage, count in counts.items()),
             *self.settings,
@@ -75,11 +90,13 @@ def train(study: Study, arm: str, seed: int, *flags: str) -> None:
 
 
 def score_before(study: Study, arm: str, seed: int) -> None:
-    """Encoder and surrogate, then the same encoder in the whole model: both noted in the run's evaluations.jsonl."""
+    """SegmentTokenizer and surrogate, then the same encoder in the whole model: both noted in the run's evaluations.jsonl."""
     done = {(record["stage"], record["step"]) for record in evaluations(study, arm, seed)}
     if ("encoder", study.steps) not in done:
         checkpoint = study.workdir(arm, seed) / "checkpoints" / "encoder" / str(study.steps)
-        study.call(arm, seed, study.command(arm, seed, "--mode=evaluate", f"--checkpoint={checkpoint}"))
+        study.call(
+            arm, seed, study.command(arm, seed, "--mode=evaluate", f"--checkpoint={checkpoint}")
+        )
     if ("decoder", 0) not in done:
         study.call(arm, seed, study.command(arm, seed, "--mode=evaluate", "--begin=decoder"))
 
@@ -94,8 +111,17 @@ def run(study: Study, arm: str, seed: int, scored_before: bool) -> None:
     if arm == "foreign":
         other = study.folder / "foreign-decoder"
         if not other.exists():
-            study.call(arm, seed, [sys.executable, "benchmarks/foreign_decoder.py", f"--weights={TARGET}", f"--out={other}"])
-        train(study, arm, seed, f"--config.stages.translator.weights.decoder={other}")
+            study.call(
+                arm,
+                seed,
+                [
+                    sys.executable,
+                    "benchmarks/foreign_decoder.py",
+                    f"--weights={TARGET}",
+                    f"--out={other}",
+                ],
+            )
+        train(study, arm, seed, f"--config.stages.translator.init_from.decoder={other}")
         return
     train(study, arm, seed)
     if not scored_before:
@@ -105,9 +131,13 @@ def run(study: Study, arm: str, seed: int, scored_before: bool) -> None:
     if arm == "graft":
         grafted = study.folder / f"grafted-{seed}"
         if not grafted.exists():
-            flags = [f"--encoder={study.workdir(arm, seed)}", f"--decoder={TARGET}", f"--out={grafted}"]
+            flags = [
+                f"--encoder={study.workdir(arm, seed)}",
+                f"--decoder={TARGET}",
+                f"--out={grafted}",
+            ]
             study.call("after", seed, [sys.executable, "-m", "mmjax.graft", *flags])
-        train(study, "after", seed, f"--config.stages.decoder.weights.model={grafted}")
+        train(study, "after", seed, f"--config.stages.decoder.init_from.model={grafted}")
 
 
 # What came of it
@@ -124,8 +154,16 @@ def scores(study: Study, arm: str, seed: int) -> dict[str, tuple[float, ...]]:
     path = study.workdir(arm, seed) / "summary.json"
     if not path.exists() or not (final := json.loads(path.read_text())["eval"]):
         return {}
-    names = {"graft": "graft 20 %", "after": "graft 10 %", "foreign": "foreign, connector aligned anew"}
-    found = {names.get(arm, arm if arm in ("full", "lora") else f"{arm}, after the last stage"): measures(final)}
+    names = {
+        "graft": "graft 20 %",
+        "after": "graft 10 %",
+        "foreign": "foreign, connector aligned anew",
+    }
+    found = {
+        names.get(
+            arm, arm if arm in ("full", "lora") else f"{arm}, after the last stage"
+        ): measures(final)
+    }
     before = {("encoder", study.steps): "surrogate", ("decoder", 0): "zero-shot"}
     for record in evaluations(study, arm, seed):
         name = before.get((record["stage"], record["step"]))
@@ -148,7 +186,9 @@ def table(study: Study, runs: list[tuple[str, int]]) -> list[str]:
             found.setdefault(name, []).append(values)
     lines = [f"| point | seeds | {' | '.join(MEASURES)} |", "|---" * (2 + len(MEASURES)) + "|"]
     for name, values in found.items():
-        lines.append(f"| {name} | {len(values)} | {' | '.join(spread(list(column)) for column in zip(*values, strict=True))} |")
+        lines.append(
+            f"| {name} | {len(values)} | {' | '.join(spread(list(column)) for column in zip(*values, strict=True))} |"
+        )
     return lines
 
 
@@ -158,7 +198,9 @@ def ledger(study: Study, runs: list[tuple[str, int]]) -> list[str]:
     for arm, seed in runs:
         path = study.workdir(arm, seed) / "summary.json"
         for stage in json.loads(path.read_text())["stages"] if path.exists() else ():
-            stages.setdefault((arm, stage["name"]), []).append((stage["seconds"] / 60, stage["flops"] / 1e12))
+            stages.setdefault((arm, stage["name"]), []).append(
+                (stage["seconds"] / 60, stage["flops"] / 1e12)
+            )
     lines = ["| arm | stage | minutes | TFLOP |", "|---|---|---|---|"]
     for (arm, stage), values in stages.items():
         minutes, flops = (statistics.mean(column) for column in zip(*values, strict=True))
@@ -167,7 +209,9 @@ def ledger(study: Study, runs: list[tuple[str, int]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=96)
@@ -175,11 +219,15 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     options, settings = parser.parse_known_args()
     if options.steps < 40:
-        parser.error(f"--steps {options.steps} leaves less than 4 for 10 % of the data, which the schedule needs; take 40 or more")
+        parser.error(
+            f"--steps {options.steps} leaves less than 4 for 10 % of the data, which the schedule needs; take 40 or more"
+        )
     study = Study(options.runs.absolute(), options.steps, tuple(settings))
     study.folder.mkdir(parents=True, exist_ok=True)
     first, *others = options.seeds
-    runs = [(arm, first) for arm in options.arms] + [(arm, seed) for seed in others for arm in options.arms if arm in EVERY_SEED]
+    runs = [(arm, first) for arm in options.arms] + [
+        (arm, seed) for seed in others for arm in options.arms if arm in EVERY_SEED
+    ]
     for arm, seed in runs:
         run(study, arm, seed, scored_before=seed == first)
     runs += [("after", first)] if "graft" in options.arms else []

@@ -4,18 +4,18 @@
 
 Writes PREFIX.md and PREFIX.json. Needs the data packages of mmjax (grain, ...).
 
-rate: pictures per second through `mmjax.data.loader.batches`, the way of a training run from files to batches in this process, with 0
-(threads of this process) and more worker processes; and per second of processor time, which is what one core does. Every picture is read
+rate: images per second through `mmjax.data.loader.batches`, the way of a training run from files to batches in this process, with 0
+(threads of this process) and more worker processes; and per second of processor time, which is what one core does. Every image is read
 for the first time, so that no cache helps; the first batches are not counted.
 phases: the same work in one thread, phase by phase, and the loader's own way as a whole beside it, which does not tokenise again what it
 has tokenised to plan the rows, as long as it remembers it.
 wait: the share of a step that waiting for input takes, from the log of a real run of --config with --wait_workers processes, after its
 first step. A batch that comes while a step is under way was not waited for. The requirement is less than 1 %.
-memory: of this process and its workers while they read the same pictures, cut into 1, 3, 10 and 30 JSONL sources (beside easy-vqa where it
-is installed, with a tenth of the rows). "pss" counts shared pages once. The decoded pictures are about four times what one picture cache
+memory: of this process and its workers while they read the same images, cut into 1, 3, 10 and 30 JSONL sources (beside easy-vqa where it
+is installed, with a tenth of the rows). "pss" counts shared pages once. The decoded images are about four times what one image cache
 may hold, so a cache for every source shows. It must be flat.
 
-Pictures are generated: smooth areas, edges, a little noise; some files, each under many names. They come from the page cache of the system,
+Images are generated: smooth areas, edges, a little noise; some files, each under many names. They come from the page cache of the system,
 not from a disk.
 """
 
@@ -40,14 +40,40 @@ MOST_WAIT = 0.01  # of a step
 WORKER = pathlib.Path(__file__).with_name("loader_worker.py")
 
 
-def read_in_process(sources: dict, image_size: int, workers: int, batch: int, warm: int, batches: int, samples: int = 0) -> dict:
+def read_in_process(
+    sources: dict,
+    image_size: int,
+    workers: int,
+    batch: int,
+    warm: int,
+    batches: int,
+    samples: int = 0,
+) -> dict:
     """`loader_worker.read` in a fresh process. Raises RuntimeError with what it said last, if it fails."""
     spec = {"sources": {name: dataclasses.asdict(config) for name, config in sources.items()}}
-    spec |= {"image_size": image_size, "workers": workers, "batch": batch, "warm": warm, "batches": batches, "samples": samples}
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}  # reading needs no accelerator
-    done = subprocess.run([sys.executable, str(WORKER), json.dumps(spec)], capture_output=True, text=True, cwd=ROOT, env=environment)
+    spec |= {
+        "image_size": image_size,
+        "workers": workers,
+        "batch": batch,
+        "warm": warm,
+        "batches": batches,
+        "samples": samples,
+    }
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }  # reading needs no accelerator
+    done = subprocess.run(
+        [sys.executable, str(WORKER), json.dumps(spec)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
     if done.returncode:
-        raise RuntimeError(f"the reading process ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"the reading process ended with code {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -58,10 +84,20 @@ def measure_rate(options: argparse.Namespace, form: str, size: tuple[int, int]) 
     for workers in options.workers:
         warm = WARM * max(workers, 1)
         with tempfile.TemporaryDirectory() as folder:
-            sources = loader_data.write_sources(pathlib.Path(folder), 1, form, size, options.pictures + warm * options.batch)
-            found = read_in_process(sources, options.image_size, workers, options.batch, warm, options.pictures // options.batch)
+            sources = loader_data.write_sources(
+                pathlib.Path(folder), 1, form, size, options.images + warm * options.batch
+            )
+            found = read_in_process(
+                sources,
+                options.image_size,
+                workers,
+                options.batch,
+                warm,
+                options.images // options.batch,
+            )
         lines.append(
-            {"form": form, "size": size, "workers": workers} | {name: found[name] for name in ("images", "seconds", "cpu_seconds")}
+            {"form": form, "size": size, "workers": workers}
+            | {name: found[name] for name in ("images", "seconds", "cpu_seconds")}
         )
     return lines
 
@@ -71,16 +107,20 @@ def measure_phases(options: argparse.Namespace, form: str, size: tuple[int, int]
     import loader_phases
 
     from mmjax.data.sources import open_source
-    from mmjax.data.tokenizer import WordTokenizer
+    from mmjax.data.text.tokenizer import WordTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        sources = loader_data.write_sources(pathlib.Path(folder), 1, form, size, options.pictures)
+        sources = loader_data.write_sources(pathlib.Path(folder), 1, form, size, options.images)
         (config,) = sources.values()
         rows = loader_data.make(sources, options.image_size)
         tokenizer = WordTokenizer.build(open_source(config).texts())
-        loader_phases.by_phase(config, rows.shape, tokenizer, options.batch, options.batch)  # what happens once, happens here
-        phases = loader_phases.by_phase(config, rows.shape, tokenizer, options.pictures, options.batch)
-        whole = loader_phases.whole(rows, options.pictures, options.batch)
+        loader_phases.by_phase(
+            config, rows.shape, tokenizer, options.batch, options.batch
+        )  # what happens once, happens here
+        phases = loader_phases.by_phase(
+            config, rows.shape, tokenizer, options.images, options.batch
+        )
+        whole = loader_phases.whole(rows, options.images, options.batch)
     return {"form": form, "size": size, "phases": phases, "whole": whole}
 
 
@@ -89,9 +129,19 @@ def measure_memory(options: argparse.Namespace, sources: int) -> dict:
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        found = loader_data.with_easy_vqa(loader_data.write_sources(folder, sources, "jpeg", (640, 480), options.memory_pictures))
-        batches = round(options.memory_pictures / (1 - loader_data.EASY_VQA_SHARE) / options.batch)
-        result = read_in_process(found, options.memory_image_size, options.memory_workers, options.batch, 1, max(batches, 1), SAMPLES)
+        found = loader_data.with_easy_vqa(
+            loader_data.write_sources(folder, sources, "jpeg", (640, 480), options.memory_images)
+        )
+        batches = round(options.memory_images / (1 - loader_data.EASY_VQA_SHARE) / options.batch)
+        result = read_in_process(
+            found,
+            options.memory_image_size,
+            options.memory_workers,
+            options.batch,
+            1,
+            max(batches, 1),
+            SAMPLES,
+        )
     return {"sources": sources, "easy_vqa": "easy_vqa" in found, "memory": result["memory"]}
 
 
@@ -108,12 +158,24 @@ def run(options: argparse.Namespace, record: dict) -> None:
         record["phases"] = [measure_phases(options, form, size) for form, size in sets]
         save(options, record)
     if "wait" in options.parts:
-        record["wait"] = {"config": options.config, "workers": options.wait_workers, "steps": options.steps}
-        record["wait"]["stages"] = loader_wait.measure(options.config, options.wait_workers, options.steps)
+        record["wait"] = {
+            "config": options.config,
+            "workers": options.wait_workers,
+            "steps": options.steps,
+        }
+        record["wait"]["stages"] = loader_wait.measure(
+            options.config, options.wait_workers, options.steps
+        )
         save(options, record)
     if "memory" in options.parts:
-        record["memory"] = {"workers": options.memory_workers, "pictures": options.memory_pictures, "image_size": options.memory_image_size}
-        record["memory"]["lines"] = [measure_memory(options, sources) for sources in options.sources]
+        record["memory"] = {
+            "workers": options.memory_workers,
+            "images": options.memory_images,
+            "image_size": options.memory_image_size,
+        }
+        record["memory"]["lines"] = [
+            measure_memory(options, sources) for sources in options.sources
+        ]
         save(options, record)
     print(loader_table.page(record, MOST_WAIT))
 
@@ -130,36 +192,50 @@ def size(text: str) -> tuple[int, int]:
     """Width and height of "640x480". Raises ArgumentTypeError for anything else."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, such as 640x480")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size; write WIDTHxHEIGHT, such as 640x480"
+        )
     return int(width), int(height)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--forms", nargs="+", choices=("png", "jpeg"), default=["png", "jpeg"])
-    parser.add_argument("--sizes", nargs="+", type=size, default=[(336, 336), (640, 480)], help="of the files, WIDTHxHEIGHT")
-    parser.add_argument("--image_size", type=int, default=336, help="pixels a side that the encoder reads")
-    parser.add_argument("--batch", type=int, default=16, help="rows of one picture each")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=size,
+        default=[(336, 336), (640, 480)],
+        help="of the files, WIDTHxHEIGHT",
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=336, help="pixels a side that the encoder reads"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="rows of one image each")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4])
-    parser.add_argument("--pictures", type=int, default=2048, help="that are read for a line of rate or phases")
+    parser.add_argument(
+        "--images", type=int, default=2048, help="that are read for a line of rate or phases"
+    )
     parser.add_argument("--config", default="configs/cos.py", help="of wait")
     parser.add_argument("--wait_workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200, help="of wait, in every stage")
     parser.add_argument("--sources", nargs="+", type=int, default=[1, 3, 10, 30], help="of memory")
-    parser.add_argument("--memory_pictures", type=int, default=800, help="in all sources together")
+    parser.add_argument("--memory_images", type=int, default=800, help="in all sources together")
     parser.add_argument("--memory_image_size", type=int, default=672)
     parser.add_argument("--memory_workers", type=int, default=2)
     parser.add_argument("--out", help="PREFIX.md and PREFIX.json")
     options = parser.parse_args(given)
-    if options.pictures < options.batch or options.memory_pictures < max(options.sources):
-        parser.error("there must be as many pictures as rows in a batch, and as sources")
+    if options.images < options.batch or options.memory_images < max(options.sources):
+        parser.error("there must be as many images as rows in a batch, and as sources")
     return options
 
 
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
-    from mmjax import host
+    from mmjax.base import host
 
     host.prepare()
     try:
@@ -167,7 +243,9 @@ def main(given: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"The loader needs the package {error.name}: pip install mmjax.", file=sys.stderr)
         return 2
-    command = shlex.join(["python", "benchmarks/loader.py", *(sys.argv[1:] if given is None else given)])
+    command = shlex.join(
+        ["python", "benchmarks/loader.py", *(sys.argv[1:] if given is None else given)]
+    )
     record = {"date": time.strftime("%Y-%m-%d"), "command": command, "grain": grain.__version__}
     record |= {
         "processor": platform.machine(),

@@ -1,4 +1,4 @@
-"""Picture sets for the loader's benchmark: JSONL files beside folders of generated pictures."""
+"""Image sets for the loader's benchmark: JSONL files beside folders of generated images."""
 
 import dataclasses
 import importlib.util
@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image as Pillow
 from synthetic import small
 
-from mmjax.data.rows import Rows, make_rows
+from mmjax.data.packing.rows import Rows, make_rows
 from mmjax.data.sources import open_source
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.models.config import VLMConfig
-from mmjax.recipe import DataConfig, EasyVqaSource, JsonlSource, SourceConfig
+from mmjax.recipe.recipe import DataConfig, EasyVqaSource, JsonlSource, SourceConfig
 
-DISTINCT = 32  # pictures that are drawn; all others are further names of these files, and read as files of their own
+DISTINCT = 32  # images that are drawn; all others are further names of these files, and read as files of their own
 TEXT_LENGTH = 112
 EASY_VQA_SHARE = 0.1  # of the rows, where the package is there
 FORMS = {"png": {"compress_level": 6}, "jpeg": {"quality": 90}}
@@ -41,39 +41,50 @@ _WORDS = (
 )
 
 
-def picture(width: int, height: int, seed: int) -> Pillow.Image:
+def image(width: int, height: int, seed: int) -> Pillow.Image:
     """Smooth areas with edges between them and a little noise: what decoders meet in photographs, roughly."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (height // 32 + 1, width // 32 + 1, 3), dtype=np.uint8)
-    smooth = np.asarray(Pillow.fromarray(coarse).resize((width, height), Pillow.Resampling.BICUBIC), np.int16)
+    smooth = np.asarray(
+        Pillow.fromarray(coarse).resize((width, height), Pillow.Resampling.BICUBIC), np.int16
+    )
     edges = 40 * (np.add.outer(np.arange(height) // 48, np.arange(width) // 64) % 2)[..., None]
     noise = random.normal(0, 4, (height, width, 1)).round().astype(np.int16)
     return Pillow.fromarray((smooth + edges + noise).clip(0, 255).astype(np.uint8))
 
 
-def write_pictures(folder: pathlib.Path, form: str, size: tuple[int, int], count: int) -> list[str]:
-    """Writes a folder of `count` names for up to DISTINCT pictures of width and height `size`; returns the names."""
+def write_images(folder: pathlib.Path, form: str, size: tuple[int, int], count: int) -> list[str]:
+    """Writes a folder of `count` names for up to DISTINCT images of width and height `size`; returns the names."""
     folder.mkdir(parents=True)
     names = [f"{number:06d}.{form}" for number in range(count)]
     for number, name in enumerate(names):
         if number < DISTINCT:
-            picture(*size, number).save(folder / name, form, **FORMS[form])
+            image(*size, number).save(folder / name, form, **FORMS[form])
         else:
             os.link(folder / names[number % DISTINCT], folder / name)
     return names
 
 
-def write_sources(folder: pathlib.Path, sources: int, form: str, size: tuple[int, int], pictures: int) -> dict[str, JsonlSource]:
-    """So many JSONL sources with about equal parts of `pictures` captioned pictures; their weights add up to 1."""
+def write_sources(
+    folder: pathlib.Path, sources: int, form: str, size: tuple[int, int], images: int
+) -> dict[str, JsonlSource]:
+    """So many JSONL sources with about equal parts of `images` captioned images; their weights add up to 1."""
     found = {}
     for number in range(sources):
-        images = folder / f"source{number}"
+        image_dir = folder / f"source{number}"
         random = np.random.default_rng(number)
         path = folder / f"source{number}.jsonl"
         with path.open("w") as file:
-            for name in write_pictures(images, form, size, len(range(number, pictures, sources))):
-                print(json.dumps({"image": name, "text": f"{' '.join(random.choice(_WORDS, 12))} {name[:6]}"}), file=file)
-        found[f"source{number}"] = JsonlSource("jsonl", str(path), str(images), weight=1 / sources)
+            for name in write_images(image_dir, form, size, len(range(number, images, sources))):
+                print(
+                    json.dumps(
+                        {"image": name, "text": f"{' '.join(random.choice(_WORDS, 12))} {name[:6]}"}
+                    ),
+                    file=file,
+                )
+        found[f"source{number}"] = JsonlSource(
+            "jsonl", str(path), str(image_dir), weight=1 / sources
+        )
     return found
 
 
@@ -88,11 +99,13 @@ def with_easy_vqa(sources: dict[str, JsonlSource]) -> dict[str, SourceConfig]:
 def model(image_size: int) -> VLMConfig:
     """Of a model, rows need to know the pixels and the visual tokens."""
     config = small()
-    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, image_size=image_size))
+    return dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, image_size=image_size)
+    )
 
 
 def make(sources: dict[str, SourceConfig], image_size: int) -> Rows:
-    """Training rows of one picture each, with a tokenizer of the sources' own words."""
+    """Training rows of one image each, with a tokenizer of the sources' own words."""
     data = DataConfig(sources, text_length=TEXT_LENGTH, images_per_row=1)
     texts = (text for config in sources.values() for text in open_source(config).texts())
     return make_rows(data, model(image_size), WordTokenizer.build(texts), seed=0)

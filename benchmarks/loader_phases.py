@@ -1,4 +1,4 @@
-"""Where the time of a row goes: each phase on its own, in one thread, over pictures that have not been read before."""
+"""Where the time of a row goes: each phase on its own, in one thread, over images that have not been read before."""
 
 import io
 import time
@@ -8,14 +8,13 @@ import jax
 import numpy as np
 from PIL import Image as Pillow
 
-from mmjax.data.encoding import Encoder
 from mmjax.data.examples import Image
-from mmjax.data.images import load_fitted
-from mmjax.data.layout import RowShape, RowWriter, stack
-from mmjax.data.rows import Rows
+from mmjax.data.images.decode import load_fitted
+from mmjax.data.packing.layout import RowShape, RowWriter, stack
+from mmjax.data.packing.rows import Rows
 from mmjax.data.sources import open_source
-from mmjax.data.tokenizer import WordTokenizer
-from mmjax.recipe import SourceConfig
+from mmjax.data.text.tokenizer import SegmentTokenizer, WordTokenizer
+from mmjax.recipe.recipe import SourceConfig
 
 PHASES = ("record", "read", "decode", "resize", "tokenise", "pack", "transfer")
 
@@ -33,35 +32,51 @@ class Times:
         return result
 
 
-def by_phase(config: SourceConfig, shape: RowShape, tokenizer: WordTokenizer, count: int, batch: int) -> dict[str, float]:
-    """Seconds per picture of every phase, over the first `count` examples of a source with one caption each.
+def by_phase(
+    config: SourceConfig, shape: RowShape, tokenizer: WordTokenizer, count: int, batch: int
+) -> dict[str, float]:
+    """Seconds per image of every phase, over the first `count` examples of a source with one caption each.
 
-    "record" is the line of the data file, "read" the bytes of the picture, "transfer" the way of a batch to the device.
+    "record" is the line of the data file, "read" the bytes of the image, "transfer" the way of a batch to the device.
     """
-    source, encoder, times = open_source(config), Encoder(tokenizer, shape.visual_tokens), Times()
+    source, segment_tokenizer, times = (
+        open_source(config),
+        SegmentTokenizer(tokenizer, shape.visual_tokens),
+        Times(),
+    )
     rows = []
     for index in range(count):
         example = times.of("record", lambda index=index: source[index])
         (image,) = example.prefix
         assert isinstance(image, Image)
         pixels = _pixels(image, shape.image_size, times)
-        pieces = times.of("tokenise", lambda example=example: (encoder.prefix(example.prefix), encoder.branch(example.branches[0])))
-        rows.append(times.of("pack", lambda pixels=pixels, pieces=pieces: _row(shape, pixels, pieces)))
+        pieces = times.of(
+            "tokenise",
+            lambda example=example: (
+                segment_tokenizer.prefix(example.prefix),
+                segment_tokenizer.continuation(example.continuations[0]),
+            ),
+        )
+        rows.append(
+            times.of("pack", lambda pixels=pixels, pieces=pieces: _row(shape, pixels, pieces))
+        )
         if len(rows) == batch:
             stacked = times.of("pack", lambda rows=rows: stack(rows))
-            times.of("transfer", lambda stacked=stacked: jax.block_until_ready(jax.device_put(stacked)))
+            times.of(
+                "transfer", lambda stacked=stacked: jax.block_until_ready(jax.device_put(stacked))
+            )
             rows = []
     return {phase: seconds / count for phase, seconds in times.seconds.items()}
 
 
 def _pixels(image: Image, size: int, times: Times) -> np.ndarray:
-    """The picture through the loader's own way, which is told apart at the moment when it asks for the resizing."""
+    """The image through the loader's own way, which is told apart at the moment when it asks for the resizing."""
     data = times.of("read", lambda: _bytes(image.source))
     moments = []
 
-    def fit(picture: Pillow.Image) -> Pillow.Image:
+    def fit(decoded: Pillow.Image) -> Pillow.Image:
         moments.append(time.perf_counter())
-        return picture.resize((size, size), Pillow.Resampling.BICUBIC)
+        return decoded.resize((size, size), Pillow.Resampling.BICUBIC)
 
     begun = time.perf_counter()
     pixels = load_fitted(data, fit)
@@ -83,7 +98,7 @@ def _row(shape: RowShape, pixels: np.ndarray, pieces: tuple) -> object:
 
 
 def whole(rows: Rows, count: int, batch: int) -> float:
-    """Seconds per picture of the loader's own rows, stacked and brought to the device: what the phases should add up to."""
+    """Seconds per image of the loader's own rows, stacked and brought to the device: what the phases should add up to."""
     begun = time.perf_counter()
     for first in range(0, count - batch + 1, batch):
         found = stack([rows.load(index)[0] for index in range(first, first + batch)])

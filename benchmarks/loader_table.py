@@ -5,12 +5,21 @@ MEGA = 1e6
 
 def page(record: dict, most_wait: float) -> str:
     """All parts that were measured. most_wait: the share of a step that waiting may take."""
-    lines = ["# The input pipeline", "", f"{record['date']}, {record['cpus']} processors ({record['processor']}), grain {record['grain']}."]
+    lines = [
+        "# The input pipeline",
+        "",
+        f"{record['date']}, {record['cpus']} processors ({record['processor']}), grain {record['grain']}.",
+    ]
     lines += ["", f"    {record['command']}"]
     if found := record.get("rate"):
-        lines += ["", f"Pictures per second, resized to {record['image_size']} pixels, {record['batch']} rows a batch:", "", *rate(found)]
+        lines += [
+            "",
+            f"Images per second, resized to {record['image_size']} pixels, {record['batch']} rows a batch:",
+            "",
+            *rate(found),
+        ]
     if found := record.get("phases"):
-        lines += ["", "Microseconds per picture in one thread:", "", *phases(found)]
+        lines += ["", "Microseconds per image in one thread:", "", *phases(found)]
     if found := record.get("wait"):
         lines += [
             "",
@@ -19,7 +28,7 @@ def page(record: dict, most_wait: float) -> str:
             *wait(found["stages"], most_wait),
         ]
     if found := record.get("memory"):
-        size = f"{found['pictures']} pictures of 640x480, resized to {found['image_size']} pixels, {found['workers']} workers"
+        size = f"{found['images']} images of 640x480, resized to {found['image_size']} pixels, {found['workers']} workers"
         lines += ["", f"Memory of all processes in MB, {size}:", "", *memory(found["lines"])]
     return "\n".join(lines) + "\n"
 
@@ -30,22 +39,36 @@ def named(line: dict) -> str:
 
 
 def rate(lines: list[dict]) -> list[str]:
-    found = ["| pictures | workers | per second | cores kept busy | per second and core |", "|---|---|---|---|---|"]
+    found = [
+        "| images | workers | per second | cores kept busy | per second and core |",
+        "|---|---|---|---|---|",
+    ]
     for line in lines:
         busy = line["cpu_seconds"] / line["seconds"]
-        core = f"{line['images'] / line['cpu_seconds']:.0f}" if line["cpu_seconds"] else "too short to tell"
-        found.append(f"| {named(line)} | {line['workers']} | {line['images'] / line['seconds']:.0f} | {busy:.2f} | {core} |")
+        core = (
+            f"{line['images'] / line['cpu_seconds']:.0f}"
+            if line["cpu_seconds"]
+            else "too short to tell"
+        )
+        found.append(
+            f"| {named(line)} | {line['workers']} | {line['images'] / line['seconds']:.0f} | {busy:.2f} | {core} |"
+        )
     return found
 
 
 def phases(lines: list[dict]) -> list[str]:
     """ "rest" is what the loader's own way takes beyond the phases: the cache, the plan, random numbers."""
     names = list(lines[0]["phases"])
-    found = [f"| pictures | {' | '.join(names)} | sum | the loader's own way | rest |", "|---" * (len(names) + 4) + "|"]
+    found = [
+        f"| images | {' | '.join(names)} | sum | the loader's own way | rest |",
+        "|---" * (len(names) + 4) + "|",
+    ]
     for line in lines:
         values = [1e6 * line["phases"][name] for name in names]
         whole = 1e6 * line["whole"]
-        cells = " | ".join(f"{value:.0f}" for value in [*values, sum(values), whole, whole - sum(values)])
+        cells = " | ".join(
+            f"{value:.0f}" for value in [*values, sum(values), whole, whole - sum(values)]
+        )
         found.append(f"| {named(line)} | {cells} |")
     return found
 
@@ -72,7 +95,11 @@ def memory(lines: list[dict]) -> list[str]:
     first = lines[0]["memory"]["reading"][kind]
     for line in lines:
         used = line["memory"]
-        cells = " | ".join(f"{used[when][kind] / MEGA:.0f}" for when in ("imports", "planned", "reading"))
+        cells = " | ".join(
+            f"{used[when][kind] / MEGA:.0f}" for when in ("imports", "planned", "reading")
+        )
         name = f"{line['sources']} JSONL{' + easy-vqa' if line['easy_vqa'] else ''}"
-        found.append(f"| {name} | {cells} | {used['reading']['rss'] / MEGA:.0f} | {used['reading'][kind] / first:.2f} |")
+        found.append(
+            f"| {name} | {cells} | {used['reading']['rss'] / MEGA:.0f} | {used['reading'][kind] / first:.2f} |"
+        )
     return found

@@ -20,26 +20,45 @@ def measure(config: str, workers: int, steps: int) -> dict[str, dict[str, float]
     Raises:
         RuntimeError: the run failed; says how.
     """
-    from mmjax.config import load
+    from mmjax.config.load import load
 
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mmjax.main", f"--config={config}", f"--workdir={folder}/run", "--config.evaluation.limit=1"]
-        command += [f"--config.logging.every={max(steps // WINDOWS, 1)}", "--config.evaluation.untrained=false"]
+        command = [
+            sys.executable,
+            "-m",
+            "mmjax.main",
+            f"--config={config}",
+            f"--workdir={folder}/run",
+            "--config.evaluation.limit=1",
+        ]
+        command += [
+            f"--config.logging.every={max(steps // WINDOWS, 1)}",
+            "--config.evaluation.untrained=false",
+        ]
         recipe = load(config)
         for name in recipe.stages:
             settings = {"steps": steps, "data.workers": workers}
             if "captions" not in recipe.evaluation.tasks:  # of which some must be held out
                 settings["data.holdout"] = 0  # nothing beside training is looked at
-            command += [f"--config.stages.{name}.{setting}={value}" for setting, value in settings.items()]
+            command += [
+                f"--config.stages.{name}.{setting}={value}" for setting, value in settings.items()
+            ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
-            raise RuntimeError(f"the run ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
+            raise RuntimeError(
+                f"the run ended with code {done.returncode}: {done.stderr.strip()[-500:]}"
+            )
         lines = (pathlib.Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
         summary = json.loads((pathlib.Path(folder) / "run" / "summary.json").read_text())
-    return shares([json.loads(line) for line in lines], {stage["name"]: stage["seconds_by_cause"] for stage in summary["stages"]})
+    return shares(
+        [json.loads(line) for line in lines],
+        {stage["name"]: stage["seconds_by_cause"] for stage in summary["stages"]},
+    )
 
 
-def shares(metrics: Iterable[Mapping], causes: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def shares(
+    metrics: Iterable[Mapping], causes: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
     """What a run's log lines and its seconds by cause say of its input.
 
     Args:

@@ -23,10 +23,12 @@ def read(spec: dict) -> dict:
     import processes
 
     import mmjax.data.loader as loader
-    from mmjax.recipe import EasyVqaSource, JsonlSource
+    from mmjax.recipe.recipe import EasyVqaSource, JsonlSource
 
     kinds = {"jsonl": JsonlSource, "easy_vqa": EasyVqaSource}
-    sources = {name: kinds[source["kind"]](**_tuples(source)) for name, source in spec["sources"].items()}
+    sources = {
+        name: kinds[source["kind"]](**_tuples(source)) for name, source in spec["sources"].items()
+    }
     used = {"imports": processes.memory(processes.family())}
     rows = loader_data.make(sources, spec["image_size"])
     used["planned"] = processes.memory(processes.family())
@@ -44,16 +46,23 @@ def read(spec: dict) -> dict:
                 most = {name: max(value, most.get(name, 0)) for name, value in now.items()}
         seconds = time.perf_counter() - begun
         cpu = processes.cpu_seconds(family) - cpu
-    return {"images": images, "seconds": seconds, "cpu_seconds": cpu, "memory": used | {"reading": most}}
+    return {
+        "images": images,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "memory": used | {"reading": most},
+    }
 
 
 def _tuples(source: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in source.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in source.items()
+    }
 
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from mmjax import host
+    from mmjax.base import host
 
     host.prepare()
     print(json.dumps(read(json.loads(sys.argv[1]))))

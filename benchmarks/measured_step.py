@@ -5,9 +5,9 @@ import time
 import jax
 from synthetic import make_batch
 
-from mmjax import heap
+from mmjax.base import host
 from mmjax.models import parameters
-from mmjax.recipe import Stage
+from mmjax.recipe.recipe import Stage
 from mmjax.training import state as training_state
 from mmjax.training.step import make_train_step, one_at_a_time
 from mmjax.typing import Batch
@@ -19,8 +19,8 @@ class MeasuredStep:
     def __init__(self, stage: Stage):
         """stage: any of the model; its rows say nothing of those that are stepped on, but there must be as many."""
         self.stage = stage
-        structure, _ = parameters.abstract(stage.model)
-        self._step = make_train_step(structure, stage)
+        model_def, _ = parameters.abstract(stage.model)
+        self._step = make_train_step(model_def, stage)
         self._state: training_state.TrainState | None = None
 
     def place(self, stage: Stage, seed: int = 0) -> Batch:
@@ -41,7 +41,7 @@ class MeasuredStep:
         seconds = time.perf_counter() - begun
         self._state = state
         if self._step._cache_size() > programs:
-            heap.set_holes_aside()  # as the training loop does
+            host.set_holes_aside()  # as the training loop does
         return seconds
 
     def program(self, batch: Batch) -> str:
@@ -50,6 +50,8 @@ class MeasuredStep:
 
     def _begin(self) -> training_state.TrainState:
         def create(key: jax.Array) -> training_state.TrainState:
-            return training_state.create(parameters.initialize(self.stage.model, key), self.stage, key)
+            return training_state.create(
+                parameters.initialize(self.stage.model, key), self.stage, key
+            )
 
         return jax.block_until_ready(jax.jit(create)(jax.random.key(0)))

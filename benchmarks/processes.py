@@ -62,7 +62,9 @@ def memory(processes: set[int]) -> dict[str, float]:
             if not (PROC / str(process)).exists():
                 continue
             found["pss"] = float("nan")
-            found["rss"] += int((PROC / str(process) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            found["rss"] += int(
+                (PROC / str(process) / "statm").read_text().split()[1]
+            ) * os.sysconf("SC_PAGE_SIZE")
         except (ProcessLookupError, KeyError):
             continue  # it is ending
     return found if found["pss"] == found["pss"] else {"rss": found["rss"]}

@@ -22,22 +22,26 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
-    from mmjax.recipe import Stage
+    from mmjax.recipe.recipe import Stage
     from mmjax.typing import Batch
 
 
-def subject(options: argparse.Namespace) -> "tuple[str, Stage, Batch]":
+def evaluated(options: argparse.Namespace) -> "tuple[str, Stage, Batch]":
     """What is stepped on: in words, its stage and a batch. Raises ValueError if there is no such shape."""
     import jax
     import step_time_shapes
     from synthetic import MODELS, make_batch, make_stage
 
     if options.shape in MODELS:
-        stage = make_stage(options.shape, images=options.images, text=options.text, batch=options.batch)
-        size = f"{options.shape}, {options.batch} rows of {options.images} pictures and {options.text} text tokens"
+        stage = make_stage(
+            options.shape, images=options.images, text=options.text, batch=options.batch
+        )
+        size = f"{options.shape}, {options.batch} rows of {options.images} images and {options.text} text tokens"
         return size, stage, make_batch(stage, 0)
     if options.shape not in step_time_shapes.NAMES:
-        raise ValueError(f"There is no shape {options.shape!r}; there are {', '.join((*MODELS, *step_time_shapes.NAMES))}.")
+        raise ValueError(
+            f"There is no shape {options.shape!r}; there are {', '.join((*MODELS, *step_time_shapes.NAMES))}."
+        )
     shape = step_time_shapes.shape(options.shape, on_gpu=jax.default_backend() == "gpu")
     return f"{options.shape}, {shape.title}", shape.stage, shape.batches(1)[0][0]
 
@@ -57,9 +61,14 @@ def trace(stage: "Stage", batch: "Batch", steps: int, folder: pathlib.Path) -> t
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", help="tiny, small, 7b-slice, 1b, or one of step_time.py; by default small, on a GPU 7b-slice")
-    parser.add_argument("--images", type=int, default=1, help="pictures a row")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape",
+        help="tiny, small, 7b-slice, 1b, or one of step_time.py; by default small, on a GPU 7b-slice",
+    )
+    parser.add_argument("--images", type=int, default=1, help="images a row")
     parser.add_argument("--text", type=int, default=512, help="text tokens a row")
     parser.add_argument("--batch", type=int, default=1, help="rows a step")
     parser.add_argument("--steps", type=int, default=3, help="that are traced")
@@ -71,7 +80,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from mmjax import host
+    from mmjax.base import host
 
     host.prepare()
     import jax
@@ -79,24 +88,36 @@ def main(given: list[str] | None = None) -> int:
 
     options.shape = options.shape or ("small" if jax.default_backend() == "cpu" else "7b-slice")
     try:
-        size, stage, batch = subject(options)
+        size, stage, batch = evaluated(options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     with contextlib.ExitStack() as stack:
-        folder = options.out / "trace" if options.out else pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = (
+            options.out / "trace"
+            if options.out
+            else pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        )
         folder.mkdir(parents=True, exist_ok=True)
         seconds, program = trace(stage, batch, options.steps, folder)
         found = trace_events.operations(trace_events.read(folder))
     if not found:
         print("The trace holds no operation of a device or of a compiled program.", file=sys.stderr)
         return 1
-    lines = [f"{size}, {jax.devices()[0].device_kind}: {1e3 * seconds:.2f} ms a step while traced.", ""]
+    lines = [
+        f"{size}, {jax.devices()[0].device_kind}: {1e3 * seconds:.2f} ms a step while traced.",
+        "",
+    ]
     lines += trace_events.table(found, options.steps, options.top, trace_events.origins(program))
     print("\n".join(lines))
     if options.out:
         (options.out / "profile.md").write_text("\n".join(lines) + "\n")
-        record = {"shape": size, "seconds": seconds, "steps": options.steps, "operations": [dataclasses.asdict(one) for one in found]}
+        record = {
+            "shape": size,
+            "seconds": seconds,
+            "steps": options.steps,
+            "operations": [dataclasses.asdict(one) for one in found],
+        }
         (options.out / "profile.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0
 

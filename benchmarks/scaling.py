@@ -1,8 +1,8 @@
-"""Does the time of a training step grow as its work does: 1 to 8 pictures a row, and 512 to 8192 text tokens a row.
+"""Does the time of a training step grow as its work does: 1 to 8 images a row, and 512 to 8192 text tokens a row.
 
     python benchmarks/scaling.py [--shapes small] [--images 1 2 4 8] [--text 512 1024 ...] [--batch 1] [--seconds 300] [--out PREFIX]
 
-Writes PREFIX.md and PREFIX.json. The step is that of the training loop, on rows of one segment: first the pictures, then the text. FLOPs
+Writes PREFIX.md and PREFIX.json. The step is that of the training loop, on rows of one segment: first the images, then the text. FLOPs
 are those of `mmjax.training.flops` (forward and backward of the matrix products, causal attention halved), split into the products of
 queries, keys and values in attention, which grow with the square of a row's length, and the rest, which must grow with the row. "time",
 "work" and "time per FLOP" are relative to the first line of a table: 1 is linear, more is a cost that the work does not explain. The lines
@@ -27,12 +27,15 @@ TEXT_BESIDE_IMAGES = 128
 IMAGES_BESIDE_TEXT = 1
 
 Point = tuple[int, int]
-"""(pictures, text tokens) of a row."""
+"""(images, text tokens) of a row."""
 
 
 def axes(images: list[int], text: list[int]) -> dict[str, list[Point]]:
     """The lines of both tables."""
-    return {"images": [(count, TEXT_BESIDE_IMAGES) for count in images], "text": [(IMAGES_BESIDE_TEXT, length) for length in text]}
+    return {
+        "images": [(count, TEXT_BESIDE_IMAGES) for count in images],
+        "text": [(IMAGES_BESIDE_TEXT, length) for length in text],
+    }
 
 
 def work(shape: str, point: Point, batch: int) -> dict:
@@ -44,7 +47,13 @@ def work(shape: str, point: Point, batch: int) -> dict:
     stage = make_stage(shape, images=point[0], text=point[1], batch=batch)
     flops = step_flops(stage.model, stage)
     tokens = point[1] + point[0] * stage.model.visual_tokens
-    return {"images": point[0], "text": point[1], "tokens": tokens, "flops": flops.total, "attention": flops.row.attention * flops.rows}
+    return {
+        "images": point[0],
+        "text": point[1],
+        "tokens": tokens,
+        "flops": flops.total,
+        "attention": flops.row.attention * flops.rows,
+    }
 
 
 def measure(shape: str, points: list[Point], options: argparse.Namespace, clock) -> list[dict]:
@@ -53,7 +62,9 @@ def measure(shape: str, points: list[Point], options: argparse.Namespace, clock)
     from measured_step import MeasuredStep
     from synthetic import make_stage
 
-    stages = [make_stage(shape, images=images, text=text, batch=options.batch) for images, text in points]
+    stages = [
+        make_stage(shape, images=images, text=text, batch=options.batch) for images, text in points
+    ]
     measured = MeasuredStep(stages[0])
 
     def runner(stage):
@@ -69,13 +80,16 @@ def measure(shape: str, points: list[Point], options: argparse.Namespace, clock)
 
     runs = {str(number): runner(stage) for number, stage in enumerate(stages)}
     results = interleaved(runs, options.rounds, options.sample, clock)
-    return [work(shape, point, options.batch) | results[str(number)] for number, point in enumerate(points)]
+    return [
+        work(shape, point, options.batch) | results[str(number)]
+        for number, point in enumerate(points)
+    ]
 
 
 def table(lines: list[dict]) -> list[str]:
     """Markdown; ratios are to the first line that was measured."""
     found = [
-        "| pictures | text tokens | tokens a row | ms a step: median (min-max) | GFLOPs a step | of these attention | time | work | "
+        "| images | text tokens | tokens a row | ms a step: median (min-max) | GFLOPs a step | of these attention | time | work | "
         "time per FLOP |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -87,19 +101,30 @@ def table(lines: list[dict]) -> list[str]:
             found.append(f"{size} {line['error']} | {counted} | | | |")
             continue
         ms = [1e3 * seconds for seconds in line["seconds"]]
-        longer, more = statistics.median(line["seconds"]) / statistics.median(first["seconds"]), line["flops"] / first["flops"]
+        longer, more = (
+            statistics.median(line["seconds"]) / statistics.median(first["seconds"]),
+            line["flops"] / first["flops"],
+        )
         spread = f"{statistics.median(ms):.2f} ({min(ms):.2f}-{max(ms):.2f})"
-        found.append(f"{size} {spread} | {counted} | {longer:.2f} | {more:.2f} | {longer / more:.2f} |")
+        found.append(
+            f"{size} {spread} | {counted} | {longer:.2f} | {more:.2f} | {longer / more:.2f} |"
+        )
     return found
 
 
 def page(record: dict) -> str:
     """All tables."""
     titles = {
-        "images": f"Pictures a row, beside {TEXT_BESIDE_IMAGES} text tokens",
-        "text": f"Text tokens a row, beside {IMAGES_BESIDE_TEXT} picture",
+        "images": f"Images a row, beside {TEXT_BESIDE_IMAGES} text tokens",
+        "text": f"Text tokens a row, beside {IMAGES_BESIDE_TEXT} image",
     }
-    lines = [f"# Step time against work, {record['device']}", "", f"{record['date']}, jax {record['jax']}.", "", f"    {record['command']}"]
+    lines = [
+        f"# Step time against work, {record['device']}",
+        "",
+        f"{record['date']}, jax {record['jax']}.",
+        "",
+        f"    {record['command']}",
+    ]
     for shape, tables in record["shapes"].items():
         for axis, found in tables.items():
             lines += ["", f"{shape}, batch {record['batch']}. {titles[axis]}:", "", *table(found)]
@@ -107,14 +132,25 @@ def page(record: dict) -> str:
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", help="small, 7b-slice, 1b; by default small, on a GPU 7b-slice")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shapes", nargs="+", help="small, 7b-slice, 1b; by default small, on a GPU 7b-slice"
+    )
     parser.add_argument("--images", nargs="*", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--text", nargs="*", type=int, default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--batch", type=int, default=1, help="rows a step")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sample", type=float, default=0.2, help="seconds of a sample, at least one step")
-    parser.add_argument("--seconds", type=float, default=300.0, help="for all of it; at least three rounds of what has begun are finished")
+    parser.add_argument(
+        "--sample", type=float, default=0.2, help="seconds of a sample, at least one step"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=300.0,
+        help="for all of it; at least three rounds of what has begun are finished",
+    )
     parser.add_argument("--out", help="PREFIX.md and PREFIX.json")
     return parser.parse_args(given)
 
@@ -122,7 +158,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from mmjax import host
+    from mmjax.base import host
 
     host.prepare()
     import jax
@@ -133,15 +169,29 @@ def main(given: list[str] | None = None) -> int:
     if unknown := sorted(set(shapes) - set(MODELS)):
         print(f"There is no shape {unknown[0]!r}; there are {', '.join(MODELS)}.", file=sys.stderr)
         return 2
-    command = shlex.join(["python", "benchmarks/scaling.py", *(sys.argv[1:] if given is None else given)])
-    record = {"date": time.strftime("%Y-%m-%d"), "command": command, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    command = shlex.join(
+        ["python", "benchmarks/scaling.py", *(sys.argv[1:] if given is None else given)]
+    )
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command,
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
     record |= {"batch": options.batch, "shapes": {shape: {} for shape in shapes}}
-    tables = [(shape, axis, points) for shape in shapes for axis, points in axes(options.images, options.text).items() if points]
+    tables = [
+        (shape, axis, points)
+        for shape in shapes
+        for axis, points in axes(options.images, options.text).items()
+        if points
+    ]
     clock = Clock(options.seconds)
     for number, (shape, axis, points) in enumerate(tables):
         clock.begin(len(tables) - number)
         record["shapes"][shape][axis] = measure(shape, points, options, clock)
-        print("\n".join(["", f"{shape}, {axis}", *table(record["shapes"][shape][axis])]), flush=True)
+        print(
+            "\n".join(["", f"{shape}, {axis}", *table(record["shapes"][shape][axis])]), flush=True
+        )
         if options.out:
             pathlib.Path(f"{options.out}.md").write_text(page(record))
             pathlib.Path(f"{options.out}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -34,13 +34,29 @@ VARIANTS = ("eager", "compile", "max-autotune")
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, help="folder for step_time.json, step_time.md and step_time.svg")
-    parser.add_argument("--shapes", nargs="+", help="names of shapes; by default those for the device")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="of PyTorch; by default eager and compile, and all on a GPU")
-    parser.add_argument("--torch_python", help="interpreter with torch and transformers; $MMJAX_ORACLE, .oracle/bin/python or this one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="folder for step_time.json, step_time.md and step_time.svg"
+    )
+    parser.add_argument(
+        "--shapes", nargs="+", help="names of shapes; by default those for the device"
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        help="of PyTorch; by default eager and compile, and all on a GPU",
+    )
+    parser.add_argument(
+        "--torch_python",
+        help="interpreter with torch and transformers; $MMJAX_ORACLE, .oracle/bin/python or this one",
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turn", type=float, help="seconds of a worker's turn, about: 0.5 on a GPU, 1 on a CPU")
+    parser.add_argument(
+        "--turn", type=float, help="seconds of a worker's turn, about: 0.5 on a GPU, 1 on a CPU"
+    )
     parser.add_argument("--seconds", type=float, help="for all of it: 500 on a GPU, 1500 on a CPU")
     parser.add_argument("--attention", help="the implementation of attention that mmjax prefers")
     options = parser.parse_args(given)
@@ -66,13 +82,17 @@ def gpu_memory() -> float:
     """Bytes of the first GPU. Raises ValueError if nvidia-smi does not say."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        listed = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
         return float(listed.splitlines()[0]) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise ValueError(f"nvidia-smi does not say how much memory the GPU has: {error}") from error
 
 
-def run(record: dict[str, Any], options: argparse.Namespace, settings: Any, on_gpu: bool, say: Any) -> None:
+def run(
+    record: dict[str, Any], options: argparse.Namespace, settings: Any, on_gpu: bool, say: Any
+) -> None:
     """Fills the record, shape by shape."""
     import step_time_shapes
     from step_time_measure import Clock, measure
@@ -87,7 +107,9 @@ def run(record: dict[str, Any], options: argparse.Namespace, settings: Any, on_g
         if clock.total_left < LEAST_SECONDS:
             record["left_out"][shape.name] = "no time was left"
         elif on_gpu and (bytes_ := needed(shape.stage)) > share:
-            record["left_out"][shape.name] = f"it needs {bytes_ / 2**30:.0f} GiB, and a side has {share / 2**30:.0f}"
+            record["left_out"][shape.name] = (
+                f"it needs {bytes_ / 2**30:.0f} GiB, and a side has {share / 2**30:.0f}"
+            )
         else:
             clock.begin(len(shapes) - number)
             begun = time.monotonic()
@@ -106,7 +128,9 @@ def notice(record: dict[str, Any], result: dict[str, Any]) -> None:
     record["shapes"].append(result)
     for worker in result["workers"].values():
         record["versions"] |= worker.pop("versions", None) or {}
-    record["peak_flops"] = max(filter(None, (ours.get("peak_flops"), record.get("peak_flops"))), default=None)
+    record["peak_flops"] = max(
+        filter(None, (ours.get("peak_flops"), record.get("peak_flops"))), default=None
+    )
     if not record["on_cpu"]:
         record["device"] = ours.get("device", record["device"])
 
@@ -119,17 +143,22 @@ def save(record: dict[str, Any], out: pathlib.Path | None) -> None:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
-    from mmjax import host
+    from mmjax.base import host
 
     host.prepare()
     import step_time_workers
 
     environment, on_gpu = dict(os.environ), not host.computes_on_cpu()
-    os.environ["JAX_PLATFORMS"] = "cpu"  # of this process, which only prepares; the workers have the environment as it was
+    os.environ["JAX_PLATFORMS"] = (
+        "cpu"  # of this process, which only prepares; the workers have the environment as it was
+    )
     python = step_time_workers.find_torch(options.torch_python)
     if python is None:
         tried = options.torch_python or f"$MMJAX_ORACLE, .oracle/bin/python and {sys.executable}"
-        print(f"No interpreter with torch and transformers: not {tried}. `make oracle` makes one.", file=sys.stderr)
+        print(
+            f"No interpreter with torch and transformers: not {tried}. `make oracle` makes one.",
+            file=sys.stderr,
+        )
         return 2
     import step_time_chart
     import step_time_table
@@ -138,9 +167,24 @@ def main(given: list[str] | None = None) -> int:
 
     variants = tuple(options.variants or (VARIANTS if on_gpu else VARIANTS[:2]))
     device = "cuda" if on_gpu else "cpu"
-    settings = Settings(python, device, variants, options.rounds, options.turn or (0.5 if on_gpu else 1.0), environment, options.attention)
-    command = shlex.join(["python", "benchmarks/step_time.py", *(sys.argv[1:] if given is None else given)])
-    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "command": command, "versions": versions(), "device": processor()}
+    settings = Settings(
+        python,
+        device,
+        variants,
+        options.rounds,
+        options.turn or (0.5 if on_gpu else 1.0),
+        environment,
+        options.attention,
+    )
+    command = shlex.join(
+        ["python", "benchmarks/step_time.py", *(sys.argv[1:] if given is None else given)]
+    )
+    record: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command,
+        "versions": versions(),
+        "device": processor(),
+    }
     record |= {"on_cpu": not on_gpu, "shapes": [], "left_out": {}}
     try:
         run(record, options, settings, on_gpu, lambda text: print(text, flush=True))
@@ -148,7 +192,11 @@ def main(given: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = f" {options.out / 'step_time.json'} has them." if options.out and record["shapes"] else ""
+        kept = (
+            f" {options.out / 'step_time.json'} has them."
+            if options.out and record["shapes"]
+            else ""
+        )
         print(f"Interrupted; {len(record['shapes'])} shapes were done.{kept}", file=sys.stderr)
         return 130
     text = step_time_table.page(record)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from synthetic import FIRST_TOKEN, make_batch
 
-from mmjax.recipe import Stage
+from mmjax.recipe.recipe import Stage
 from mmjax.typing import NO_IMAGE, NO_TARGET, Batch
 
 Pair = tuple[Batch, Batch]
@@ -21,7 +21,9 @@ def maker(name: str, stage: Stage) -> Callable[[int], list[Pair]]:
     """(count) -> batches of a stage."""
     if name == "packed":
         return lambda count: [packed_and_padded(stage, seed) for seed in range(count)]
-    return lambda count: [(batch, batch) for batch in (make_batch(stage, seed) for seed in range(count))]
+    return lambda count: [
+        (batch, batch) for batch in (make_batch(stage, seed) for seed in range(count))
+    ]
 
 
 def packed_and_padded(stage: Stage, seed: int) -> Pair:
@@ -31,13 +33,15 @@ def packed_and_padded(stage: Stage, seed: int) -> Pair:
     longest = row // 4
     packed = pack(rng, rows, row, longest)
     samples = [
-        rng.integers(FIRST_TOKEN, stage.model.decoder.vocabulary, length).astype(np.int32) for lengths in packed for length in lengths
+        rng.integers(FIRST_TOKEN, stage.model.decoder.vocabulary, length).astype(np.int32)
+        for lengths in packed
+        for length in lengths
     ]
     given = iter(samples)
     pixels = stage.model.vision.image_size
-    return text_rows([[next(given) for _ in lengths] for lengths in packed], row, pixels), text_rows(
-        [[x] for x in samples], longest, pixels
-    )
+    return text_rows(
+        [[next(given) for _ in lengths] for lengths in packed], row, pixels
+    ), text_rows([[x] for x in samples], longest, pixels)
 
 
 def samples_per_batch(rows: int, row: int) -> int:
@@ -53,7 +57,9 @@ def pack(rng: np.random.Generator, rows: int, row: int, longest: int) -> list[li
     count = samples_per_batch(rows, row)
     shortest = max(longest // 16, 2)
     for _ in range(MOST_DRAWS):
-        drawn = np.clip(np.exp(rng.normal(np.log(longest / 3), 0.7, count)).astype(int), shortest, longest)
+        drawn = np.clip(
+            np.exp(rng.normal(np.log(longest / 3), 0.7, count)).astype(int), shortest, longest
+        )
         drawn[0] = longest
         packed: list[list[int]] = [[] for _ in range(rows)]
         for length in sorted(map(int, drawn), reverse=True):
@@ -75,35 +81,50 @@ def text_rows(rows: list[list[np.ndarray]], length: int, pixels: int) -> Batch:
         begin = 0
         for segment, text in enumerate(texts, 1):
             end = begin + len(text)
-            tokens[number, begin:end], segments[number, begin:end], positions[number, begin:end] = text, segment, np.arange(len(text))
+            tokens[number, begin:end], segments[number, begin:end], positions[number, begin:end] = (
+                text,
+                segment,
+                np.arange(len(text)),
+            )
             targets[number, begin : end - 1] = text[1:]
             begin = end
     return Batch(
         tokens=tokens,
         targets=targets,
-        segments=segments,
-        prefixes=np.zeros(shape, np.int32),
+        segment_ids=segments,
+        prefix_segment_ids=np.zeros(shape, np.int32),
         positions=positions,
         images=np.zeros((len(rows), 0, pixels, pixels, 3), np.uint8),
         image_mask=np.zeros((len(rows), 0), bool),
-        image_slot=np.full(shape, NO_IMAGE, np.int32),
+        visual_embedding_index=np.full(shape, NO_IMAGE, np.int32),
     )
 
 
-def default_recipe(stage_name: str, config: str = "configs/cos.py") -> tuple[Stage, Callable[[int], list[Pair]]]:
+def default_recipe(
+    stage_name: str, config: str = "configs/cos.py"
+) -> tuple[Stage, Callable[[int], list[Pair]]]:
     """A stage of a config file, at a constant rate, and its batches, packed from its data."""
-    from mmjax.config import load
+    from mmjax.config.load import load
     from mmjax.data.loader import batches
-    from mmjax.data.rows import make_rows
-    from mmjax.saved_runs import prepare_tokenizer
+    from mmjax.data.packing.rows import make_rows
+    from mmjax.runs.saved import prepare_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer, recipe = prepare_tokenizer(load(str(pathlib.Path(__file__).parents[1] / config)), pathlib.Path(folder))
+        tokenizer, recipe = prepare_tokenizer(
+            load(str(pathlib.Path(__file__).parents[1] / config)), pathlib.Path(folder)
+        )
     stage = recipe.stages[stage_name]
-    stage = dataclasses.replace(stage, optimizer=dataclasses.replace(stage.optimizer, schedule="constant", warmup_steps=0))
+    stage = dataclasses.replace(
+        stage, optimizer=dataclasses.replace(stage.optimizer, schedule="constant", warmup_steps=0)
+    )
 
     def taken(count: int) -> list[Pair]:
-        iterator = batches(make_rows(stage.data, stage.model, tokenizer, recipe.seed), stage.batch_size, first_row=0, workers=0)
+        iterator = batches(
+            make_rows(stage.data, stage.model, tokenizer, recipe.seed),
+            stage.batch_size,
+            first_row=0,
+            workers=0,
+        )
         found = [next(iterator)[0] for _ in range(count)]
         iterator.close()
         return [(batch, batch) for batch in found]
@@ -114,9 +135,12 @@ def default_recipe(stage_name: str, config: str = "configs/cos.py") -> tuple[Sta
 def samples(batch: Batch) -> int:
     """Segments with a target: what a person would call a caption, a question or a text."""
     supervised = np.asarray(batch.targets) != NO_TARGET
-    return sum(len(np.unique(np.asarray(batch.segments)[row][supervised[row]])) for row in range(len(supervised)))
+    return sum(
+        len(np.unique(np.asarray(batch.segment_ids)[row][supervised[row]]))
+        for row in range(len(supervised))
+    )
 
 
 def padding(batch: Batch) -> float:
     """Share of the tokens of a batch."""
-    return float((np.asarray(batch.segments) == 0).mean())
+    return float((np.asarray(batch.segment_ids) == 0).mean())

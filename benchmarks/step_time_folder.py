@@ -10,14 +10,16 @@ import numpy as np
 from step_time_batches import Pair
 from step_time_shapes import Shape
 
-from mmjax.recipe import Stage
+from mmjax.recipe.recipe import Stage
 from mmjax.typing import Batch
 
 BATCHES = 4
 STD = 0.05  # of what is neither a matrix nor a scale
 
 
-def write(shape: Shape, folder: pathlib.Path, attention: str | None = None, count: int = BATCHES) -> list[Pair]:
+def write(
+    shape: Shape, folder: pathlib.Path, attention: str | None = None, count: int = BATCHES
+) -> list[Pair]:
     """Writes stage.pickle, jax_batches.npz, torch_batches.npz, spec.json and, where parameters are shared, parameters.npz.
 
     Args:
@@ -30,7 +32,8 @@ def write(shape: Shape, folder: pathlib.Path, attention: str | None = None, coun
     (folder / "stage.pickle").write_bytes(pickle.dumps((shape.stage, attention)))
     for number, side in enumerate(("jax", "torch")):
         stacked = {
-            field.name: np.stack([np.asarray(getattr(pair[number], field.name)) for pair in pairs]) for field in dataclasses.fields(Batch)
+            field.name: np.stack([np.asarray(getattr(pair[number], field.name)) for pair in pairs])
+            for field in dataclasses.fields(Batch)
         }
         np.savez(folder / f"{side}_batches.npz", **stacked)
     (folder / "spec.json").write_text(json.dumps(spec(shape.stage)))
@@ -42,7 +45,7 @@ def write(shape: Shape, folder: pathlib.Path, attention: str | None = None, coun
 def spec(stage: Stage) -> dict[str, Any]:
     """All that PyTorch is told of a stage: what its parts are, and how each of their parameters is trained."""
     from mmjax.models import parameters
-    from mmjax.training.optimizer import make_optimizer, weight_decay
+    from mmjax.training.state import make_optimizer, weight_decay
 
     update = make_optimizer(stage)
 
@@ -57,8 +60,16 @@ def spec(stage: Stage) -> dict[str, Any]:
     return {
         "model": dataclasses.asdict(stage.model),
         "optimizer": dataclasses.asdict(stage.optimizer),
-        "spans": {part: [(span.path, span.size) for span in getattr(stage.model, part).spans] for part in ("vision", "decoder")},
-        "parameters": {path: settings(path, leaf) for path, leaf in parameters.abstract(stage.model)[1].items()},
+        "layer_ranges": {
+            part: [
+                (layer_range.path, layer_range.size)
+                for layer_range in getattr(stage.model, part).layer_ranges
+            ]
+            for part in ("vision", "decoder")
+        },
+        "parameters": {
+            path: settings(path, leaf) for path, leaf in parameters.abstract(stage.model)[1].items()
+        },
         "head_positions": stage.batch_size * stage.data.text_length,
     }
 
@@ -78,4 +89,7 @@ def initial(stage: Stage, seed: int = 0) -> dict[str, np.ndarray]:
             return 1 + np.float32(0.1) * values
         return values * np.float32(shape[-2] ** -0.5 if own in ("kernel", "lora_a") else STD)
 
-    return {path: drawn(path, leaf.shape) for path, leaf in sorted(parameters.abstract(stage.model)[1].items())}
+    return {
+        path: drawn(path, leaf.shape)
+        for path, leaf in sorted(parameters.abstract(stage.model)[1].items())
+    }

@@ -16,7 +16,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mmjax import heap, host  # noqa: E402
+from mmjax.base import host  # noqa: E402
 
 host.prepare()
 
@@ -26,10 +26,10 @@ import numpy as np  # noqa: E402
 
 from mmjax.kernels.attention import prefer  # noqa: E402
 from mmjax.models import parameters  # noqa: E402
-from mmjax.recipe import Stage  # noqa: E402
+from mmjax.recipe.recipe import Stage  # noqa: E402
 from mmjax.training import state as training_state  # noqa: E402
 from mmjax.training.flops import peak_flops  # noqa: E402
-from mmjax.training.optimizer import logical_rank  # noqa: E402
+from mmjax.training.state import logical_rank  # noqa: E402
 from mmjax.training.step import make_train_step, one_at_a_time  # noqa: E402
 from mmjax.typing import Array, Batch  # noqa: E402
 
@@ -67,7 +67,10 @@ class Job:
         self.state = training_state.create(params, self.stage, jax.random.key(0))
         with np.load(folder / "jax_batches.npz") as file:
             fields = dict(file)
-        self.batches = [Batch(**{name: value[number] for name, value in fields.items()}) for number in range(len(fields["tokens"]))]
+        self.batches = [
+            Batch(**{name: value[number] for name, value in fields.items()})
+            for number in range(len(fields["tokens"]))
+        ]
         self.taken = 0
         self.step = make_train_step(parameters.abstract(self.stage.model)[0], self.stage)
 
@@ -75,7 +78,9 @@ class Job:
         found = []
         with prefer(self.attention):
             for _ in range(count):
-                self.state, metrics = self.step(self.state, self.batches[self.taken % len(self.batches)])
+                self.state, metrics = self.step(
+                    self.state, self.batches[self.taken % len(self.batches)]
+                )
                 found.append((metrics.loss, metrics.gradient_norm))
                 self.taken += 1
                 if one_at_a_time():  # as in the training loop
@@ -90,8 +95,10 @@ class Job:
             jax.block_until_ready((self.state, results))
             seconds.append(time.perf_counter() - begun)
             if len(seconds) == 1:
-                heap.set_holes_aside()  # as the training loop does
-        losses, norms = ([float(value.compute()) for value in values] for values in zip(*results, strict=True))
+                host.set_holes_aside()  # as the training loop does
+        losses, norms = (
+            [float(value.compute()) for value in values] for values in zip(*results, strict=True)
+        )
         device = jax.devices()[0]
         kind = "cpu" if device.platform == "cpu" else device.device_kind
         seen = {"device": kind, "peak_flops": peak_flops(device)}
@@ -115,13 +122,21 @@ class Job:
 
 def main(folder: str) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed
-    print("ready", json.dumps({"jax": jax.__version__, "python": platform.python_version()}), flush=True)
+    print(
+        "ready",
+        json.dumps({"jax": jax.__version__, "python": platform.python_version()}),
+        flush=True,
+    )
     job = None
     for line in sys.stdin:
         asked = json.loads(line)
         try:
             job = job or Job(pathlib.Path(folder))
-            answer = job.run(asked["variant"], asked["steps"]) if asked["do"] == "run" else job.first(asked["variant"], asked["steps"])
+            answer = (
+                job.run(asked["variant"], asked["steps"])
+                if asked["do"] == "run"
+                else job.first(asked["variant"], asked["steps"])
+            )
         except Exception as error:  # the benchmark says it in its table
             first = (str(error).strip().splitlines() or [""])[0]
             answer = {"error": f"{type(error).__name__}: {first[:300]}"}

@@ -75,9 +75,12 @@ def describe(shape: Shape, pairs: list) -> Result:
         "scaled": shape.scaled,
         "compared": shape.compared,
         "samples": statistics.mean(map(samples, ours)),
-        "tokens": statistics.mean(float((batch.segments > 0).sum()) for batch in ours),
+        "tokens": statistics.mean(float((batch.segment_ids > 0).sum()) for batch in ours),
         "flops": step_flops(shape.stage.model, shape.stage).total,
-        "padding": {"mmjax": statistics.mean(map(padding, ours)), "torch": statistics.mean(map(padding, theirs))},
+        "padding": {
+            "mmjax": statistics.mean(map(padding, ours)),
+            "torch": statistics.mean(map(padding, theirs)),
+        },
         "workers": {},
     }
 
@@ -106,7 +109,9 @@ def measure(shape: Shape, settings: Settings, clock: Clock, say: Callable[[str],
     return result
 
 
-def _start(shape: Shape, settings: Settings, folder: pathlib.Path, names: Iterable[str]) -> dict[str, Worker]:
+def _start(
+    shape: Shape, settings: Settings, folder: pathlib.Path, names: Iterable[str]
+) -> dict[str, Worker]:
     """Workers by variant. What is compared begins anew in every variant, which then has a process of its own; else one serves them all."""
     found: dict[str, Worker] = {}
     for name in names:
@@ -116,11 +121,19 @@ def _start(shape: Shape, settings: Settings, folder: pathlib.Path, names: Iterab
         elif shared is not None and not shape.compared:
             found[name] = shared
         else:
-            found[name] = start_torch(settings.python, folder, settings.device, settings.environment)
+            found[name] = start_torch(
+                settings.python, folder, settings.device, settings.environment
+            )
     return found
 
 
-def _first(result: Result, workers: dict[str, Worker], settings: Settings, clock: Clock, say: Callable[[str], None]) -> None:
+def _first(
+    result: Result,
+    workers: dict[str, Worker],
+    settings: Settings,
+    clock: Clock,
+    say: Callable[[str], None],
+) -> None:
     """The first steps of every worker, with their compilations: beside each other on a GPU, where timing begins later."""
     job = {"do": "first", "steps": FIRST_STEPS}
     if settings.device == "cuda":
@@ -131,7 +144,11 @@ def _first(result: Result, workers: dict[str, Worker], settings: Settings, clock
         found: Result = {}
         result["workers"][name] = found
         try:
-            answer = worker.receive(clock.left()) if settings.device == "cuda" else worker.ask(clock.left(), variant=name, **job)
+            answer = (
+                worker.receive(clock.left())
+                if settings.device == "cuda"
+                else worker.ask(clock.left(), variant=name, **job)
+            )
         except (WorkerError, TimeoutError) as error:
             found["error"] = str(error)
             continue
@@ -160,7 +177,10 @@ def differences(ours: Result, theirs: Result) -> list[str]:
     """Where the first steps of two workers are further apart than rounding."""
     checks = [("gradient norm", "norms", 0, TOLERANCE), ("loss", "losses", 0, TOLERANCE)]
     checks += [("loss", "losses", step, LATER_TOLERANCE) for step in range(1, FIRST_STEPS)]
-    pairs = ((kind, step, tolerance, ours[key][step], theirs[key][step]) for kind, key, step, tolerance in checks)
+    pairs = (
+        (kind, step, tolerance, ours[key][step], theirs[key][step])
+        for kind, key, step, tolerance in checks
+    )
     return [
         f"the {kind} of step {step + 1} is {other:.7g}, of mmjax {mine:.7g}"
         for kind, step, tolerance, mine, other in pairs
@@ -170,7 +190,9 @@ def differences(ours: Result, theirs: Result) -> list[str]:
 
 def rounds(result: Result, workers: dict[str, Worker], settings: Settings, clock: Clock) -> None:
     """Turns of all workers that have taken their first steps, so many steps each that the slowest has a turn of `settings.turn`."""
-    timed = {name: worker for name, worker in workers.items() if "error" not in result["workers"][name]}
+    timed = {
+        name: worker for name, worker in workers.items() if "error" not in result["workers"][name]
+    }
     slowest = max(min(result["workers"][name]["first_steps"][1:]) for name in timed)
     steps = min(max(round(settings.turn / max(slowest, 1e-9)), 1), MOST_STEPS)
     for name in timed:
@@ -206,12 +228,26 @@ def _autotune(
     name = "max-autotune"
     alive = OURS in workers and "error" not in result["workers"][OURS]
     if not alive or clock.deadline - clock.now() < AUTOTUNE_SECONDS:
-        result["workers"][name] = {"error": "left out: the shape had too little time left to compile it"}
+        result["workers"][name] = {
+            "error": "left out: the shape had too little time left to compile it"
+        }
         return
-    shared = [worker for other, worker in workers.items() if other in TORCH and "error" not in result["workers"][other]]
-    own = shared[0] if shared and not shape.compared else start_torch(settings.python, folder, settings.device, settings.environment)
+    shared = [
+        worker
+        for other, worker in workers.items()
+        if other in TORCH and "error" not in result["workers"][other]
+    ]
+    own = (
+        shared[0]
+        if shared and not shape.compared
+        else start_torch(settings.python, folder, settings.device, settings.environment)
+    )
     workers[name] = own
-    second = {"name": shape.name, "compared": shape.compared, "workers": {OURS: dict(result["workers"][OURS])}}
+    second = {
+        "name": shape.name,
+        "compared": shape.compared,
+        "workers": {OURS: dict(result["workers"][OURS])},
+    }
     _first(second, {name: own}, settings, clock, say)
     faults = disagreements(second)
     result["workers"][name] = second["workers"][name]
@@ -219,4 +255,6 @@ def _autotune(
         result["failed"] = "; ".join(faults)
     elif "error" not in result["workers"][name]:
         rounds(second, {OURS: workers[OURS], name: own}, settings, clock)
-        result["workers"][name] = second["workers"][name] | {"beside": second["workers"][OURS]["seconds"]}
+        result["workers"][name] = second["workers"][name] | {
+            "beside": second["workers"][OURS]["seconds"]
+        }

@@ -10,7 +10,7 @@ from typing import Any
 import step_time_batches as made
 from step_time_stages import cos_stage, packed_stage, surrogate_stage, text_stage
 
-from mmjax.recipe import Stage
+from mmjax.recipe.recipe import Stage
 
 DEFAULT = ("default_pretrain", "default_finetune")
 BIG = (
@@ -49,10 +49,10 @@ class Shape:
     def title(self) -> str:
         """What it is, in a line."""
         model, stage = self.stage.model, self.stage
-        pictures = stage.data.images_per_row
+        images = stage.data.images_per_row
         row = f"{stage.data.text_length} text tokens"
-        if pictures:
-            row = f"{row} and {pictures * model.visual_tokens} visual tokens of {model.vision.image_size} pixels"
+        if images:
+            row = f"{row} and {images * model.visual_tokens} visual tokens of {model.vision.image_size} pixels"
         trained = ", ".join(stage.trainable)
         remat = "" if model.remat == "none" else f", remat {model.remat}"
         blocks = f"{model.decoder.depth} blocks of {model.decoder.width}"
@@ -106,7 +106,11 @@ def default_shape(name: str) -> Shape:
 def differences(full: Stage, small: Stage) -> dict[str, tuple[Any, Any]]:
     """Settings of a stage that differ, by their path."""
     flat = dict(_flat(dataclasses.asdict(small)))
-    return {path: (value, flat.get(path)) for path, value in _flat(dataclasses.asdict(full)) if flat.get(path) != value}
+    return {
+        path: (value, flat.get(path))
+        for path, value in _flat(dataclasses.asdict(full))
+        if flat.get(path) != value
+    }
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -119,4 +123,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def said(scaled: dict[str, tuple[Any, Any]]) -> str:
     """Differences as text, shortly: "decoder.width 4096 -> 256"."""
-    return ", ".join(f"{path.removeprefix('model.')} {full} -> {small}" for path, (full, small) in scaled.items())
+    return ", ".join(
+        f"{path.removeprefix('model.')} {full} -> {small}" for path, (full, small) in scaled.items()
+    )

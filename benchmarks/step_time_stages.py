@@ -3,8 +3,11 @@
 import dataclasses
 
 from mmjax.models import presets
-from mmjax.models.config import DecoderConfig, LinearConfig, Llama3Scaling, LoRAConfig, MLPConfig, ResamplerConfig, ViTConfig, VLMConfig
-from mmjax.recipe import DataConfig, EasyVqaSource, OptimizerConfig, ParameterGroup, Stage
+from mmjax.models.config import DecoderConfig, Llama3Scaling, LoRAConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
+from mmjax.models.connectors.mlp import MLPConfig
+from mmjax.models.connectors.resampler import ResamplerConfig
+from mmjax.recipe.recipe import DataConfig, EasyVqaSource, OptimizerConfig, ParameterGroup, Stage
 
 # Chain-of-Sight's scales, as configs/cos.py has them: pixels, windows, queries.
 SCALES = {
@@ -25,7 +28,15 @@ ROWS = {
 }
 READER = ("vision/*", "connector/*")
 SEQUENCE = 4096
-SMALL_DECODER = {"vocabulary": 2048, "width": 256, "layers": 2, "heads": 4, "kv_heads": 4, "head_dim": 64, "mlp_width": 688}
+SMALL_DECODER = {
+    "vocabulary": 2048,
+    "width": 256,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 4,
+    "head_dim": 64,
+    "mlp_width": 688,
+}
 SMALL_LLAMA = SMALL_DECODER | {"kv_heads": 2}  # grouped queries stay
 SMALL_VISION = {"width": 128, "layers": 2, "heads": 2, "mlp_width": 512}
 
@@ -33,14 +44,27 @@ SMALL_VISION = {"width": 128, "layers": 2, "heads": 2, "mlp_width": 512}
 def cos_stage(part: str, tokens: int, full: bool) -> Stage:
     """CoS-7B: "pretrain" with a frozen language model, "finetune" with updates of low rank in it. Small: the same grid and tokens."""
     pixels, windows, queries = SCALES[part, tokens]
-    vision, decoder, levels = presets.clip_vit_l14(image_size=pixels, layers=23), presets.vicuna_7b(), (16, 23)
+    vision, decoder, levels = (
+        presets.clip_vit_l14(image_size=pixels, layers=23),
+        presets.vicuna_7b(),
+        (16, 23),
+    )
     if not full:
-        vision, decoder = dataclasses.replace(vision, **SMALL_VISION), dataclasses.replace(decoder, **SMALL_DECODER)
+        vision, decoder = (
+            dataclasses.replace(vision, **SMALL_VISION),
+            dataclasses.replace(decoder, **SMALL_DECODER),
+        )
         levels = (1, 2)
-    connector = ResamplerConfig("resampler", windows, queries, levels, vision.width, head_dim=64, mlp_width=4 * vision.width)
+    connector = ResamplerConfig(
+        "resampler", windows, queries, levels, vision.width, head_dim=64, mlp_width=4 * vision.width
+    )
     tuned = part == "finetune"
     lora = LoRAConfig(rank=(64 if full else 8) if tuned else 0, alpha=64.0)
-    groups = (ParameterGroup("vision/*", 0.1), ParameterGroup("connector/*", 0.1)) if tuned else (ParameterGroup("vision/*", 0.02),)
+    groups = (
+        (ParameterGroup("vision/*", 0.1), ParameterGroup("connector/*", 0.1))
+        if tuned
+        else (ParameterGroup("vision/*", 0.02),)
+    )
     return make(
         f"cos_{part}",
         VLMConfig(vision, connector, decoder, lora=lora, compute_dtype=dtype(full), remat="full"),
@@ -55,22 +79,53 @@ def cos_stage(part: str, tokens: int, full: bool) -> Stage:
 def surrogate_stage(full: bool) -> Stage:
     """The stage "encoder" of configs/graft.py: connector and late blocks of the encoder, on a frozen surrogate. Small: the small recipe."""
     if full:
-        vision, decoder, replaced = presets.clip_vit_l14(image_size=336), presets.llama31_8b(), (17, 31)
+        vision, decoder, replaced = (
+            presets.clip_vit_l14(image_size=336),
+            presets.llama31_8b(),
+            (17, 31),
+        )
         late, rows, text, rate, remat = 8, 8, 768, 5e-5, "full"
     else:
-        vision, decoder, replaced = presets.dinov2_small(image_size=112, layers=10), presets.smollm2_135m(), (16, 24)
+        vision, decoder, replaced = (
+            presets.dinov2_small(image_size=112, layers=10),
+            presets.smollm2_135m(),
+            (16, 24),
+        )
         late, rows, text, rate, remat = 3, 8, 48, 5e-4, "none"
-    vision = dataclasses.replace(vision, final_norm=True, late=late)
-    decoder = dataclasses.replace(decoder, replaced=(replaced,))
-    connector = MLPConfig("mlp", (vision.layers,), decoder.width, class_token=True, final_norm=True, boundaries=True)
+    vision = dataclasses.replace(vision, final_norm=True, separate_last_layers=late)
+    decoder = dataclasses.replace(decoder, replaced_layers=(replaced,))
+    connector = MLPConfig(
+        "mlp",
+        (vision.layers,),
+        decoder.width,
+        class_token=True,
+        final_norm=True,
+        image_boundary_tokens=True,
+    )
     model = VLMConfig(vision, connector, decoder, compute_dtype=dtype(full), remat=remat)
-    return make("surrogate", model, text, rows, rate, trainable=("connector/*", "vision/final_norm/*", "vision/late/*"))
+    return make(
+        "surrogate",
+        model,
+        text,
+        rows,
+        rate,
+        trainable=("connector/*", "vision/final_norm/*", "vision/separate_last_layers/*"),
+    )
 
 
 def llama32_1b() -> DecoderConfig:
     """Llama-3.2-1B, from its config.json."""
-    sizes = {"width": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "head_dim": 64, "mlp_width": 8192}
-    return dataclasses.replace(presets.llama32_3b(), rope_scaling=Llama3Scaling("llama3", 32.0, 1.0, 4.0, 8192), **sizes)
+    sizes = {
+        "width": 2048,
+        "layers": 16,
+        "heads": 32,
+        "kv_heads": 8,
+        "head_dim": 64,
+        "mlp_width": 8192,
+    }
+    return dataclasses.replace(
+        presets.llama32_3b(), rope_scaling=Llama3Scaling("llama3", 32.0, 1.0, 4.0, 8192), **sizes
+    )
 
 
 def text_stage(size: str, full: bool, memory: float = 0.0) -> Stage:
@@ -90,10 +145,12 @@ def packed_stage(full: bool) -> Stage:
 
 
 def language_stage(name: str, decoder: DecoderConfig, text: int, rows: int, full: bool) -> Stage:
-    """A language model without pictures; the model's smallest encoder and connector stand idle beside it."""
+    """A language model without images; the model's smallest encoder and connector stand idle beside it."""
     vision = ViTConfig(image_size=14, patch_size=14, width=64, layers=1, heads=1, mlp_width=64)
-    model = VLMConfig(vision, LinearConfig("linear", (1,)), decoder, compute_dtype=dtype(full), remat="dots")
-    return make(name, model, text, rows, rate=3e-4, trainable=("decoder/*",), pictures=0)
+    model = VLMConfig(
+        vision, LinearConfig("linear", (1,)), decoder, compute_dtype=dtype(full), remat="dots"
+    )
+    return make(name, model, text, rows, rate=3e-4, trainable=("decoder/*",), images=0)
 
 
 def make(
@@ -104,10 +161,14 @@ def make(
     rate: float,
     trainable: tuple[str, ...],
     groups: tuple[ParameterGroup, ...] = (),
-    pictures: int = 1,
+    images: int = 1,
 ) -> Stage:
     """A stage with a constant learning rate: what is timed does not depend on the schedule."""
-    data = DataConfig(sources={"random": EasyVqaSource(kind="easy_vqa")}, text_length=text, images_per_row=pictures)
+    data = DataConfig(
+        sources={"random": EasyVqaSource(kind="easy_vqa")},
+        text_length=text,
+        images_per_row=images,
+    )
     optimizer = OptimizerConfig(learning_rate=rate, schedule="constant", groups=groups)
     return Stage(name, model, data, optimizer, steps=1000, batch_size=rows, trainable=trainable)
 
@@ -125,7 +186,10 @@ def fitted(stage: Stage, memory: float) -> Stage:
 
     def cut(layers: int) -> Stage:
         return dataclasses.replace(
-            stage, model=dataclasses.replace(stage.model, decoder=dataclasses.replace(stage.model.decoder, layers=layers))
+            stage,
+            model=dataclasses.replace(
+                stage.model, decoder=dataclasses.replace(stage.model.decoder, layers=layers)
+            ),
         )
 
     one, two = needed(cut(1)), needed(cut(2))
@@ -143,11 +207,25 @@ def needed(stage: Stage) -> float:
     from mmjax.models import parameters
 
     shapes = parameters.abstract(stage.model)[1]
-    trained = {path: leaf for path, leaf in shapes.items() if parameters.matches(path, stage.trainable)}
+    trained = {
+        path: leaf for path, leaf in shapes.items() if parameters.matches(path, stage.trainable)
+    }
     frozen = parameters.count(shapes) - parameters.count(trained)
     c, data = stage.model.decoder, stage.data
     positions = stage.batch_size * data.text_length
     tokens = positions + stage.batch_size * data.images_per_row * stage.model.visual_tokens
-    products = 2.0 * tokens * (2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + 2 * c.width + 2 * c.mlp_width)
-    kept = {"none": 2.5 * products, "dots": products, "full": 2.0 * tokens * c.width}[stage.model.remat]
-    return 20.0 * parameters.count(trained) + 2.0 * frozen + 16.0 * positions * c.vocabulary + kept * c.depth + 2.5 * products
+    products = (
+        2.0
+        * tokens
+        * (2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + 2 * c.width + 2 * c.mlp_width)
+    )
+    kept = {"none": 2.5 * products, "dots": products, "full": 2.0 * tokens * c.width}[
+        stage.model.remat
+    ]
+    return (
+        20.0 * parameters.count(trained)
+        + 2.0 * frozen
+        + 16.0 * positions * c.vocabulary
+        + kept * c.depth
+        + 2.5 * products
+    )

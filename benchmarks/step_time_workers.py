@@ -15,7 +15,12 @@ HERE = pathlib.Path(__file__).resolve().parent
 MEMORY_SHARE = 0.48  # of a GPU for each side
 LONGEST_END = 20.0  # seconds that a process has to end by itself
 OURS, TORCH = "mmjax", ("eager", "compile", "max-autotune")
-LABELS = {OURS: "mmjax", "eager": "torch eager", "compile": "torch.compile", "max-autotune": "torch.compile max-autotune"}
+LABELS = {
+    OURS: "mmjax",
+    "eager": "torch eager",
+    "compile": "torch.compile",
+    "max-autotune": "torch.compile max-autotune",
+}
 
 
 class WorkerError(Exception):
@@ -27,7 +32,9 @@ class Worker:
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, **pipes, text=True, env=environment, process_group=0)  # Ctrl-C is for the benchmark alone
+        self.process = subprocess.Popen(
+            command, **pipes, text=True, env=environment, process_group=0
+        )  # Ctrl-C is for the benchmark alone
         self.lines: queue.Queue[str] = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -89,11 +96,18 @@ class Worker:
 
 
 def start_ours(folder: pathlib.Path, environment: dict[str, str]) -> Worker:
-    memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": str(MEMORY_SHARE)}
-    return Worker([sys.executable, str(HERE / "step_time_jax.py"), str(folder)], environment | memory)
+    memory = {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": str(MEMORY_SHARE),
+    }
+    return Worker(
+        [sys.executable, str(HERE / "step_time_jax.py"), str(folder)], environment | memory
+    )
 
 
-def start_torch(python: str, folder: pathlib.Path, device: str, environment: dict[str, str]) -> Worker:
+def start_torch(
+    python: str, folder: pathlib.Path, device: str, environment: dict[str, str]
+) -> Worker:
     path = os.pathsep.join(filter(None, (str(HERE), environment.get("PYTHONPATH", ""))))
     own = {
         "PYTHONPATH": path,
@@ -116,6 +130,9 @@ def has_torch(python: str) -> bool:
     """Whether it is an interpreter that finds both packages. They are not imported, which takes seconds."""
     question = "import importlib.util as u, sys; sys.exit(not (u.find_spec('torch') and u.find_spec('transformers')))"
     try:
-        return subprocess.run([python, "-c", question], capture_output=True, timeout=60).returncode == 0
+        return (
+            subprocess.run([python, "-c", question], capture_output=True, timeout=60).returncode
+            == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False

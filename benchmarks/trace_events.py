@@ -11,7 +11,9 @@ from typing import Any
 
 DEVICE = "/device:"  # begins the names of processes that stand for accelerators
 STREAM, OPERATIONS = "Stream", "XLA Ops"  # begin the names of such a process's rows
-_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = \(?(\w+\[[\d,]*\]).*op_name="([^"]*)"', re.MULTILINE)
+_INSTRUCTION = re.compile(
+    r'^\s*(?:ROOT )?%?([\w.-]+) = \(?(\w+\[[\d,]*\]).*op_name="([^"]*)"', re.MULTILINE
+)
 _UNTOLD = ("while", "body", "closed_call", "checkpoint", "rematted_computation")
 _PARTS = 5  # of the path of an operation, the last ones
 
@@ -39,7 +41,9 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
     """
     paths = sorted(folder.rglob("perfetto_trace.json.gz"))
     if not paths:
-        raise ValueError(f"{folder} has no perfetto_trace.json.gz: the profiler has written no trace")
+        raise ValueError(
+            f"{folder} has no perfetto_trace.json.gz: the profiler has written no trace"
+        )
     with gzip.open(paths[-1], "rt", encoding="utf-8") as file:
         return json.load(file)["traceEvents"]
 
@@ -56,7 +60,9 @@ def operations(events: Iterable[Mapping[str, Any]]) -> list[Operation]:
     by_row = collections.defaultdict(list)
     for event in events:
         place = (event.get("pid"), event.get("tid"))
-        if event.get("ph") == "X" and (place in rows if rows else "hlo_op" in event.get("args", {})):
+        if event.get("ph") == "X" and (
+            place in rows if rows else "hlo_op" in event.get("args", {})
+        ):
             by_row[place].append(event)
     found: dict[str, Operation] = {}
     for row in by_row.values():
@@ -71,9 +77,15 @@ def operations(events: Iterable[Mapping[str, Any]]) -> list[Operation]:
 def _chosen_rows(events: list[Mapping[str, Any]]) -> set[tuple[Any, Any]]:
     """(process, row) of the accelerators' streams, or else of their operations; empty without accelerators."""
     named = [event for event in events if event.get("ph") == "M"]
-    devices = {event["pid"] for event in named if event["name"] == "process_name" and event["args"]["name"].startswith(DEVICE)}
+    devices = {
+        event["pid"]
+        for event in named
+        if event["name"] == "process_name" and event["args"]["name"].startswith(DEVICE)
+    }
     rows = {
-        (event["pid"], event["tid"]): event["args"]["name"] for event in named if event["name"] == "thread_name" and event["pid"] in devices
+        (event["pid"], event["tid"]): event["args"]["name"]
+        for event in named
+        if event["name"] == "thread_name" and event["pid"] in devices
     }
     for beginning in (STREAM, OPERATIONS):
         if chosen := {row for row, name in rows.items() if name.startswith(beginning)}:
@@ -85,7 +97,9 @@ def own_times(row: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any],
     """The events of one row, each with its duration less that of the events directly within it, in microseconds."""
     ordered = sorted(row, key=lambda event: (event["ts"], -event.get("dur", 0.0)))
     alone = [float(event.get("dur", 0.0)) for event in ordered]
-    open_ones: list[tuple[float, int]] = []  # (end, number) of the events that the present one stands in
+    open_ones: list[
+        tuple[float, int]
+    ] = []  # (end, number) of the events that the present one stands in
     for number, event in enumerate(ordered):
         begin, duration = float(event["ts"]), float(event.get("dur", 0.0))
         while open_ones and open_ones[-1][0] <= begin:
@@ -100,15 +114,22 @@ def origins(program: str) -> dict[str, str]:
     """Of the operations of a compiled program, given as text: by name the shape of the result, and where in the model it was written."""
     found = {}
     for name, shape, path in _INSTRUCTION.findall(program):
-        parts = [part for part in path.split("/") if part not in _UNTOLD and not part.startswith("jit(")]
+        parts = [
+            part for part in path.split("/") if part not in _UNTOLD and not part.startswith("jit(")
+        ]
         found[name] = f"{shape} {'/'.join(parts[-_PARTS:])}"
     return found
 
 
-def table(found: list[Operation], steps: int, most: int = 10, origin: Mapping[str, str] | None = None) -> list[str]:
+def table(
+    found: list[Operation], steps: int, most: int = 10, origin: Mapping[str, str] | None = None
+) -> list[str]:
     """Markdown: the longest operations, per step; `origin` says what they are, by their names in the program (`origins`)."""
     whole = sum(operation.microseconds for operation in found)
-    lines = ["| operation | ms a step | share | times a step | in the program |", "|---|---|---|---|---|"]
+    lines = [
+        "| operation | ms a step | share | times a step | in the program |",
+        "|---|---|---|---|---|",
+    ]
     for operation in found[:most]:
         share = operation.microseconds / whole if whole else 0.0
         name = operation.name if len(operation.name) <= 80 else operation.name[:77] + "..."
@@ -117,6 +138,8 @@ def table(found: list[Operation], steps: int, most: int = 10, origin: Mapping[st
         lines.append(f"| `{name}` | {ms:.3f} | {share:.1%} | {count:.1f} | `{written}` |")
     rest = sum(operation.microseconds for operation in found[most:])
     if whole:
-        lines.append(f"| {len(found[most:])} others | {rest / 1e3 / steps:.3f} | {rest / whole:.1%} | | |")
+        lines.append(
+            f"| {len(found[most:])} others | {rest / 1e3 / steps:.3f} | {rest / whole:.1%} | | |"
+        )
         lines.append(f"| all | {whole / 1e3 / steps:.3f} | 100% | | |")
     return lines

@@ -28,7 +28,12 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-THEIRS = ("load_file, touched", "load_file, copied", "from_pretrained, touched", "from_pretrained, copied")
+THEIRS = (
+    "load_file, touched",
+    "load_file, copied",
+    "from_pretrained, touched",
+    "from_pretrained, copied",
+)
 MODEL = {"width": 1024, "mlp": 2816, "layers": 16, "vocabulary": 32_000, "heads": 16, "kv_heads": 4}
 
 
@@ -42,24 +47,29 @@ def write_model(folder: pathlib.Path, dtype: str) -> None:
 
     head_dim = MODEL["width"] // MODEL["heads"]
     names = {"vocabulary", "width", "layers", "heads", "kv_heads"}
-    decoder = DecoderConfig(**{name: MODEL[name] for name in names}, head_dim=head_dim, mlp_width=MODEL["mlp"])
+    decoder = DecoderConfig(
+        **{name: MODEL[name] for name in names}, head_dim=head_dim, mlp_width=MODEL["mlp"]
+    )
     config = LanguageModelConfig(decoder, compute_dtype="float32")
     random = np.random.default_rng(0)
     shapes = parameters.abstract(config)[1]
-    params = {path: 0.02 * random.standard_normal(shape.shape, np.float32) for path, shape in shapes.items()}
+    params = {
+        path: 0.02 * random.standard_normal(shape.shape, np.float32)
+        for path, shape in shapes.items()
+    }
     save_params(params, config, folder, dtype=dtype)
 
 
 def serve() -> None:
     """The worker of mmjax."""
-    from mmjax import host
+    from mmjax.base import host
 
     host.prepare()
     import jax
     from rich.console import Console
 
     from mmjax.models import parameters
-    from mmjax.port import port
+    from mmjax.port.__main__ import port
     from mmjax.weights import load_pretrained
 
     jax.devices()
@@ -85,7 +95,14 @@ class Worker:
 
     def __init__(self, command: list[str]):
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(os.cpu_count())}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
         first = self.process.stdout.readline()
         if not first.startswith("ready"):
             raise RuntimeError(f"{command} ended before it was ready")
@@ -110,7 +127,9 @@ def warm(path: pathlib.Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def compare(commands: dict[str, list[str]], case: dict, rounds: int, fresh: int) -> dict[str, dict[str, list[float]]]:
+def compare(
+    commands: dict[str, list[str]], case: dict, rounds: int, fresh: int
+) -> dict[str, dict[str, list[float]]]:
     """Seconds of every method: {"mmjax": {"rounds": [...], "first": [...]}, ...}."""
     methods = {"load_pretrained": "mmjax"} | dict.fromkeys(case["theirs"], "torch")
     seconds = {method: {"rounds": [], "first": []} for method in methods}
@@ -118,7 +137,9 @@ def compare(commands: dict[str, list[str]], case: dict, rounds: int, fresh: int)
         for method, side in methods.items():
             warm(pathlib.Path(case["path"]))
             worker = Worker(commands[side])
-            seconds[method]["first"].append(worker.run(method=method, path=case["path"], dtype=case["dtype"]))
+            seconds[method]["first"].append(
+                worker.run(method=method, path=case["path"], dtype=case["dtype"])
+            )
             worker.close()
     workers = {side: Worker(command) for side, command in commands.items()}
     for number in range(rounds + 1):
@@ -140,41 +161,68 @@ def load_table(case: dict, seconds: dict) -> list[str]:
     ours = seconds["load_pretrained"]
     for method, found in seconds.items():
         ratios, firsts = (
-            [other / own for own, other in zip(ours[key], found[key], strict=True)] if found[key] else [] for key in ("rounds", "first")
+            [other / own for own, other in zip(ours[key], found[key], strict=True)]
+            if found[key]
+            else []
+            for key in ("rounds", "first")
         )
         rate = case["bytes"] / 1e9 / statistics.median(found["rounds"])
         first = f"{shown(found['first'])} | {shown(firsts)}" if firsts else "- | -"
-        lines.append(f"| {case['name']} | {method} | {shown(found['rounds'])} | {rate:.2f} | {shown(ratios)} | {first} |")
+        lines.append(
+            f"| {case['name']} | {method} | {shown(found['rounds'])} | {rate:.2f} | {shown(ratios)} | {first} |"
+        )
     return lines
 
 
-def conversions(commands: dict[str, list[str]], cases: list[tuple[str, str, str]], folder: pathlib.Path, rounds: int) -> list[str]:
+def conversions(
+    commands: dict[str, list[str]],
+    cases: list[tuple[str, str, str]],
+    folder: pathlib.Path,
+    rounds: int,
+) -> list[str]:
     """Seconds of `python -m mmjax.port`, without its imports; and of transformers' way from a folder to a folder."""
     workers = {side: Worker(command) for side, command in commands.items()}
     seconds: dict[str, list[float]] = {name: [] for name, *_ in cases}
     for number in range(rounds + 1):
         for name, side, path in cases:
             target = str(folder / "converted")
-            taken = workers[side].run(method="convert", path=path, dtype="float32", target=target, remove=True)
+            taken = workers[side].run(
+                method="convert", path=path, dtype="float32", target=target, remove=True
+            )
             if number:
                 seconds[name].append(taken)
     for worker in workers.values():
         worker.close()
     sizes = {name: warm(pathlib.Path(path)) for name, _, path in cases}
-    return [f"| {name} | {shown(found)} | {sizes[name] / 1e9 / statistics.median(found):.2f} |" for name, found in seconds.items()]
+    return [
+        f"| {name} | {shown(found)} | {sizes[name] / 1e9 / statistics.median(found):.2f} |"
+        for name, found in seconds.items()
+    ]
 
 
 def head(versions: dict, options: argparse.Namespace) -> list[str]:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines() if pathlib.Path("/proc/cpuinfo").exists() else []
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    lines = (
+        pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        if pathlib.Path("/proc/cpuinfo").exists()
+        else []
+    )
+    processor = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    given = f"--rounds {options.rounds} --fresh {options.fresh}" + (" --gguf FILE" if options.gguf else "")
-    command = f"python benchmarks/weights.py {given}" + (f" --only {options.only}" if options.only else "")
+    given = f"--rounds {options.rounds} --fresh {options.fresh}" + (
+        " --gguf FILE" if options.gguf else ""
+    )
+    command = f"python benchmarks/weights.py {given}" + (
+        f" --only {options.only}" if options.only else ""
+    )
     return [
         "# Loading and converting weights",
         "",
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {processor}, {platform.system()}; load averages at the end {load}.",
-        ", ".join(f"{name} {version}" for name, version in versions.items()) + f", Python {platform.python_version()}.",
+        ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f", Python {platform.python_version()}.",
         "",
         f"    {command}",
         "",
@@ -189,15 +237,31 @@ def ported(source: str, target: pathlib.Path, to: str) -> str:
     return str(target)
 
 
-def loading(commands: dict[str, list[str]], options: argparse.Namespace, folder: pathlib.Path) -> list[str]:
+def loading(
+    commands: dict[str, list[str]], options: argparse.Namespace, folder: pathlib.Path
+) -> list[str]:
     cases = []
     for dtype in ("float32", "bfloat16"):
         write_model(folder / dtype, dtype)
-        cases.append({"name": f"Llama, {dtype}", "path": str(folder / dtype), "dtype": dtype, "theirs": THEIRS})
+        cases.append(
+            {
+                "name": f"Llama, {dtype}",
+                "path": str(folder / dtype),
+                "dtype": dtype,
+                "theirs": THEIRS,
+            }
+        )
     if options.gguf:
         smol = ported(options.gguf, folder / "smol", "huggingface")
-        cases.append({"name": "SmolLM2-135M, float32", "path": smol, "dtype": "float32", "theirs": THEIRS})
-        gguf = {"name": "SmolLM2-135M, GGUF Q4_1", "path": options.gguf, "dtype": "float32", "theirs": ("from_pretrained, touched",)}
+        cases.append(
+            {"name": "SmolLM2-135M, float32", "path": smol, "dtype": "float32", "theirs": THEIRS}
+        )
+        gguf = {
+            "name": "SmolLM2-135M, GGUF Q4_1",
+            "path": options.gguf,
+            "dtype": "float32",
+            "theirs": ("from_pretrained, touched",),
+        }
         cases.append(gguf)
     lines = [
         "| weights | method | seconds: median (min-max) | GB/s | times mmjax's seconds | first: seconds | first: times mmjax's |",
@@ -211,7 +275,9 @@ def loading(commands: dict[str, list[str]], options: argparse.Namespace, folder:
     return lines
 
 
-def converting(commands: dict[str, list[str]], options: argparse.Namespace, folder: pathlib.Path) -> list[str]:
+def converting(
+    commands: dict[str, list[str]], options: argparse.Namespace, folder: pathlib.Path
+) -> list[str]:
     write_model(folder / "float32", "float32")
     orbax = ported(str(folder / "float32"), folder / "orbax", "orbax")
     cases = [
@@ -249,11 +315,18 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> list[str]:
 def main() -> None:
     if sys.argv[1:] == ["serve"]:
         return serve()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch_python", default=os.environ.get("MMJAX_ORACLE", ".oracle/bin/python"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--torch_python", default=os.environ.get("MMJAX_ORACLE", ".oracle/bin/python")
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--fresh", type=int, default=3)
-    parser.add_argument("--gguf", help="SmolLM2-135M-Instruct.Q4_1.gguf, as `python -m mmjax.fetch smollm2` brings it")
+    parser.add_argument(
+        "--gguf",
+        help="SmolLM2-135M-Instruct.Q4_1.gguf, as `python -m mmjax.fetch smollm2` brings it",
+    )
     parser.add_argument("--only", choices=("load", "convert"))
     parser.add_argument("--case", default="", help="load only what has this in its name")
     parser.add_argument("--out")

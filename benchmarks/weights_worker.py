@@ -25,7 +25,9 @@ def tensors_of(job: dict) -> dict[str, torch.Tensor]:
         return load_file(path / "model.safetensors")
     dtype = getattr(torch, job["dtype"])
     if path.suffix == ".gguf":
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype
+        )
     else:
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     if job["method"] == "convert":
@@ -49,7 +51,11 @@ def run(job: dict) -> float:
 
 def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
-    print("ready", json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}), flush=True)
+    print(
+        "ready",
+        json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}),
+        flush=True,
+    )
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
 

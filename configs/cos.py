@@ -5,9 +5,9 @@
     python -m mmjax.main --config=configs/cos.py:7b --mode=plan      the paper's CoS-7B: what it costs
     python -m mmjax.main --config=configs/cos.py:7b --config.stages.pretrain.data.sources.captions.path=... ...
 
-Most of the cost of pre-training is the language model reading visual tokens. Chain-of-Sight makes few of them: a picture is a grid of
+Most of the cost of pre-training is the language model reading visual tokens. Chain-of-Sight makes few of them: an image is a grid of
 patches, a *scale* cuts the grid into square windows, and in each window a few learned queries read the features of the window's patches.
-One global window and sixteen local ones give 16 + 64 = 80 tokens. For fine-tuning the picture is enlarged and the windows get smaller, so
+One global window and sixteen local ones give 16 + 64 = 80 tokens. For fine-tuning the image is enlarged and the windows get smaller, so
 there are 16 times as many; each new scale starts as a copy of a scale that was trained (its parent), so there is no second pre-training.
 
 `notes` in each recipe say what is taken from the paper, what is inferred and what had to be substituted.
@@ -20,7 +20,7 @@ Variants:
     single-few      one window, 20 tokens in both stages
     scratch         84 tokens, no pre-training                                  (control: what pre-training brings)
     smollm2         20 tokens grow to 84, between DINOv2-small and SmolLM2-135M with their published weights
-    smollm2-stamps  the same, pre-trained also on 785 pictures with captions written by hand
+    smollm2-stamps  the same, pre-trained also on 785 images with captions written by hand
     7b, 8b          CoS-7B (Vicuna-7B) and CoS-8B (Llama-3-8B): 80 tokens grow to 1296
     cos80-1296 ...  every other setting of the paper's tables at the size of 7b: see SETTINGS
     resampler336, resampler80, linear256    the paper's baselines
@@ -32,7 +32,7 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
-from mmjax.config import choose
+from mmjax.config.load import choose
 from mmjax.models import presets
 
 # How tokens grow
@@ -70,7 +70,7 @@ FEWER = "inferred: 16 global queries and 16 windows of n make the published 32, 
 
 SETTINGS = {
     # Compound scaling: twice the pixels and half the window make 16 times the tokens of a scale. The global scale has two children: itself,
-    # over the larger picture, and the new middle scale.
+    # over the larger image, and the new middle scale.
     "cos80-1296": Setting(COS80, Scales(448, (32, 8, 2), (16, 256, 1024), parents=(0, 0, 1))),
     "cos80-1104": Setting(COS80, Scales(448, (32, 16, 2), (16, 64, 1024), parents=(0, 0, 1))),
     "cos80-528": Setting(COS80, Scales(448, (32, 8, 4), (16, 256, 256), parents=(0, 0, 1))),
@@ -85,17 +85,21 @@ SETTINGS = {
     ),
     # Window scaling: the same pixels, half the window, 4 times the tokens.
     "cos80-336-224px": Setting(COS80, Scales(224, (16, 8, 2), (16, 64, 256), parents=(0, 0, 1))),
-    # Equal tokens: windows grow with the picture, or nothing changes at all.
+    # Equal tokens: windows grow with the image, or nothing changes at all.
     "cos80-80": Setting(COS80, Scales(448, (32, 8), (16, 64), parents=(0, 1))),
     "cos80-80-224px": Setting(COS80, Scales(224, (16, 4), (16, 64), parents=(0, 1))),
     "cos336-336": Setting(
         COS336,
         Scales(448, (32, 16, 4), (16, 64, 256), parents=(0, 1, 2)),
-        "inferred: pre-training with the scales of cos80-336-224px, windows doubled with the picture",
+        "inferred: pre-training with the scales of cos80-336-224px, windows doubled with the image",
     ),
     # The plain resampler: one window over the whole grid, one feature layer.
-    "resampler336": Setting(Scales(224, (16,), (336,)), Scales(448, (32,), (336,), parents=(0,)), "paper: baseline"),
-    "resampler80": Setting(Scales(224, (16,), (80,)), Scales(448, (32,), (80,), parents=(0,)), "paper: baseline"),
+    "resampler336": Setting(
+        Scales(224, (16,), (336,)), Scales(448, (32,), (336,), parents=(0,)), "paper: baseline"
+    ),
+    "resampler80": Setting(
+        Scales(224, (16,), (80,)), Scales(448, (32,), (80,), parents=(0,)), "paper: baseline"
+    ),
 }
 
 # The same, scaled to a grid of 8 x 8 patches that becomes 16 x 16.
@@ -105,11 +109,27 @@ SMALL84_AT_ONCE = Scales(32, windows=(8, 4, 1), queries=(4, 16, 64))
 
 SMALL_SETTINGS = {
     "": Setting(SMALL20, SMALL84, "the paper's scaling by 4 (resolution), at the size of easy-vqa"),
-    "few": Setting(SMALL20, Scales(64, (16, 4), (4, 16), parents=(0, 1)), "control: the tokens do not grow"),
-    "many": Setting(SMALL84_AT_ONCE, dataclasses.replace(SMALL84, parents=(0, 1, 2)), "control: many from the start"),
-    "single": Setting(Scales(32, (8,), (84,)), Scales(64, (16,), (84,), parents=(0,)), "control: the plain resampler, many tokens"),
-    "single-few": Setting(Scales(32, (8,), (20,)), Scales(64, (16,), (20,), parents=(0,)), "control: the plain resampler, few tokens"),
-    "scratch": Setting(SMALL20, dataclasses.replace(SMALL84, parents=()), "control: no pre-training"),
+    "few": Setting(
+        SMALL20, Scales(64, (16, 4), (4, 16), parents=(0, 1)), "control: the tokens do not grow"
+    ),
+    "many": Setting(
+        SMALL84_AT_ONCE,
+        dataclasses.replace(SMALL84, parents=(0, 1, 2)),
+        "control: many from the start",
+    ),
+    "single": Setting(
+        Scales(32, (8,), (84,)),
+        Scales(64, (16,), (84,), parents=(0,)),
+        "control: the plain resampler, many tokens",
+    ),
+    "single-few": Setting(
+        Scales(32, (8,), (20,)),
+        Scales(64, (16,), (20,), parents=(0,)),
+        "control: the plain resampler, few tokens",
+    ),
+    "scratch": Setting(
+        SMALL20, dataclasses.replace(SMALL84, parents=()), "control: no pre-training"
+    ),
 }
 
 
@@ -117,7 +137,7 @@ SMALL_SETTINGS = {
 
 
 def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
-    """Everything trained from scratch on easy-vqa: pictures of one shape, with captions and questions made from them."""
+    """Everything trained from scratch on easy-vqa: images of one shape, with captions and questions made from them."""
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
@@ -133,20 +153,30 @@ def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
         ),
         compute_dtype="float32", remat="none", unroll=3,
     )  # fmt: skip
-    optimizer = dict(warmup_steps=60, final_scale=0.03, beta2=0.98, weight_decay=0.02, clip_norm=1.0)
+    optimizer = dict(
+        warmup_steps=60, final_scale=0.03, beta2=0.98, weight_decay=0.02, clip_norm=1.0
+    )
     data = dict(template="plain", flip=True, holdout=200)
     config.stages = ConfigDict(sort_keys=False)  # stages run in the order in which they are written
     if pretrain:
         config.stages.pretrain = dict(
             model=setting.pretrain.model(),
-            data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("caption", "question"))), text_length=36, **data),
+            data=dict(
+                sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("caption", "question"))),
+                text_length=36,
+                **data,
+            ),
             optimizer=dict(learning_rate=5e-4, **optimizer),
             steps=2000,
             batch_size=16,
         )
     config.stages.finetune = dict(
         model=setting.finetune.model(),
-        data=dict(sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("question",))), text_length=112, **data),
+        data=dict(
+            sources=dict(easy_vqa=dict(kind="easy_vqa", tasks=("question",))),
+            text_length=112,
+            **data,
+        ),
         optimizer=dict(learning_rate=7e-4, **optimizer),
         transitions=("inflate", "resize_positions") if pretrain else (),
         steps=400,
@@ -154,12 +184,14 @@ def small(setting: Setting, pretrain: bool = True) -> ConfigDict:
     )
     config.tokenizer = dict(kind="words")
     config.evaluation = dict(tasks=("easy_vqa",))
-    config.notes = dict(tokens=setting.note, data="substituted: easy-vqa, which any computer can train on")
+    config.notes = dict(
+        tokens=setting.note, data="substituted: easy-vqa, which any computer can train on"
+    )
     return config
 
 
 def published(stamps: bool) -> ConfigDict:
-    """SmolLM2-135M reads pictures through DINOv2-small: both frozen at first, then the language model is adapted by LoRA.
+    """SmolLM2-135M reads images through DINOv2-small: both frozen at first, then the language model is adapted by LoRA.
 
     Needs `python -m mmjax.fetch smollm2 dinov2-small`, and with `stamps` also `python -m mmjax.fetch tuxpaint-stamps`.
     """
@@ -183,11 +215,11 @@ def published(stamps: bool) -> ConfigDict:
         model=Scales(112, windows=(8, 2), queries=(4, 16)).model(),
         data=dict(sources=sources, text_length=192, template="chat", flip=True, holdout=50),
         optimizer=dict(learning_rate=1e-3, warmup_steps=30, **optimizer),
-        weights=dict(vision="fetched:dinov2-small", decoder="fetched:smollm2"),
+        init_from=dict(vision="fetched:dinov2-small", decoder="fetched:smollm2"),
         trainable=("connector/*",),
         steps=600,
         batch_size=16,
-        micro_batches=4,  # the activations of 16 rows at once are more than a laptop has
+        gradient_accumulation_steps=4,  # the activations of 16 rows at once are more than a laptop has
     )
     config.stages.finetune = dict(
         model=Scales(224, windows=(16, 8, 2), queries=(4, 16, 64), parents=(0, 0, 1)).model() | dict(lora=dict(rank=16)),
@@ -196,19 +228,21 @@ def published(stamps: bool) -> ConfigDict:
         ),
         optimizer=dict(learning_rate=5e-4, warmup_steps=30, **optimizer),
         transitions=("inflate", "resize_positions_half_pixel", "attach_lora"),
-        weights=dict(vision="fetched:dinov2-small"),  # the encoder has not changed, and its own table is finer than the resized one
+        init_from=dict(vision="fetched:dinov2-small"),  # the encoder has not changed, and its own table is finer than the resized one
         trainable=("connector/*", "*/lora_a", "*/lora_b"),
         steps=400,
         batch_size=16,
-        micro_batches=4,
+        gradient_accumulation_steps=4,
     )  # fmt: skip
     config.tokenizer = dict(kind="huggingface", path="fetched:smollm2")
-    config.evaluation = dict(tasks=("easy_vqa",), batch_size=16, max_new_tokens=8, untrained=False, limit=100)
+    config.evaluation = dict(
+        tasks=("easy_vqa",), batch_size=16, max_new_tokens=8, untrained=False, limit=100
+    )
     config.notes = dict(
         weights="substituted: DINOv2-small for CLIP ViT-L/14, SmolLM2-135M-Instruct for Vicuna-7B",
         features="blocks 8 and 10 of 12: the last ones of these weights were trained on for another task",
         data="substituted: easy-vqa" + (" and the stamps of Tux Paint" if stamps else ""),
-        evaluation="of the first 100 test pictures only; --config.evaluation.limit=none scores all",
+        evaluation="of the first 100 test images only; --config.evaluation.limit=none scores all",
     )
     return config
 
@@ -237,16 +271,31 @@ def large(setting: Setting, decoder: ConfigDict, template: str) -> ConfigDict:
     config.stages = ConfigDict(sort_keys=False)  # stages run in the order in which they are written
     config.stages.pretrain = dict(
         model=setting.pretrain.model(),
-        data=dict(sources=dict(captions=llava_source()), text_length=128, template="plain", workers=8),
-        optimizer=dict(learning_rate=1e-3, warmup_steps=65, groups=(dict(match="vision/*", learning_rate_scale=0.02),), **optimizer),
-        weights=dict(vision=config_dict.placeholder(str), decoder=config_dict.placeholder(str)),  # the user says where
+        data=dict(
+            sources=dict(captions=llava_source()), text_length=128, template="plain", workers=8
+        ),
+        optimizer=dict(
+            learning_rate=1e-3,
+            warmup_steps=65,
+            groups=(dict(match="vision/*", learning_rate_scale=0.02),),
+            **optimizer,
+        ),
+        init_from=dict(
+            vision=config_dict.placeholder(str), decoder=config_dict.placeholder(str)
+        ),  # the user says where
         trainable=("vision/*", "connector/*"),
         steps=2181,
         batch_size=256,
     )
     config.stages.finetune = dict(
         model=setting.finetune.model() | dict(lora=dict(rank=64)),
-        data=dict(sources=dict(conversations=llava_source()), text_length=752, template=template, workers=8, skip_budget=0.1),
+        data=dict(
+            sources=dict(conversations=llava_source()),
+            text_length=752,
+            template=template,
+            workers=8,
+            skip_budget=0.1,
+        ),
         optimizer=dict(
             learning_rate=2e-4,
             warmup_steps=156,
@@ -265,8 +314,10 @@ def large(setting: Setting, decoder: ConfigDict, template: str) -> ConfigDict:
 
 
 def llava_source() -> dict:
-    """A LLaVA conversation file and the folder of its pictures; the user says where."""
-    return dict(kind="llava", path=config_dict.placeholder(str), image_dir=config_dict.placeholder(str))
+    """A LLaVA conversation file and the folder of its images; the user says where."""
+    return dict(
+        kind="llava", path=config_dict.placeholder(str), image_dir=config_dict.placeholder(str)
+    )
 
 
 LARGE_NOTES = dict(
@@ -303,7 +354,10 @@ def llama3() -> ConfigDict:
 # By name
 
 VARIANTS = {
-    **{name: lambda name=name: small(SMALL_SETTINGS[name], pretrain=name != "scratch") for name in SMALL_SETTINGS},
+    **{
+        name: lambda name=name: small(SMALL_SETTINGS[name], pretrain=name != "scratch")
+        for name in SMALL_SETTINGS
+    },
     "smollm2": lambda: published(stamps=False),
     "smollm2-stamps": lambda: published(stamps=True),
     "7b": lambda: large(SETTINGS["cos80-1296"], vicuna(), "vicuna_v1"),

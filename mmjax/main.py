@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mmjax import host
+from mmjax.base import host
+from mmjax.base.signals import reraise_swallowed
 from mmjax.errors import InputError, NonFiniteError, Preempted
-from mmjax.interrupts import heard
-from mmjax.schema import choose, suggestion
+from mmjax.recipe.schema import choose, suggestion
 
 if TYPE_CHECKING:
-    from mmjax.recipe import Recipe
-    from mmjax.workdir import Workdir
+    from mmjax.recipe.recipe import Recipe
+    from mmjax.runs.workdir import Workdir
 
 DONE, WRONG_INPUT, NOT_FINITE, PREEMPTED, INTERRUPTED = 0, 2, 3, 75, 130
 
@@ -76,9 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
             values = _define_flags()
-            print("\n".join([__doc__ or "", *(f"    --{name:<18}{values[name].help}" for name in _names())]))
+            print(
+                "\n".join(
+                    [__doc__ or "", *(f"    --{name:<18}{values[name].help}" for name in _names())]
+                )
+            )
             return DONE
-        with heard():
+        with reraise_swallowed():
             _dispatch(parse(argv))
         return DONE
     except InputError as error:
@@ -86,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NonFiniteError as error:
         return _end(str(error), NOT_FINITE)
     except Preempted as error:
-        return _end(str(error) or "Stopped; the state is saved, and the same command goes on from here.", PREEMPTED)
+        return _end(
+            str(error) or "Stopped; the state is saved, and the same command goes on from here.",
+            PREEMPTED,
+        )
     except KeyboardInterrupt:
         return _end("Interrupted.", INTERRUPTED)
 
@@ -103,7 +110,9 @@ def parse(argv: Sequence[str]) -> Options:
     except flags.Error as error:
         raise InputError(f"{error}.") from None
     if unused:
-        raise InputError(f"Unexpected argument {unused[0]!r}: every argument is a flag, such as --config=configs/cos.py.")
+        raise InputError(
+            f"Unexpected argument {unused[0]!r}: every argument is a flag, such as --config=configs/cos.py."
+        )
     given: dict[str, Any] = {name: values[name].value for name in _names() if values[name].present}
     options = Options(overrides=overrides, **given)
     _check(options, given)
@@ -115,14 +124,22 @@ def _check(options: Options, given: dict[str, Any]) -> None:
     for mode, own in MODES.items():
         for name in own:
             if name in given and name not in allowed:
-                raise InputError(f"--{name} has no effect with --mode={options.mode}; it belongs to --mode={mode}.")
+                raise InputError(
+                    f"--{name} has no effect with --mode={options.mode}; it belongs to --mode={mode}."
+                )
     if options.config is None:
         if options.overrides:
-            raise InputError(f"--config.{next(iter(options.overrides))} changes a config file, but there is no --config.")
+            raise InputError(
+                f"--config.{next(iter(options.overrides))} changes a config file, but there is no --config."
+            )
         if options.workdir is None and options.checkpoint is None:
-            raise InputError("--config is missing, such as --config=configs/cos.py (or --workdir=..., of a run that was begun).")
+            raise InputError(
+                "--config is missing, such as --config=configs/cos.py (or --workdir=..., of a run that was begun)."
+            )
     if options.begin is not None and options.checkpoint is not None:
-        raise InputError("--begin scores what a stage begins with, and --checkpoint what a stage has saved: only one of them can be meant.")
+        raise InputError(
+            "--begin scores what a stage begins with, and --checkpoint what a stage has saved: only one of them can be meant."
+        )
     for name in ("config", "workdir", "checkpoint", "begin", "image", "against"):
         if given.get(name) == "":
             raise InputError(f"--{name} is empty.")
@@ -158,7 +175,7 @@ def _define_flags() -> flags.FlagValues:
     texts = {
         "config": "The config file, with a variant if wanted: configs/cos.py:7b. --config.<path>=<value> changes one setting of it.",
         "workdir": "Where the run is kept; by default runs/<config>[-<variant>][-<hash of changed settings>].",
-        "image": "generate: path of a picture.",
+        "image": "generate: path of an image.",
         "prompt": "generate: what to ask.",
         "checkpoint": "evaluate, generate, export: a folder checkpoints/<stage>/<step> instead of the newest.",
         "begin": "evaluate: a stage, to be scored before its first step: an encoder that was just grafted, for one.",
@@ -168,7 +185,12 @@ def _define_flags() -> flags.FlagValues:
     for name, text in texts.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
     flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.", flag_values=values)
-    flags.DEFINE_integer("stop_after_steps", None, "train: stop, saved, after so many steps of this process.", flag_values=values)
+    flags.DEFINE_integer(
+        "stop_after_steps",
+        None,
+        "train: stop, saved, after so many steps of this process.",
+        flag_values=values,
+    )
     text = "plan: so many text tokens in every row of all stages, also of --against."
     flags.DEFINE_integer("text_length", None, text, flag_values=values)
     flags.DEFINE_boolean("verbose", False, "Log what the libraries log.", flag_values=values)
@@ -187,20 +209,24 @@ def _dispatch(options: Options) -> None:
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO if options.verbose else logging.ERROR)
-    python_logging.getLogger("mmjax.kernels").setLevel(python_logging.INFO if options.verbose else python_logging.WARNING)
+    python_logging.getLogger("mmjax.kernels").setLevel(
+        python_logging.INFO if options.verbose else python_logging.WARNING
+    )
     if options.mode == "plan":
-        os.environ["JAX_PLATFORMS"] = "cpu"  # a plan needs no accelerator, and must not take one from a run
+        os.environ["JAX_PLATFORMS"] = (
+            "cpu"  # a plan needs no accelerator, and must not take one from a run
+        )
     recipe, workdir = _read(options)
     if options.mode == "plan":
-        from mmjax import plan_table
+        from mmjax.plan import table
 
         against = _read_against(options.against) if options.against else None
-        plan_table.run(recipe, options.topology, against, text_length=options.text_length)
+        table.run(recipe, options.topology, against, text_length=options.text_length)
         return
-    from mmjax import run
+    from mmjax.runs import run
 
     if options.mode == "export":
-        from mmjax import export
+        from mmjax.runs import export
 
         export.export(recipe, workdir, checkpoint=options.checkpoint)
     elif options.mode == "train":
@@ -208,25 +234,35 @@ def _dispatch(options: Options) -> None:
     elif options.mode == "evaluate":
         run.evaluate(recipe, workdir, checkpoint=options.checkpoint, begin=options.begin)
     else:
-        print(run.generate(recipe, workdir, image=options.image, prompt=options.prompt, checkpoint=options.checkpoint))
+        print(
+            run.generate(
+                recipe,
+                workdir,
+                image=options.image,
+                prompt=options.prompt,
+                checkpoint=options.checkpoint,
+            )
+        )
 
 
 def _read(options: Options) -> "tuple[Recipe, Workdir]":
     """The recipe, of the config file or else of the run in the workdir; and the workdir. Nothing is written."""
-    from mmjax.config import load
-    from mmjax.workdir import Workdir, default_path
+    from mmjax.config.load import load
+    from mmjax.runs.workdir import Workdir, default_path
 
     of_checkpoint = _run_of(options.checkpoint) if options.checkpoint else None
     if options.config is None:
         workdir = Workdir(options.workdir or of_checkpoint or ".")
         return workdir.recipe(), workdir
     recipe = load(options.config, options.overrides, partial=options.mode == "plan")
-    return recipe, Workdir(options.workdir or of_checkpoint or default_path(options.config, options.overrides))
+    return recipe, Workdir(
+        options.workdir or of_checkpoint or default_path(options.config, options.overrides)
+    )
 
 
 def _read_against(path: str) -> "Recipe":
     """The recipe that a plan is compared with: as its config file has it, without the settings of the command line."""
-    from mmjax.config import load
+    from mmjax.config.load import load
 
     try:
         return load(path, partial=True)

@@ -43,28 +43,29 @@ NO_IMAGE = -1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows of packed tokens with their pictures: all that a training step reads.
+    """Rows of packed tokens with their images: all that a training step reads.
 
-    A row holds segments 1, 2, ... in order, then padding (segment 0). A token attends causally within its own segment and, where `prefixes`
-    names another segment, to the whole of that one: several questions about one picture share the picture's tokens and do not see each
+    A row holds segments 1, 2, ... in order, then padding (segment 0). A token attends causally within its own segment and, where
+    `prefix_segment_ids`
+    names another segment, to the whole of that one: several questions about one image share the image's tokens and do not see each
     other.
 
     Attributes:
         tokens: [B, T] int32 token ids. A visual token holds the tokenizer's image id; its embedding comes from `images`.
         targets: [B, T] int32, the token to predict at each position, or -1 where there is no loss.
-        segments: [B, T] int32, non-decreasing 1..n, then 0 for padding.
-        prefixes: [B, T] int32, the segment whose every token this token also sees, or 0 for none.
+        segment_ids: [B, T] int32, non-decreasing 1..n, then 0 for padding.
+        prefix_segment_ids: [B, T] int32, the segment whose every token this token also sees, or 0 for none.
         positions: [B, T] int32, the rotary position of each token. A segment with a prefix continues counting after it.
         images: [B, I, h, w, 3] uint8 pixels.
-        image_mask: [B, I] bool, False where the slot holds no picture.
-        image_slot: [B, T] int32, index into the row's I * L visual tokens, or -1 at text.
+        image_mask: [B, I] bool, False where the slot holds no image.
+        visual_embedding_index: [B, T] int32, index into the row's I * L visual tokens, or -1 at text.
     """
 
     tokens: Int[AnyArray, "B T"]
     targets: Int[AnyArray, "B T"]
-    segments: Int[AnyArray, "B T"]
-    prefixes: Int[AnyArray, "B T"]
+    segment_ids: Int[AnyArray, "B T"]
+    prefix_segment_ids: Int[AnyArray, "B T"]
     positions: Int[AnyArray, "B T"]
     images: UInt8[AnyArray, "B I h w 3"]
     image_mask: Bool[AnyArray, "B I"]
-    image_slot: Int[AnyArray, "B T"]
+    visual_embedding_index: Int[AnyArray, "B T"]

@@ -12,11 +12,11 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCE = "stages.squares.data.sources.squares"
 COLORS = ("red", "green", "blue", "white", "black", "pink")
-PICTURES, HELD_OUT, STEPS = 8, 2, 8
+IMAGES, HELD_OUT, STEPS = 8, 2, 8
 
 
 def get_config() -> ConfigDict:
-    """Rows of one picture, steps of one row; saved and logged every second step. Where the data are, the command line says."""
+    """Rows of one image, steps of one row; saved and logged every second step. Where the data are, the command line says."""
     tiny = {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8}
     config = ConfigDict()
     config.model = {
@@ -27,20 +27,33 @@ def get_config() -> ConfigDict:
     }
     source = {"kind": "jsonl", "path": "", "image_dir": ""}
     data = {"sources": {"squares": source}, "text_length": 12, "holdout": HELD_OUT, "flip": True}
-    config.stages = {"squares": {"data": data, "optimizer": {"learning_rate": 1e-2}, "steps": STEPS, "batch_size": 1}}
+    config.stages = {
+        "squares": {
+            "data": data,
+            "optimizer": {"learning_rate": 1e-2},
+            "steps": STEPS,
+            "batch_size": 1,
+        }
+    }
     config.checkpoint = {"every": 2}
     config.logging = {"every": 2, "trackers": ("jsonl",), "hang_timeout": 0.0}
     return config
 
 
 def write_data(folder: pathlib.Path) -> pathlib.Path:
-    """Pictures and the captions that name their colors."""
-    colors = [COLORS[number % len(COLORS)] for number in range(PICTURES)]
+    """Images and the captions that name their colors."""
+    colors = [COLORS[number % len(COLORS)] for number in range(IMAGES)]
     for number, color in enumerate(colors):
-        picture = Image.new("RGB", (8, 8), "gray")
-        picture.paste(color, (0, 0, 3, 8))  # at one side: mirrored, it is another picture
-        picture.save(folder / f"{number}.png")
-    write_records(folder, [{"image": f"{number}.png", "text": f"a {color} square"} for number, color in enumerate(colors)])
+        image = Image.new("RGB", (8, 8), "gray")
+        image.paste(color, (0, 0, 3, 8))  # at one side: mirrored, it is another image
+        image.save(folder / f"{number}.png")
+    write_records(
+        folder,
+        [
+            {"image": f"{number}.png", "text": f"a {color} square"}
+            for number, color in enumerate(colors)
+        ],
+    )
     return folder
 
 
@@ -56,8 +69,14 @@ def settings(data: pathlib.Path) -> dict[str, str]:
 
 def train(data: pathlib.Path, workdir: pathlib.Path, **changes: str) -> subprocess.Popen:
     """`python -m mmjax.main` in a process of its own, with other settings of the stage if wanted (two underscores for a dot)."""
-    given = settings(data) | {f"stages.squares.{name.replace('__', '.')}": value for name, value in changes.items()}
-    flags = [f"--config={__file__}", *(f"--config.{name}={value}" for name, value in given.items()), f"--workdir={workdir}"]
+    given = settings(data) | {
+        f"stages.squares.{name.replace('__', '.')}": value for name, value in changes.items()
+    }
+    flags = [
+        f"--config={__file__}",
+        *(f"--config.{name}={value}" for name, value in given.items()),
+        f"--workdir={workdir}",
+    ]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-m", "mmjax.main", *flags],

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from mmjax import host, main
+from mmjax import main
+from mmjax.base import host
 from mmjax.errors import InputError, NonFiniteError, Preempted
 from tests import squares
 from tests.golden import update as golden
@@ -47,15 +48,21 @@ def elsewhere(tmp_path, monkeypatch) -> pathlib.Path:
         ([CONFIG, "--config.stages.pretrain.steps", "three"], "a whole number is expected"),
         ([CONFIG, "--config.stages.pretrain.steps"], "has no value"),
         ([CONFIG, "--config.stages.pretrain.steps", "--mode=train"], "has no value"),
-        ([CONFIG, "--noconfig.stages.pretrain.data.flip"], "write --config.stages.pretrain.data.flip=false"),
-        ([CONFIG, "--config.stages.pretrain.model.connector.windows=7,2"], "do not tile the grid"),
+        (
+            [CONFIG, "--noconfig.stages.pretrain.data.flip"],
+            "write --config.stages.pretrain.data.flip=false",
+        ),
+        ([CONFIG, "--config.stages.pretrain.model.connector.windows=7,2"], "must tile the grid"),
         (["--config.seed=3", "--workdir=x"], "but there is no --config"),
         (["--workdir=none"], "There is no run in none"),
         ([f"{CONFIG}:7b"], "--config.tokenizer.path=..."),
         ([CONFIG, "--mode=plan", "--topology=h100"], "a number of devices is expected"),
         ([CONFIG, f"--against={golden.CONFIG}"], "it belongs to --mode=plan"),
         ([CONFIG, "--mode=plan", "--against="], "--against is empty"),
-        ([f"{CONFIG}:7b", "--mode=plan", "--against=configs/none.py"], "--against=configs/none.py: There is no config file"),
+        (
+            [f"{CONFIG}:7b", "--mode=plan", "--against=configs/none.py"],
+            "--against=configs/none.py: There is no config file",
+        ),
         ([f"{CONFIG}:7b", "--mode=plan", f"--against={golden.CONFIG}:8bb"], "Did you mean 8b?"),
     ],
 )
@@ -93,11 +100,22 @@ def test_a_checkpoint_leads_to_its_run(tmp_path):
     checkpoint = str(tmp_path / "elsewhere" / "checkpoints" / "pretrain" / "3")
     options = main.parse(["mmjax", CONFIG, "--mode=evaluate", f"--checkpoint={checkpoint}"])
     assert main._read(options)[1].path == tmp_path / "elsewhere"
-    assert main._read(dataclasses.replace(options, workdir="other"))[1].path == pathlib.Path("other")
+    assert main._read(dataclasses.replace(options, workdir="other"))[1].path == pathlib.Path(
+        "other"
+    )
 
 
 def test_the_last_of_equal_settings_wins():
-    options = main.parse(["mmjax", "--config=a.py", "--config.seed=1", "--config.seed", "2", "--config.stages.a.trainable=x=y"])
+    options = main.parse(
+        [
+            "mmjax",
+            "--config=a.py",
+            "--config.seed=1",
+            "--config.seed",
+            "2",
+            "--config.stages.a.trainable=x=y",
+        ]
+    )
     assert options.overrides == {"seed": "2", "stages.a.trainable": "x=y"}
     assert options.config == "a.py"
 
@@ -134,19 +152,27 @@ def test_a_wrong_flag_in_a_real_process_starts_no_jax(tmp_path):
         "import sys; sys.argv = ['mmjax', '--confg=x']\nfrom mmjax.main import main\ncode = main()\n"
         "print('jax' in sys.modules)\nsys.exit(code)"
     )
-    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
     assert (result.returncode, result.stdout) == (2, "False\n")
     assert result.stderr.splitlines() == [result.stderr.strip()]
 
 
 def test_a_wrong_setting_in_a_real_process(tmp_path):
     command = [sys.executable, "-m", "mmjax.main", CONFIG, "--config.model.vision.heads=3"]
-    result = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    result = subprocess.run(
+        command, cwd=tmp_path, env=_environment(), capture_output=True, text=True
+    )
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == (
-        "mmjax: config.stages.pretrain.model.vision.width is 128, which heads = 3 does not divide.\n"
-        "config.stages.finetune.model.vision.width is 128, which heads = 3 does not divide.\n"
+        "mmjax: config.stages.pretrain.model.vision.width 128 must be divisible by heads 3.\n"
+        "config.stages.finetune.model.vision.width 128 must be divisible by heads 3.\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -154,22 +180,29 @@ def test_a_wrong_setting_in_a_real_process(tmp_path):
 @pytest.mark.parametrize(
     ("records", "changes", "message"),
     [
-        (None, {"data__sources__squares__image_dir": "none"}, "image_dir: there is no folder 'none'."),
         (
-            [{"image": "0.png"}] * squares.PICTURES,
+            None,
+            {"data__sources__squares__image_dir": "none"},
+            "image_dir: there is no folder 'none'.",
+        ),
+        (
+            [{"image": "0.png"}] * squares.IMAGES,
             {},
             "Source 'squares' has no token to learn from: of 6 samples none can be used (no text: 6). No example could be read:\n"
             "  no text: data.jsonl/0 has neither a text nor questions",
         ),
         (
-            [{"image": "0.png", "text": "a red square"}] * 4 + [{"image": "0.png", "text": " "}] * 4,
+            [{"image": "0.png", "text": "a red square"}] * 4
+            + [{"image": "0.png", "text": " "}] * 4,
             {},
             "Source 'squares': 2 of 6 samples cannot be used (bad text: 2), more than skip_budget=0.01 allows. Mend the data, or raise "
             "skip_budget. For example:\n  bad text: data.jsonl/4: ' ' is no text",
         ),
     ],
 )
-def test_data_that_cannot_be_used_end_a_real_process_with_nothing_written(tmp_path, records, changes, message):
+def test_data_that_cannot_be_used_end_a_real_process_with_nothing_written(
+    tmp_path, records, changes, message
+):
     data = squares.write_data(tmp_path)
     if records is not None:
         squares.write_records(data, records)
@@ -181,11 +214,20 @@ def test_data_that_cannot_be_used_end_a_real_process_with_nothing_written(tmp_pa
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(golden.ROOT), os.environ.get("PYTHONPATH"))))}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(golden.ROOT), os.environ.get("PYTHONPATH")))
+        )
+    }
 
 
 def test_the_host_is_prepared_without_overruling_the_user(monkeypatch, tmp_path):
-    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "JAX_PLATFORMS", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    for name in (
+        "JAX_COMPILATION_CACHE_DIR",
+        "XDG_CACHE_HOME",
+        "JAX_PLATFORMS",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MMJAX_CACHE_DIR", str(tmp_path))
     host.prepare()

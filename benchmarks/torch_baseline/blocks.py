@@ -10,7 +10,11 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 WHOLE = 8  # a model of so many blocks is compiled whole, a deeper one block by block, as torchtitan does it
 PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]  # what "dots" keeps
-VARIANTS = {"eager": None, "compile": {"mode": "default"}, "max-autotune": {"mode": "max-autotune-no-cudagraphs"}}
+VARIANTS = {
+    "eager": None,
+    "compile": {"mode": "default"},
+    "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+}
 
 
 class Ways:
@@ -25,9 +29,17 @@ class Ways:
     def __init__(self, remat: str, settings: dict[str, Any] | None = None):
         block: Callable[..., Tensor] = _call
         if remat != "none":
-            context = {"context_fn": functools.partial(create_selective_checkpoint_contexts, PRODUCTS)} if remat == "dots" else {}
+            context = (
+                {"context_fn": functools.partial(create_selective_checkpoint_contexts, PRODUCTS)}
+                if remat == "dots"
+                else {}
+            )
             block = functools.partial(_checkpointed, context)
-        compiled = functools.partial(torch.compile, dynamic=False, **settings) if settings else lambda function: function
+        compiled = (
+            functools.partial(torch.compile, dynamic=False, **settings)
+            if settings
+            else lambda function: function
+        )
         self.block, self.part = compiled(block), compiled(_call)
 
 
@@ -37,14 +49,20 @@ def _call(module: nn.Module, *arguments: Any) -> Any:
 
 
 def _checkpointed(context: dict[str, Any], block: nn.Module, *arguments: Any) -> Tensor:
-    return checkpoint(_call, block, *arguments, use_reentrant=False, preserve_rng_state=False, **context)
+    return checkpoint(
+        _call, block, *arguments, use_reentrant=False, preserve_rng_state=False, **context
+    )
 
 
-def loss_function(model: nn.Module, remat: str, variant: str) -> tuple[Callable[[dict[str, Any]], Tensor], str]:
+def loss_function(
+    model: nn.Module, remat: str, variant: str
+) -> tuple[Callable[[dict[str, Any]], Tensor], str]:
     """(function of a batch, how it was compiled) for one of VARIANTS."""
     settings = VARIANTS[variant]
     if settings is None:
         return functools.partial(model.loss, ways=Ways(remat)), ""
     if model.depth > WHOLE:
         return functools.partial(model.loss, ways=Ways(remat, settings)), "compiled block by block"
-    return torch.compile(functools.partial(model.loss, ways=Ways(remat)), dynamic=False, **settings), "compiled whole"
+    return torch.compile(
+        functools.partial(model.loss, ways=Ways(remat)), dynamic=False, **settings
+    ), "compiled whole"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch_baseline.vision import Attention, Mlp, norm
 
 
-class Boundaries(nn.Module):
-    """A learned vector before and one behind the visual tokens of a picture."""
+class ImageBoundaryTokens(nn.Module):
+    """A learned vector before and one behind the visual tokens of an image."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -26,7 +26,9 @@ class Level(Attention):
     def __init__(self, c: dict[str, Any]):
         bias, width = c["norm"] == "layer", c["width"]
         super().__init__(width, width // c["head_dim"], bias=False, output_bias=bias)
-        self.norm_query, self.norm_features, self.norm_mlp = (norm(c["norm"], width, c["norm_epsilon"]) for _ in range(3))
+        self.norm_query, self.norm_features, self.norm_mlp = (
+            norm(c["norm"], width, c["norm_epsilon"]) for _ in range(3)
+        )
         self.mlp = Mlp(width, c["mlp_width"], c["activation"], bias)
 
     def forward(self, q: Tensor, x: Tensor) -> Tensor:
@@ -40,28 +42,37 @@ class Scale(nn.Module):
     def __init__(self, c: dict[str, Any], window: int, queries: int):
         super().__init__()
         self.window, self.queries = window, nn.Parameter(0.02 * torch.randn(queries, c["width"]))
-        self.levels = nn.ModuleList(Level(c) for _ in c["feature_layers"])
+        self.blocks = nn.ModuleList(Level(c) for _ in c["feature_layers"])
 
     def forward(self, features: list[Tensor]) -> Tensor:
         n, patches, width = features[0].shape
         w = self.window
         g = int(patches**0.5) // w
         q = self.queries.expand(n, -1, -1).reshape(n * g * g, -1, width)
-        for level, x in zip(self.levels, features):  # noqa: B905 - one for each
-            q = level(q, x.reshape(n, g, w, g, w, width).transpose(2, 3).reshape(n * g * g, w * w, width))
+        for level, x in zip(self.blocks, features):  # noqa: B905 - one for each
+            q = level(
+                q, x.reshape(n, g, w, g, w, width).transpose(2, 3).reshape(n * g * g, w * w, width)
+            )
         return q.reshape(n, -1, width)
 
 
 class Resampler(nn.Module):
     def __init__(self, c: dict[str, Any], output: int):
         super().__init__()
-        self.scales = nn.ModuleList(Scale(c, window, queries) for window, queries in zip(c["windows"], c["queries"]))  # noqa: B905
+        self.scales = nn.ModuleList(
+            Scale(c, window, queries)
+            for window, queries in zip(c["windows"], c["queries"])  # noqa: B905 - as many
+        )
         self.norm = norm(c["norm"], c["width"], c["norm_epsilon"])
         self.projection = nn.Linear(c["width"], output)
-        self.boundaries = Boundaries(output) if c["boundaries"] else nn.Identity()
+        self.image_boundary_tokens = (
+            ImageBoundaryTokens(output) if c["image_boundary_tokens"] else nn.Identity()
+        )
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.boundaries(self.projection(self.norm(torch.cat([scale(features) for scale in self.scales], dim=1))))
+        return self.image_boundary_tokens(
+            self.projection(self.norm(torch.cat([scale(features) for scale in self.scales], dim=1)))
+        )
 
 
 class LinearConnector(nn.Module):
@@ -76,10 +87,12 @@ class LinearConnector(nn.Module):
 class MlpConnector(Mlp):
     def __init__(self, c: dict[str, Any], width: int, output: int):
         super().__init__(width, c["hidden_width"], c["activation"], output=output)
-        self.boundaries = Boundaries(output) if c["boundaries"] else nn.Identity()
+        self.image_boundary_tokens = (
+            ImageBoundaryTokens(output) if c["image_boundary_tokens"] else nn.Identity()
+        )
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.boundaries(super().forward(features[-1]))
+        return self.image_boundary_tokens(super().forward(features[-1]))
 
 
 def make_connector(c: dict[str, Any], width: int, output: int) -> nn.Module:

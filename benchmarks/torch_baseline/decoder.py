@@ -10,7 +10,14 @@ from transformers import LlamaConfig, LlamaModel
 from torch_baseline.attention import NAME
 from torch_baseline.blocks import Ways
 
-NEEDED = ("qkv_bias", "output_bias", "mlp_bias", "query_key_norm", "sliding_window", "experts")  # to be absent
+NEEDED = (
+    "qkv_bias",
+    "output_bias",
+    "mlp_bias",
+    "query_key_norm",
+    "sliding_window",
+    "experts",
+)  # to be absent
 
 
 class DecoderBlock(nn.Module):
@@ -21,7 +28,9 @@ class DecoderBlock(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, mask: Tensor | None, cosines: Tensor, sines: Tensor) -> Tensor:
-        out = self.layer(x, attention_mask=mask, position_embeddings=(cosines, sines), use_cache=False)
+        out = self.layer(
+            x, attention_mask=mask, position_embeddings=(cosines, sines), use_cache=False
+        )
         return out[0] if isinstance(out, tuple) else out  # where releases differ
 
 
@@ -31,7 +40,9 @@ class Decoder(nn.Module):
     def __init__(self, c: dict[str, Any], depth: int):
         super().__init__()
         if odd := [name for name in NEEDED if c[name]]:
-            raise ValueError(f"the decoder has {', '.join(odd)}, which PyTorch's side of this benchmark has not")
+            raise ValueError(
+                f"the decoder has {', '.join(odd)}, which PyTorch's side of this benchmark has not"
+            )
         config = LlamaConfig(
             vocab_size=c["vocabulary"],
             hidden_size=c["width"],
@@ -51,11 +62,17 @@ class Decoder(nn.Module):
         llama = LlamaModel(config)
         self.embed_tokens, self.norm, self.rotary = llama.embed_tokens, llama.norm, llama.rotary_emb
         self.layers = nn.ModuleList(DecoderBlock(layer) for layer in llama.layers)
-        self.head = Head(None if c["tied_head"] else nn.Linear(c["width"], c["vocabulary"], bias=False))
+        self.head = Head(
+            None if c["tie_word_embeddings"] else nn.Linear(c["width"], c["vocabulary"], bias=False)
+        )
 
-    def forward(self, x: Tensor, positions: Tensor | None, mask: Tensor | None, ways: Ways) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor | None, mask: Tensor | None, ways: Ways
+    ) -> Tensor:
         """Embeddings [B, T, D] to the states after the last block, before the norm. Positions: None for 0, 1, ..."""
-        positions = torch.arange(x.shape[1], device=x.device)[None] if positions is None else positions
+        positions = (
+            torch.arange(x.shape[1], device=x.device)[None] if positions is None else positions
+        )
         cosines, sines = self.rotary(x, positions)
         for layer in self.layers:
             x = ways.block(layer, x, mask, cosines, sines)
@@ -73,7 +90,9 @@ class Head(nn.Module):
         super().__init__()
         self.linear = linear
 
-    def forward(self, norm: nn.Module, table: Tensor, x: Tensor, chosen: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        self, norm: nn.Module, table: Tensor, x: Tensor, chosen: Tensor | None, targets: Tensor
+    ) -> Tensor:
         rows = x.flatten(0, 1)
         rows = norm(rows if chosen is None else rows[chosen])
         logits = F.linear(rows, table) if self.linear is None else self.linear(rows)
@@ -86,7 +105,9 @@ def rope(c: dict[str, Any]) -> dict[str, Any]:
     if scaling is None:
         return {"rope_type": "default", "rope_theta": c["rope_theta"]}
     if scaling["kind"] != "llama3":
-        raise ValueError(f"rotary positions are rescaled by {scaling['kind']!r}, which PyTorch's side of this benchmark has not")
+        raise ValueError(
+            f"rotary positions are rescaled by {scaling['kind']!r}, which PyTorch's side of this benchmark has not"
+        )
     return {
         "rope_type": "llama3",
         "rope_theta": c["rope_theta"],

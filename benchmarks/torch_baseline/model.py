@@ -20,17 +20,30 @@ class Model(nn.Module):
         super().__init__()
         c = spec["model"]
         self.vision_config, self.connector_config = c["vision"], c["connector"]
-        self.depth = sum(size for _, size in spec["spans"]["decoder"])
+        self.depth = sum(size for _, size in spec["layer_ranges"]["decoder"])
         self.vision = make_vision(c["vision"])
         self.connector = make_connector(c["connector"], c["vision"]["width"], c["decoder"]["width"])
         self.decoder = Decoder(c["decoder"], self.depth)
         if c["lora"]["rank"]:
-            updated = {path.removesuffix("/lora_a") for path in spec["parameters"] if path.endswith("/lora_a")}
-            names = [name for name, place in places(self, spec).items() if place.path.removesuffix("/kernel") in updated]
-            lora.attach(self, (name.removesuffix(".weight") for name in names), c["lora"]["rank"], c["lora"]["alpha"])
+            updated = {
+                path.removesuffix("/lora_a")
+                for path in spec["parameters"]
+                if path.endswith("/lora_a")
+            }
+            names = [
+                name
+                for name, place in places(self, spec).items()
+                if place.path.removesuffix("/kernel") in updated
+            ]
+            lora.attach(
+                self,
+                (name.removesuffix(".weight") for name in names),
+                c["lora"]["rank"],
+                c["lora"]["alpha"],
+            )
 
     def features(self, images: Tensor, ways: Ways) -> list[Tensor]:
-        """What the connector reads of every picture."""
+        """What the connector reads of every image."""
         c = self.connector_config
         found = self.vision.hidden_states(images, c["feature_layers"], ways)
         if c.get("final_norm"):
@@ -49,7 +62,7 @@ class Model(nn.Module):
 
 
 def place_visual(text: Tensor, visual: Tensor, slot: Tensor) -> Tensor:
-    """Embeddings [B, T, D], at the visual tokens those [B * I, L, D] of the pictures that `slot` [B, T] points to."""
+    """Embeddings [B, T, D], at the visual tokens those [B * I, L, D] of the images that `slot` [B, T] points to."""
     visual = visual.reshape(text.shape[0], -1, visual.shape[-1])
     placed = visual.gather(1, slot.clamp(min=0)[..., None].expand(-1, -1, visual.shape[-1]))
     return torch.where((slot >= 0)[..., None], placed, text)
@@ -57,9 +70,9 @@ def place_visual(text: Tensor, visual: Tensor, slot: Tensor) -> Tensor:
 
 def batch_mask(batch: dict[str, Any]) -> Tensor | None:
     """[B, 1, T, T] booleans of packed rows; None where rows are causal and nothing else."""
-    if batch["segments"] is None:
+    if batch["segment_ids"] is None:
         return None
-    segments, prefixes = batch["segments"], batch["prefixes"]
+    segments, prefixes = batch["segment_ids"], batch["prefix_segment_ids"]
     order = torch.arange(segments.shape[1], device=segments.device)
     own = (segments[:, :, None] == segments[:, None]) & (order[:, None] >= order)
     shared = (prefixes[:, :, None] == segments[:, None]) & (prefixes[:, :, None] > 0)

@@ -38,7 +38,10 @@ class Trainer:
             groups.setdefault((settings["rate"], settings["decay"]), []).append(master)
         o = spec["optimizer"]
         self.optimizer = torch.optim.AdamW(
-            [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
+            [
+                {"params": members, "lr": rate, "weight_decay": decay}
+                for (rate, decay), members in groups.items()
+            ],
             betas=(o["beta1"], o["beta2"]),
             eps=o["epsilon"],
             fused=True,
@@ -51,7 +54,9 @@ class Trainer:
         for value, master in zip(self.parameters, self.masters):  # noqa: B905 - one for each
             if master is not value and value.grad is not None:
                 master.grad, value.grad = value.grad.float(), None
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, float("inf") if self.clip_norm is None else self.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.masters, float("inf") if self.clip_norm is None else self.clip_norm
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.masters[0] is not self.parameters[0]:

@@ -15,7 +15,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from torch_baseline.attention import NAME, attend
 from torch_baseline.blocks import Ways
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}  # transformers' names
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+}  # transformers' names
 FUNCTIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -37,7 +42,9 @@ def is_clip(c: dict[str, Any]) -> bool:
 def make_vision(c: dict[str, Any]) -> "Vision":
     """Raises ValueError for what neither form has."""
     if c["gated_mlp"] or c["pooling_head"]:
-        raise ValueError("the encoder has a gated MLP or a pooling head, which PyTorch's side of this benchmark has not")
+        raise ValueError(
+            "the encoder has a gated MLP or a pooling head, which PyTorch's side of this benchmark has not"
+        )
     return Clip(c) if is_clip(c) else PlainVision(c)
 
 
@@ -50,7 +57,9 @@ class Vision(nn.Module, abc.ABC):
     def __init__(self, c: dict[str, Any]):
         super().__init__()
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(c[f"image_{name}"], dtype=torch.float32), persistent=False)
+            self.register_buffer(
+                name, torch.tensor(c[f"image_{name}"], dtype=torch.float32), persistent=False
+            )
 
     def hidden_states(self, images: Tensor, wanted: list[int], ways: Ways) -> list[Tensor]:
         """[N, h, w, 3] uint8 to states [N, P (+ 1), D] after `wanted` blocks each."""
@@ -86,7 +95,11 @@ class Clip(Vision):
         )
         model = CLIPVisionModel(config)
         model = getattr(model, "vision_model", model)  # where releases differ
-        self.embeddings, self.embedding_norm, self.layers = model.embeddings, model.pre_layrnorm, model.encoder.layers
+        self.embeddings, self.embedding_norm, self.layers = (
+            model.embeddings,
+            model.pre_layrnorm,
+            model.encoder.layers,
+        )
         self.final_norm = model.post_layernorm if c["final_norm"] else None
 
     def embed(self, images: Tensor) -> Tensor:
@@ -105,14 +118,22 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width, bias=output_bias)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        q, k, v = (z.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for z in (self.query(x), self.key(y), self.value(y)))
+        q, k, v = (
+            z.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for z in (self.query(x), self.key(y), self.value(y))
+        )
         return self.output(attend(self, q, k, v, None)[0].flatten(2))
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int, activation: str, bias: bool = True, output: int | None = None):
+    def __init__(
+        self, width: int, hidden: int, activation: str, bias: bool = True, output: int | None = None
+    ):
         super().__init__()
-        self.up, self.down = nn.Linear(width, hidden, bias=bias), nn.Linear(hidden, output or width, bias=bias)
+        self.up, self.down = (
+            nn.Linear(width, hidden, bias=bias),
+            nn.Linear(hidden, output or width, bias=bias),
+        )
         self.activation = FUNCTIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,12 +144,16 @@ class PlainBlock(nn.Module):
     def __init__(self, c: dict[str, Any]):
         super().__init__()
         bias = c["norm"] == "layer"
-        self.norm_attention, self.norm_mlp = (norm(c["norm"], c["width"], c["norm_epsilon"]) for _ in range(2))
+        self.norm_attention, self.norm_mlp = (
+            norm(c["norm"], c["width"], c["norm_epsilon"]) for _ in range(2)
+        )
         self.attention = Attention(c["width"], c["heads"], bias, bias)
         self.mlp = Mlp(c["width"], c["mlp_width"], c["activation"], bias)
         self.scaled = c["layer_scale"]
         if self.scaled:
-            self.scale_attention, self.scale_mlp = (nn.Parameter(torch.ones(c["width"])) for _ in range(2))
+            self.scale_attention, self.scale_mlp = (
+                nn.Parameter(torch.ones(c["width"])) for _ in range(2)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm_attention(x)
@@ -145,16 +170,26 @@ class PlainVision(Vision):
         super().__init__(c)
         self.patch_size, self.grid = c["patch_size"], c["image_size"] // c["patch_size"]
         self.patch = nn.Linear(self.patch_size**2 * 3, c["width"], bias=c["patch_bias"])
-        self.position = nn.Parameter(0.02 * torch.randn(self.grid**2 + c["class_token"], c["width"]))
-        self.class_token = nn.Parameter(0.02 * torch.randn(c["width"])) if c["class_token"] else None
-        self.embedding_norm = norm(c["norm"], c["width"], c["norm_epsilon"]) if c["embedding_norm"] else None
+        self.position = nn.Parameter(
+            0.02 * torch.randn(self.grid**2 + c["class_token"], c["width"])
+        )
+        self.class_token = (
+            nn.Parameter(0.02 * torch.randn(c["width"])) if c["class_token"] else None
+        )
+        self.embedding_norm = (
+            norm(c["norm"], c["width"], c["norm_epsilon"]) if c["embedding_norm"] else None
+        )
         self.layers = nn.ModuleList(PlainBlock(c) for _ in range(c["layers"]))
-        self.final_norm = norm(c["norm"], c["width"], c["norm_epsilon"]) if c["final_norm"] else None
+        self.final_norm = (
+            norm(c["norm"], c["width"], c["norm_epsilon"]) if c["final_norm"] else None
+        )
 
     def embed(self, images: Tensor) -> Tensor:
         n, g, p = images.shape[0], self.grid, self.patch_size
         pixels = self.normalised(images)[:, : g * p, : g * p].to(self.position.dtype)
-        x = self.patch(pixels.reshape(n, g, p, g, p, 3).transpose(2, 3).reshape(n, g * g, p * p * 3))
+        x = self.patch(
+            pixels.reshape(n, g, p, g, p, 3).transpose(2, 3).reshape(n, g * g, p * p * 3)
+        )
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(n, 1, -1), x], dim=1)
         x = x + self.position

@@ -15,7 +15,7 @@ PARTS = {
     "vision.embeddings.patch_embedding": "vision.patch",
     "vision.embeddings.position_embedding.weight": "vision.position",
     "decoder.embed_tokens.weight": "decoder.embedding",
-    "decoder.head.linear": "decoder.head",
+    "decoder.lm_head.linear": "decoder.lm_head",
     ".layer.": ".",
     "input_layernorm": "norm_attention",
     "post_attention_layernorm": "norm_mlp",
@@ -55,16 +55,20 @@ class Place:
 
 def places(model: nn.Module, spec: dict[str, Any]) -> dict[str, Place]:
     """The place of every parameter of the model by its name."""
-    return {name: _place(name, value, spec["spans"]) for name, value in model.named_parameters()}
+    return {
+        name: _place(name, value, spec["layer_ranges"]) for name, value in model.named_parameters()
+    }
 
 
-def _place(name: str, value: nn.Parameter, spans: Mapping[str, list[tuple[str, int]]]) -> Place:
+def _place(
+    name: str, value: nn.Parameter, layer_ranges: Mapping[str, list[tuple[str, int]]]
+) -> Place:
     for theirs, ours in PARTS.items():
         name = name.replace(theirs, ours)
     layer = None
     if stacked := re.match(r"(vision|decoder)\.layers\.(\d+)\.(.*)", name):
         part, layer = stacked[1], int(stacked[2])
-        rows = [(path, index) for path, size in spans[part] for index in range(size)]
+        rows = [(path, index) for path, size in layer_ranges[part] for index in range(size)]
         path, layer = rows[layer]
         name = f"{part}.{path}.{stacked[3]}"
     path = name.replace(".", "/")
@@ -80,14 +84,22 @@ def load(model: nn.Module, spec: dict[str, Any], arrays: Mapping[str, np.ndarray
     given = {(path, layer) for path, array in arrays.items() for layer in _layers(path, array)}
     parameters = dict(model.named_parameters())
     for name, place in places(model, spec).items():
-        assert (place.path, place.layer) in given, f"{name}: there is no {place.path} of layer {place.layer}, or it is used twice"
+        assert (place.path, place.layer) in given, (
+            f"{name}: there is no {place.path} of layer {place.layer}, or it is used twice"
+        )
         given.remove((place.path, place.layer))
-        array = torch.from_numpy(np.array(arrays[place.path] if place.layer is None else arrays[place.path][place.layer]))
+        array = torch.from_numpy(
+            np.array(arrays[place.path] if place.layer is None else arrays[place.path][place.layer])
+        )
         value = parameters[name]
         if place.patches:
-            array = array.reshape(*value.shape[2:], value.shape[1], value.shape[0]).permute(3, 2, 0, 1)
+            array = array.reshape(*value.shape[2:], value.shape[1], value.shape[0]).permute(
+                3, 2, 0, 1
+            )
         array = array.T if place.transposed else array
-        assert array.shape == value.shape, f"{name} is {tuple(value.shape)}, {place.path} is {tuple(array.shape)}"
+        assert array.shape == value.shape, (
+            f"{name} is {tuple(value.shape)}, {place.path} is {tuple(array.shape)}"
+        )
         value.copy_(array)
     assert not given, f"not used: {sorted(map(str, given))}"
 

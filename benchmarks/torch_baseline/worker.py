@@ -18,7 +18,12 @@ import resource
 import sys
 import time
 
-ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))  # the settings of mmjax/heap.py: one arena, freed memory is kept
+ALLOCATOR = (
+    (-8, 1),
+    (-3, 2**31 - 1),
+    (-1, -1),
+    (-4, 0),
+)  # the settings of mmjax/base/host.py: one arena, freed memory is kept
 if sys.platform == "linux" and sys.argv[2:3] != ["cuda"]:
     for option, setting in ALLOCATOR:
         ctypes.CDLL(None).mallopt(option, setting)
@@ -53,7 +58,10 @@ class Job:
         self.trainer = Trainer(self.model, spec, device)
         with np.load(folder / "torch_batches.npz") as file:
             fields = dict(file)
-        given = ({name: value[number] for name, value in fields.items()} for number in range(len(fields["tokens"])))
+        given = (
+            {name: value[number] for name, value in fields.items()}
+            for number in range(len(fields["tokens"]))
+        )
         self.batches = [batches.make(arrays, spec["head_positions"], device) for arrays in given]
         self.variants: dict = {}
         self.backends = self.pin() if device == "cuda" else {}
@@ -85,7 +93,13 @@ class Job:
             self.wait()
             seconds.append(time.perf_counter() - begun)
         losses, norms = ([float(value) for value in values] for values in zip(*results))  # noqa: B905 - pairs
-        return {"losses": losses, "norms": norms, "seconds": seconds, "remark": self.variants[variant][1], "backends": self.backends}
+        return {
+            "losses": losses,
+            "norms": norms,
+            "seconds": seconds,
+            "remark": self.variants[variant][1],
+            "backends": self.backends,
+        }
 
     def run(self, variant: str, steps: int) -> dict:
         if self.device == "cuda":
@@ -104,10 +118,16 @@ class Job:
 
 
 def main(folder: str, device: str) -> None:
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "python of torch": platform.python_version()}
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python of torch": platform.python_version(),
+    }
     if device == "cuda":
         torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 stays float32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+            False  # float32 stays float32
+        )
     elif hasattr(os, "sched_getaffinity"):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     print("ready", json.dumps(versions), flush=True)
@@ -116,7 +136,9 @@ def main(folder: str, device: str) -> None:
         asked = json.loads(line)
         try:
             job = job or Job(pathlib.Path(folder), device)
-            answer = getattr(job, {"first": "first", "run": "run"}[asked["do"]])(asked["variant"], asked["steps"])
+            answer = getattr(job, {"first": "first", "run": "run"}[asked["do"]])(
+                asked["variant"], asked["steps"]
+            )
         except Exception as error:  # the benchmark says it in its table
             first = (str(error).strip().splitlines() or [""])[0]
             answer = {"error": f"{type(error).__name__}: {first[:300]}"}

@@ -1,1 +1,1 @@
-"""From files to packed rows: sources, tokenisation, pictures, packing, loading."""
+"""From files to packed rows: sources, tokenisation, images, packing, loading."""

@@ -12,9 +12,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from mmjax.data.layout import Row, stack
-from mmjax.data.rows import Rows
-from mmjax.data.skips import Report
+from mmjax.data.examples import Report
+from mmjax.data.packing.layout import Row, stack
+from mmjax.data.packing.rows import Rows
 from mmjax.typing import Batch
 
 _ENDLESS = 1 << 60
@@ -27,7 +27,9 @@ _SHARED_BYTES = 1 << 20
 _Element = tuple[dict[str, np.ndarray], int, list[Report]]
 
 
-def batches(rows: Rows, batch_size: int, first_row: int, workers: int, stop_row: int | None = None) -> "Batches":
+def batches(
+    rows: Rows, batch_size: int, first_row: int, workers: int, stop_row: int | None = None
+) -> "Batches":
     """Batches of consecutive rows.
 
     Args:
@@ -49,13 +51,19 @@ def batches(rows: Rows, batch_size: int, first_row: int, workers: int, stop_row:
 class Batches(Iterator[tuple[Batch, int]]):
     """The iterator that `batches` returns."""
 
-    def __init__(self, rows: Rows, batch_size: int, first_row: int, workers: int, stop_row: int | None):
+    def __init__(
+        self, rows: Rows, batch_size: int, first_row: int, workers: int, stop_row: int | None
+    ):
         assert batch_size > 0 and first_row >= 0 and workers >= 0
         last = _ENDLESS if rows.endless else len(rows)
         stop = last if stop_row is None else min(stop_row, last)
-        dataset = grain.MapDataset.range(first_row, max(stop, first_row), batch_size).map(_LoadBatch(rows, batch_size, stop))
+        dataset = grain.MapDataset.range(first_row, max(stop, first_row), batch_size).map(
+            _LoadBatch(rows, batch_size, stop)
+        )
         self._rows = rows
-        self._elements = [iter(_in_processes(dataset, workers) if workers else _in_threads(dataset))]
+        self._elements = [
+            iter(_in_processes(dataset, workers) if workers else _in_threads(dataset))
+        ]
         # Also runs at the exit of a program that never closes: Grain's own cleaning up comes too late there, and prints errors.
         self._finish = weakref.finalize(self, _close, self._elements)
 
@@ -92,7 +100,9 @@ def _owned(array: np.ndarray) -> np.ndarray:
 
 
 def _in_threads(dataset: grain.MapDataset) -> grain.IterDataset:
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
+    return dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    )
 
 
 def _in_processes(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
@@ -101,7 +111,9 @@ def _in_processes(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     alone = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     sharing = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
-    return grain.experimental.WithOptionsIterDataset(alone, sharing).mp_prefetch(processes, worker_init_fn=_prepare_worker)
+    return grain.experimental.WithOptionsIterDataset(alone, sharing).mp_prefetch(
+        processes, worker_init_fn=_prepare_worker
+    )
 
 
 class _LoadBatch:

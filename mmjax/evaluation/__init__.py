@@ -1,7 +1,7 @@
 """What a finished model is scored on: tasks by name, their baselines, and maps of where the model looks."""
 
 from mmjax.evaluation.evaluate import run
-from mmjax.evaluation.task import Split, Task
 from mmjax.evaluation.tasks import TASKS
+from mmjax.evaluation.tasks.base import Split, Task
 
 __all__ = ["TASKS", "Split", "Task", "run"]

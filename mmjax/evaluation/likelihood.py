@@ -1,17 +1,17 @@
-"""How likely a model finds given captions of given pictures: the loss of training, summed over them."""
+"""How likely a model finds given captions of given images: the loss of training, summed over them."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmjax.data.encoding import Encoded, Encoder
 from mmjax.data.examples import Image
-from mmjax.data.images import ImageCache
-from mmjax.data.layout import Row, RowShape, RowWriter, stack
-from mmjax.data.templates import Branch
+from mmjax.data.images.decode import ImageCache
+from mmjax.data.packing.layout import Row, RowShape, RowWriter, stack
+from mmjax.data.text.templates import Continuation
+from mmjax.data.text.tokenizer import SegmentTokenizer, TokenizedSegment
 from mmjax.errors import InputError, Preempted
-from mmjax.evaluation.task import Subject
-from mmjax.generate import BUCKET
+from mmjax.evaluation.tasks.base import EvaluatedModel
+from mmjax.inference.generate import BUCKET
 from mmjax.training.step import make_evaluation_step
 
 
@@ -31,44 +31,61 @@ class CaptionSums:
 
 
 class CaptionLikelihood:
-    """Measures a model on captions; the pictures that they stand beside may be exchanged. All calls share one compiled program."""
+    """Measures a model on captions; the images that they stand beside may be exchanged. All calls share one compiled program."""
 
-    def __init__(self, subject: Subject, captions: Sequence[Sequence[Branch]]):
-        """captions: of each picture, at least one, as the template writes them. A picture and its captions are a row, as in training."""
-        model, tokenizer = subject.stage.model, subject.tokenizer
-        self._subject = subject
-        self._encoder = Encoder(tokenizer, model.visual_tokens)
-        self._captions = [[self._encoder.branch(branch) for branch in of_picture] for of_picture in captions]
-        longest = max(sum(piece.text for piece in of_picture) for of_picture in self._captions)
+    def __init__(self, evaluated: EvaluatedModel, captions: Sequence[Sequence[Continuation]]):
+        """captions: of each image, at least one, as the template writes them. An image and its captions are a row, as in training."""
+        model, tokenizer = evaluated.stage.model, evaluated.tokenizer
+        self._evaluated = evaluated
+        self._segment_tokenizer = SegmentTokenizer(tokenizer, model.visual_tokens)
+        self._captions = [
+            [self._segment_tokenizer.continuation(continuation) for continuation in of_image]
+            for of_image in captions
+        ]
+        longest = max(sum(piece.text for piece in of_image) for of_image in self._captions)
         length = BUCKET * math.ceil(longest / BUCKET)
-        self._shape = RowShape(length, 1, model.visual_tokens, model.vision.image_size, tokenizer.pad, subject.stage.data.resize)
-        self._pictures = ImageCache()
-        self._step = make_evaluation_step(subject.structure)
+        self._shape = RowShape(
+            length,
+            1,
+            model.visual_tokens,
+            model.vision.image_size,
+            tokenizer.pad,
+            evaluated.stage.data.resize,
+        )
+        self._images = ImageCache()
+        self._step = make_evaluation_step(evaluated.model_def)
 
-    def measure(self, pictures: Sequence[Image]) -> CaptionSums:
-        """The sums, with a picture for each of the captions.
+    def compute(self, images: Sequence[Image]) -> CaptionSums:
+        """The sums, with an image for each of the captions.
 
         Raises:
-            InputError: a picture cannot be read.
+            InputError: an image cannot be read.
             Preempted: a stop was requested; asked before each batch.
         """
-        nats, tokens, size = 0.0, 0, self._subject.batch_size
-        for start in range(0, len(pictures), size):
-            if self._subject.should_stop():
+        nats, tokens, size = 0.0, 0, self._evaluated.batch_size
+        for start in range(0, len(images), size):
+            if self._evaluated.should_stop():
                 raise Preempted("Stopped while measuring how likely captions are.")
             chosen = slice(start, start + size)
-            rows = [self._row(*one) for one in zip(pictures[chosen], self._captions[chosen], strict=True)]
+            rows = [
+                self._row(*one) for one in zip(images[chosen], self._captions[chosen], strict=True)
+            ]
             rows += [Row.empty(self._shape)] * (size - len(rows))
-            loss = self._step(self._subject.params, stack(rows)).loss
+            loss = self._step(self._evaluated.params, stack(rows)).loss
             nats, tokens = nats + float(loss.total), tokens + int(loss.count)
         return CaptionSums(nats, tokens, sum(map(len, self._captions)))
 
-    def _row(self, picture: Image, captions: Sequence[Encoded]) -> Row:
-        writer = RowWriter(self._shape, lambda image: self._pictures.load(image.source, self._shape.image_size, resize=self._shape.resize))
-        piece = self._encoder.prefix((picture,))
+    def _row(self, image: Image, captions: Sequence[TokenizedSegment]) -> Row:
+        writer = RowWriter(
+            self._shape,
+            lambda other: self._images.load(
+                other.source, self._shape.image_size, resize=self._shape.resize
+            ),
+        )
+        piece = self._segment_tokenizer.prefix((image,))
         prefix, error = writer.write(piece)
         if error is not None:
-            raise InputError(f"A picture cannot be used: {error}.")
+            raise InputError(f"An image cannot be used: {error}.")
         for caption in captions:
             writer.write(caption, prefix=prefix, start=len(piece.tokens))
         return writer.row

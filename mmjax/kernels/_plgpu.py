@@ -57,12 +57,20 @@ def matrix_memory(shape: tuple[int, ...], dtype: Any, widest: int = 128) -> Any:
     width = swizzle(shape[-1], dtype, widest)
     tiling: Any = plgpu.TilingTransform  # to a type checker, both are abstract
     swizzling: Any = plgpu.SwizzleTransform
-    return SharedMemory(shape, dtype, transforms=(tiling((8, width // jax.numpy.dtype(dtype).itemsize)), swizzling(width)))
+    return SharedMemory(
+        shape,
+        dtype,
+        transforms=(tiling((8, width // jax.numpy.dtype(dtype).itemsize)), swizzling(width)),
+    )
 
 
 def swizzle(row: int, dtype: Any, widest: int = 128) -> int:
     """Bytes of the swizzle that `matrix_memory` takes for rows of so many values."""
-    return next(width for width in (128, 64, 32) if width <= widest and row * jax.numpy.dtype(dtype).itemsize % width == 0)
+    return next(
+        width
+        for width in (128, 64, 32)
+        if width <= widest and row * jax.numpy.dtype(dtype).itemsize % width == 0
+    )
 
 
 def opaque(number: jax.Array) -> jax.Array:
@@ -99,11 +107,16 @@ def sum_of_products(terms: list[tuple[Ref, Ref]]) -> jax.Array:
             wgmma(total, left, right)
         return total[...]
 
-    return pl.run_scoped(issue, Accumulator((terms[0][0].shape[0], terms[0][1].shape[1]), jax.numpy.float32))
+    return pl.run_scoped(
+        issue, Accumulator((terms[0][0].shape[0], terms[0][1].shape[1]), jax.numpy.float32)
+    )
 
 
 def two_products[T](
-    first: tuple[Ref, Ref], second: tuple[Ref, Ref], meanwhile: Callable[[jax.Array], T], together: bool = True
+    first: tuple[Ref, Ref],
+    second: tuple[Ref, Ref],
+    meanwhile: Callable[[jax.Array], T],
+    together: bool = True,
 ) -> tuple[T, jax.Array]:
     """Two products of matrices in shared memory; `meanwhile` has the first one while the second is still being computed.
 
@@ -112,7 +125,10 @@ def two_products[T](
     if not together:
         result = meanwhile(product(*first))
         return result, product(*second)
-    types = [Accumulator((left.shape[0], right.shape[1]), jax.numpy.float32) for left, right in (first, second)]
+    types = [
+        Accumulator((left.shape[0], right.shape[1]), jax.numpy.float32)
+        for left, right in (first, second)
+    ]
 
     def issue(one: Ref, other: Ref) -> tuple[T, jax.Array]:
         wgmma(one, *first)
@@ -123,13 +139,21 @@ def two_products[T](
     return pl.run_scoped(issue, *types)
 
 
-def add_product(total: jax.Array, left: jax.Array, right: Ref, spare: Ref | None = None, meanwhile: Action = lambda: None) -> jax.Array:
+def add_product(
+    total: jax.Array,
+    left: jax.Array,
+    right: Ref,
+    spare: Ref | None = None,
+    meanwhile: Action = lambda: None,
+) -> jax.Array:
     """total + left @ right, with left in registers and right in shared memory."""
     return add_products([(total, left, right)], spare, meanwhile)[0]
 
 
 def add_products(
-    terms: list[tuple[jax.Array, jax.Array, Ref]], spare: Ref | None = None, meanwhile: Action = lambda: None
+    terms: list[tuple[jax.Array, jax.Array, Ref]],
+    spare: Ref | None = None,
+    meanwhile: Action = lambda: None,
 ) -> tuple[jax.Array, ...]:
     """total + left @ right for each of the terms, all on their way together.
 

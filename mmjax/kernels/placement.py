@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from mmjax.distributed.mesh import ROW_AXES, RULES
 from mmjax.kernels.attention.mask import IntervalMask
-from mmjax.mesh_axes import ROW_AXES, RULES
 from mmjax.typing import Array, Float
 
 type Attend = Callable[[Array, Array, Array, IntervalMask | None], Array]
@@ -36,11 +36,15 @@ def on_each_device(
     rows = _dividing(mesh, ROW_AXES, q.shape[0])
     heads = _dividing(mesh, (RULES["kv_heads"],), k.shape[2])
     array, intervals = PartitionSpec(rows, None, heads, None), PartitionSpec(rows, None)
-    split = jax.shard_map(attend, in_specs=(array, array, array, intervals), out_specs=array, check_vma=False)
+    split = jax.shard_map(
+        attend, in_specs=(array, array, array, intervals), out_specs=array, check_vma=False
+    )
     return split(q, k, v, mask)
 
 
-def _dividing(mesh: AbstractMesh, names: tuple[str | None, ...], size: int) -> tuple[str, ...] | None:
+def _dividing(
+    mesh: AbstractMesh, names: tuple[str | None, ...], size: int
+) -> tuple[str, ...] | None:
     """Those of the mesh axes that there are, if together they divide a number of rows or heads."""
     axes = tuple(name for name in names if name is not None and name in mesh.shape)
     return axes if axes and size % math.prod(mesh.shape[name] for name in axes) == 0 else None

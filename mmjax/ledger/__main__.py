@@ -16,7 +16,7 @@ from mmjax.errors import InputError
 from mmjax.ledger.costs import as_json
 from mmjax.ledger.reading import read
 from mmjax.ledger.table import show
-from mmjax.workdir import write_json
+from mmjax.runs.workdir import write_json
 
 DONE, WRONG_INPUT = 0, 2
 
@@ -43,10 +43,18 @@ def _write(path: Path, content: object) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m mmjax.ledger", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m mmjax.ledger",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="of the run")
-    parser.add_argument("--against", metavar="WORKDIR", type=Path, required=True, help="of the baseline")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="where the same numbers are written as JSON")
+    parser.add_argument(
+        "--against", metavar="WORKDIR", type=Path, required=True, help="of the baseline"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="where the same numbers are written as JSON"
+    )
     return parser.parse_args(arguments)
 
 

@@ -7,7 +7,7 @@ well it is used; FLOPs say what was computed, and depend on the recipes alone.
 import dataclasses
 from typing import Any
 
-from mmjax.wording import plural
+from mmjax.base.format import plural
 
 MEASURES = ("seconds", "device_seconds", "flops")
 
@@ -88,20 +88,35 @@ def share_saved(ours: float | None, baseline: float | None) -> float | None:
 
 def saving(ours: Costs, baseline: Costs) -> Saving:
     """What a run saves against another, over all of their stages."""
-    return Saving(**{measure: share_saved(ours.total(measure), baseline.total(measure)) for measure in MEASURES})
+    return Saving(
+        **{
+            measure: share_saved(ours.total(measure), baseline.total(measure))
+            for measure in MEASURES
+        }
+    )
 
 
 def reservations(ours: Costs, baseline: Costs) -> list[str]:
     """What of a comparison says more about the hardware than about the runs, in sentences; empty: all of it compares like with like."""
-    if all(run.total(measure) is None for run in (ours, baseline) for measure in ("seconds", "device_seconds")):
+    if all(
+        run.total(measure) is None
+        for run in (ours, baseline)
+        for measure in ("seconds", "device_seconds")
+    ):
         return []  # FLOPs alone
     where = f"{ours.name}: {ours.hardware}; {baseline.name}: {baseline.hardware}"
     if ours.device != baseline.device:
-        return [f"The devices differ ({where}): wall-clock and device time compare machines as well as runs. FLOPs compare the runs."]
+        return [
+            f"The devices differ ({where}): wall-clock and device time compare machines as well as runs. FLOPs compare the runs."
+        ]
     if ours.devices != baseline.devices:
-        return [f"The numbers of devices differ ({where}): wall-clock compares them as well as the runs. Device time and FLOPs do not."]
+        return [
+            f"The numbers of devices differ ({where}): wall-clock compares them as well as the runs. Device time and FLOPs do not."
+        ]
     if ours.device is None or None in ours.devices:
-        return [f"The hardware is not known ({where}): wall-clock and device time may compare machines rather than runs."]
+        return [
+            f"The hardware is not known ({where}): wall-clock and device time may compare machines rather than runs."
+        ]
     return []
 
 
@@ -110,7 +125,9 @@ def unlike(ours: Costs, baseline: Costs) -> list[str]:
     counts = len(ours.stages) - 1, len(baseline.stages) - 1
     if counts[0] == counts[1]:
         return []
-    return [f"Before the last stage, ours has {plural(counts[0], 'stage')} and the baseline {counts[1]}: that line compares unlike work."]
+    return [
+        f"Before the last stage, ours has {plural(counts[0], 'stage')} and the baseline {counts[1]}: that line compares unlike work."
+    ]
 
 
 def as_json(ours: Costs, baseline: Costs) -> dict[str, Any]:
@@ -118,12 +135,18 @@ def as_json(ours: Costs, baseline: Costs) -> dict[str, Any]:
 
     def plain(costs: Costs) -> dict[str, Any]:
         totals = {measure: costs.total(measure) for measure in MEASURES}
-        return {**dataclasses.asdict(costs), "stages": [dataclasses.asdict(stage) for stage in costs.stages], "total": totals}
+        return {
+            **dataclasses.asdict(costs),
+            "stages": [dataclasses.asdict(stage) for stage in costs.stages],
+            "total": totals,
+        }
 
     return {
         "run": plain(ours),
         "against": plain(baseline),
         "saving": dataclasses.asdict(saving(ours, baseline)),
-        "saving_before_the_last_stage": dataclasses.asdict(saving(ours.before_last, baseline.before_last)),
+        "saving_before_the_last_stage": dataclasses.asdict(
+            saving(ours.before_last, baseline.before_last)
+        ),
         "reservations": [*unlike(ours, baseline), *reservations(ours, baseline)],
     }

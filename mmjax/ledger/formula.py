@@ -1,6 +1,6 @@
 """What surrogate grafting saves, by a closed form that knows the decoder alone. Two recipes, counted by `training.flops`, say it better.
 
-The baseline aligns pictures with the frozen decoder (a FLOPs for each token and parameter), then trains all of the decoder (b FLOPs), once
+The baseline aligns images with the frozen decoder (a FLOPs for each token and parameter), then trains all of the decoder (b FLOPs), once
 over the data each. Grafting (arXiv:2505.22664) does the first on a surrogate of r times the parameters: its translators learn from the same
 data and from text beside it (rho tokens for each of the data's), then the encoder from the data. The whole decoder reads a share f of them:
 
@@ -30,12 +30,14 @@ REMATERIALISED = Multipliers(frozen=6, trained=8)
 """As PLAIN, with whole blocks computed forward once more (`remat="full"`), which `training.flops` does not count."""
 
 
-def predicted_saving(ratio: float, text: float, last: float, multipliers: Multipliers = PLAIN) -> float:
+def predicted_saving(
+    ratio: float, text: float, last: float, multipliers: Multipliers = PLAIN
+) -> float:
     """The share of the baseline's FLOPs that grafting does without; below zero where it costs more.
 
     Args:
         ratio: r, parameters of the surrogate for each one of the whole decoder.
-        text: rho, tokens of text without a picture for each token of the rows with pictures.
+        text: rho, tokens of text without an image for each token of the rows with images.
         last: f, which share of the data the last stage reads.
     """
     a, b = multipliers.frozen, multipliers.trained

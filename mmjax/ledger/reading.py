@@ -19,14 +19,24 @@ def read(workdir: Path) -> Costs:
     if not workdir.is_dir():
         raise InputError(f"There is no folder {workdir}.")
     if not (workdir / "config.json").is_file() and not (workdir / "summary.json").is_file():
-        raise InputError(f"{workdir} is not the workdir of a run: it has neither config.json nor summary.json.")
+        raise InputError(
+            f"{workdir} is not the workdir of a run: it has neither config.json nor summary.json."
+        )
     if not (workdir / "summary.json").is_file():
-        raise InputError(f"No stage of the run in {workdir} is finished: it has no summary.json yet.")
-    configured = _object(workdir / "config.json").get("stages") if (workdir / "config.json").is_file() else None
+        raise InputError(
+            f"No stage of the run in {workdir} is finished: it has no summary.json yet."
+        )
+    configured = (
+        _object(workdir / "config.json").get("stages")
+        if (workdir / "config.json").is_file()
+        else None
+    )
     return costs_of_summary(str(workdir), _object(workdir / "summary.json"), list(configured or ()))
 
 
-def costs_of_summary(name: str, summary: Mapping[str, Any], configured: Sequence[str] = ()) -> Costs:
+def costs_of_summary(
+    name: str, summary: Mapping[str, Any], configured: Sequence[str] = ()
+) -> Costs:
     """What a summary says of the costs of a finished run.
 
     Summaries of older versions say nothing of the devices of a stage: those of the run count then, of which a mesh always has all.
@@ -42,9 +52,13 @@ def costs_of_summary(name: str, summary: Mapping[str, Any], configured: Sequence
         entries = {str(entry["name"]): entry for entry in summary.get("stages") or ()}
         hardware = dict(summary.get("hardware") or {})
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{name}: the stages or the hardware in its summary.json cannot be read.") from None
+        raise InputError(
+            f"{name}: the stages or the hardware in its summary.json cannot be read."
+        ) from None
     if missing := [stage for stage in configured if stage not in entries]:
-        raise InputError(f"{name}: the run is not finished; its summary.json lacks {', '.join(missing)}.")
+        raise InputError(
+            f"{name}: the run is not finished; its summary.json lacks {', '.join(missing)}."
+        )
     if not entries:
         raise InputError(f"{name}: the run is not finished; its summary.json has no stage.")
     devices = hardware.get("devices")
@@ -57,8 +71,14 @@ def _stage(run: str, entry: Mapping[str, Any], devices: Any) -> StageCost:
         value = entry.get(key)
         if value is None and not needed:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise InputError(f"{run}: {key!r} of stage {entry['name']!r} in its summary.json is {value!r}; a number is expected.")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < math.inf
+        ):
+            raise InputError(
+                f"{run}: {key!r} of stage {entry['name']!r} in its summary.json is {value!r}; a number is expected."
+            )
         return value
 
     seconds, own = number("seconds", needed=True), number("devices")
@@ -68,14 +88,18 @@ def _stage(run: str, entry: Mapping[str, Any], devices: Any) -> StageCost:
     if device_seconds is None and own is not None:
         device_seconds = seconds * own
     flops = number("flops", needed=True)
-    return StageCost(str(entry["name"]), number("samples"), number("tokens"), seconds, device_seconds, flops, own)
+    return StageCost(
+        str(entry["name"]), number("samples"), number("tokens"), seconds, device_seconds, flops, own
+    )
 
 
 def _kind(hardware: Mapping[str, Any]) -> str | None:
     """The kind of the devices; of CPUs, which are all of one kind, with the number of cores."""
     kind = hardware.get("device")
     cores = hardware.get("cpus")
-    return f"{kind} of {cores} cores" if kind and cores and hardware.get("platform") == "cpu" else kind
+    return (
+        f"{kind} of {cores} cores" if kind and cores and hardware.get("platform") == "cpu" else kind
+    )
 
 
 def _object(path: Path) -> dict[str, Any]:

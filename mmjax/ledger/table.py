@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmjax.base.format import count, hours, operations, quantity, signed_percent
 from mmjax.ledger.costs import Costs, Saving, reservations, saving, unlike
-from mmjax.wording import count, hours, operations, quantity, signed_percent
 
 NOT_KNOWN = "–"
 
@@ -23,7 +23,11 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def show(ours: Costs, baseline: Costs, console: Console) -> None:
     """Prints both runs, the savings, and what must be known to read them."""
-    columns = [name for name in _COLUMNS if any(getattr(stage, name) is not None for run in (ours, baseline) for stage in run.stages)]
+    columns = [
+        name
+        for name in _COLUMNS
+        if any(getattr(stage, name) is not None for run in (ours, baseline) for stage in run.stages)
+    ]
     for name, run in (("ours", ours), ("baseline", baseline)):
         where = "" if run.total("device_seconds") is None else f", on {run.hardware}"
         console.print(f"{name:<10}{run.name}{where}", markup=False, highlight=False, soft_wrap=True)
@@ -35,7 +39,9 @@ def show(ours: Costs, baseline: Costs, console: Console) -> None:
             table.add_row(Text(name), *values)  # as text: a name is no markup
         table.add_section()
     table.add_row("saving", *_shown(saving(ours, baseline), columns))
-    table.add_row("  before the last stage", *_shown(saving(ours.before_last, baseline.before_last), columns))
+    table.add_row(
+        "  before the last stage", *_shown(saving(ours.before_last, baseline.before_last), columns)
+    )
     console.print(table)
     text = "Saving: 1 - ours / baseline; below zero where ours costs more."
     console.print(text, highlight=False, soft_wrap=True)
@@ -45,8 +51,15 @@ def show(ours: Costs, baseline: Costs, console: Console) -> None:
 
 def _run(heading: str, run: Costs, columns: list[str]) -> list[list[str]]:
     """A heading, a line for each stage, and one for their sum."""
-    lines = [[f"  {stage.name}", *(_text(name, getattr(stage, name)) for name in columns)] for stage in run.stages]
-    return [[heading, *("" for _ in columns)], *lines, ["  all", *(_text(name, run.total(name)) for name in columns)]]
+    lines = [
+        [f"  {stage.name}", *(_text(name, getattr(stage, name)) for name in columns)]
+        for stage in run.stages
+    ]
+    return [
+        [heading, *("" for _ in columns)],
+        *lines,
+        ["  all", *(_text(name, run.total(name)) for name in columns)],
+    ]
 
 
 def _text(column: str, value: float | None) -> str:

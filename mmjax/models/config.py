@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mmjax.models.connectors.base import ConnectorConfig
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Norm = Literal["layer", "rms"]
 
 
 @dataclass(frozen=True)
-class Span:
+class LayerRange:
     """Blocks of an encoder or a decoder that lie in one stack.
 
     Attributes:
@@ -31,7 +33,7 @@ class ViTConfig:
     """A vision transformer in the pre-norm form of CLIP (arXiv:2103.00020), with what SigLIP and DINOv2 do otherwise as fields.
 
     Attributes:
-        image_size, patch_size: pixels per side. The position table belongs to pictures of image_size; for others it is interpolated.
+        image_size, patch_size: pixels per side. The position table belongs to images of image_size; for others it is interpolated.
         layers: blocks that exist, which ends with the last one that the connector reads (CLIP's own 24th, for one, is not part of a
             model that reads its 23rd).
         class_token: whether a learned token stands before the patches.
@@ -41,7 +43,8 @@ class ViTConfig:
         layer_scale: a learned factor per channel on what each half of a block adds (DINOv2, arXiv:2304.07193).
         final_norm: a norm after the last block, for `VisionEncoder.last` and `pooled`, and for connectors that ask for it.
         pooling_head: one learned query that reads all patches (SigLIP, arXiv:2303.15343), for `VisionEncoder.pooled`.
-        late: so many of the last blocks lie in a stack of their own, "late/layers", so that they can be trained without the others.
+        separate_last_layers: so many of the last blocks lie in a stack of their own, "separate_last_layers/layers", so that they can be
+        trained without the others.
         weight_std: standard deviation of the truncated normal initialisation of kernels; None: fan_in ** -0.5.
         embedding_std: the same for the class token and the position table.
         image_mean, image_std: per channel, of pixels scaled to [0, 1].
@@ -63,7 +66,7 @@ class ViTConfig:
     layer_scale: bool = False
     final_norm: bool = False
     pooling_head: bool = False
-    late: int = 0
+    separate_last_layers: int = 0
     weight_std: float | None = 0.02
     embedding_std: float = 0.02
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -79,87 +82,17 @@ class ViTConfig:
         return self.grid**2
 
     @property
-    def spans(self) -> tuple[Span, ...]:
+    def layer_ranges(self) -> tuple[LayerRange, ...]:
         """The stacks that the blocks lie in, in the order in which they run."""
-        early = self.layers - self.late
-        return tuple(span for span in (Span("layers", 0, early), Span("late/layers", early, self.layers)) if span.size)
-
-
-@dataclass(frozen=True)
-class ResamplerConfig:
-    """The multi-scale windowed resampler of Chain-of-Sight (arXiv:2407.15819, section 3); one window over the grid is the plain resampler.
-
-    Attributes:
-        windows: side of the (square) windows of each scale, in patches, coarse to fine.
-        queries: learned queries of each scale, over all of its windows.
-        feature_layers: the encoder outputs a query reads, in turn: k means after k blocks.
-        width: of the queries and of the features.
-        query_std, weight_std: initialisation, as in ViTConfig.
-        boundaries: whether a learned vector stands before and another one behind the visual tokens of a picture.
-        parents: for each scale, the index of the scale of the stage before that it is grown from (transition `inflate`); empty: scale i
-        from i.
-    """
-
-    kind: Literal["resampler"]
-    windows: tuple[int, ...]
-    queries: tuple[int, ...]
-    feature_layers: tuple[int, ...]
-    width: int
-    head_dim: int
-    mlp_width: int
-    activation: Activation = "gelu"
-    norm: Norm = "layer"
-    norm_epsilon: float = 1e-5
-    query_std: float = 0.02
-    weight_std: float | None = 0.02
-    boundaries: bool = False
-    parents: tuple[int, ...] = ()
-
-    def visual_tokens(self, vision: ViTConfig) -> int:
-        """L: visual tokens per image."""
-        del vision  # the queries alone decide; the window rule is checked by the config
-        return sum(self.queries) + 2 * self.boundaries
-
-
-@dataclass(frozen=True)
-class LinearConfig:
-    """One linear map from every patch to the decoder's width: the paper's "Linear" bridge."""
-
-    kind: Literal["linear"]
-    feature_layers: tuple[int, ...]
-    weight_std: float | None = 0.02
-
-    def visual_tokens(self, vision: ViTConfig) -> int:
-        """L: visual tokens per image."""
-        return vision.patches
-
-
-@dataclass(frozen=True)
-class MLPConfig:
-    """Every patch through down(activation(up(x))), with biases: the connector of LLaVA-1.5 (arXiv:2310.03744), and, with the three choices
-    below, that of surrogate grafting (arXiv:2505.22664).
-
-    Attributes:
-        class_token: whether the encoder's class token becomes a visual token, too, the first one.
-        final_norm: whether features are read through the norm that the encoder ends in.
-        boundaries: whether a learned vector stands before and another one behind the visual tokens of a picture.
-    """
-
-    kind: Literal["mlp"]
-    feature_layers: tuple[int, ...]
-    hidden_width: int
-    activation: Activation = "gelu"
-    weight_std: float | None = 0.02
-    class_token: bool = False
-    final_norm: bool = False
-    boundaries: bool = False
-
-    def visual_tokens(self, vision: ViTConfig) -> int:
-        """L: visual tokens per image."""
-        return vision.patches + self.class_token + 2 * self.boundaries
-
-
-ConnectorConfig = ResamplerConfig | LinearConfig | MLPConfig
+        early = self.layers - self.separate_last_layers
+        return tuple(
+            layer_range
+            for layer_range in (
+                LayerRange("layers", 0, early),
+                LayerRange("separate_last_layers/layers", early, self.layers),
+            )
+            if layer_range.size
+        )
 
 
 @dataclass(frozen=True)
@@ -215,17 +148,18 @@ RopeScaling = Llama3Scaling | LinearScaling | DynamicScaling | YarnScaling
 class DecoderConfig:
     """A Llama decoder: RMSNorm, grouped-query attention, SwiGLU, rotary positions; with what its relatives do otherwise as fields.
 
-    With `replaced` it is a surrogate (arXiv:2505.22664): some ranges of its blocks are left out, and a few trained ones, which begin as the
+    With `replaced_layers` it is a surrogate (arXiv:2505.22664): some ranges of its blocks are left out, and a few trained ones, which
+    begin as the
     first of those, stand in the place of each range.
 
     Attributes:
         layers: blocks of the published model, those that are left out included; `depth` says how many run.
-        replaced: ranges [first, end) of blocks, in order; empty: all are there.
+        replaced_layers: ranges [first, end) of blocks, in order; empty: all are there.
         translators: trained blocks in the place of each range.
         vocabulary: V; 0 only in a recipe whose tokenizer is yet to be built from its training text: then it is set to what that one needs.
         heads, kv_heads: N and K; K divides N.
         context_length: tokens that it was trained to read at once; None: unknown. Nothing here depends on it.
-        tied_head: the output projection is the transposed embedding table.
+        tie_word_embeddings: the output projection is the transposed embedding table.
         qkv_bias: on query, key and value (Qwen2); output_bias: on the output of attention; mlp_bias: in the MLP.
         query_key_norm: an RMSNorm over every head of queries and keys (Qwen3).
         sliding_window: a token sees itself and the window - 1 tokens before (Mistral, arXiv:2310.06825); None: all of them.
@@ -244,7 +178,7 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-5
     context_length: int | None = None
-    tied_head: bool = False
+    tie_word_embeddings: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -252,35 +186,41 @@ class DecoderConfig:
     sliding_window: int | None = None
     experts: int = 0
     experts_per_token: int = 2
-    replaced: tuple[tuple[int, int], ...] = ()
+    replaced_layers: tuple[tuple[int, int], ...] = ()
     translators: int = 1
     weight_std: float | None = 0.02
     embedding_std: float = 0.02
 
     @property
-    def spans(self) -> tuple[Span, ...]:
+    def layer_ranges(self) -> tuple[LayerRange, ...]:
         """The stacks that the blocks lie in, in the order in which they run: one, or in turn those that are kept and translators."""
-        if not self.replaced:
-            return (Span("layers", 0, self.layers),)
+        if not self.replaced_layers:
+            return (LayerRange("layers", 0, self.layers),)
         found, kept, begin = [], 0, 0
-        for number, (first, end) in enumerate((*self.replaced, (self.layers, self.layers))):
+        for number, (first, end) in enumerate((*self.replaced_layers, (self.layers, self.layers))):
             if first > begin:
-                found.append(Span(f"kept/{kept}/layers", begin, first))
+                found.append(LayerRange(f"kept_layers/{kept}/layers", begin, first))
                 kept += 1
             if first < end:
-                found.append(Span(f"translators/{number}/layers", first, first + self.translators))
+                found.append(
+                    LayerRange(f"translators/{number}/layers", first, first + self.translators)
+                )
             begin = end
         return tuple(found)
 
     @property
     def depth(self) -> int:
         """Blocks that run."""
-        return sum(span.size for span in self.spans)
+        return sum(layer_range.size for layer_range in self.layer_ranges)
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """Which blocks of the published model they are, or begin as."""
-        return tuple(block for span in self.spans for block in range(span.start, span.stop))
+        return tuple(
+            block
+            for layer_range in self.layer_ranges
+            for block in range(layer_range.start, layer_range.stop)
+        )
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.distributed.mesh import constrain_batch, gather_fsdp
 from mmjax.kernels.attention import IntervalMask, attention
-from mmjax.mesh_axes import gather_for_use, keep_rows
-from mmjax.models.attention import Projections
+from mmjax.models.attention import Projections, apply_rope, rope_cos_sin
 from mmjax.models.config import DecoderConfig
-from mmjax.models.layers import Remat, put_stacks, run
-from mmjax.models.linear import Linear, product_in_float32, truncated_normal
-from mmjax.models.mlp import SwiGLU
+from mmjax.models.layers import (
+    Linear,
+    Remat,
+    RMSNorm,
+    SwiGLU,
+    matmul_float32,
+    put_stacks,
+    run,
+    truncated_normal,
+)
 from mmjax.models.moe import MoE
-from mmjax.models.norms import RMSNorm
-from mmjax.models.rope import rotate, rotation
 from mmjax.typing import AnyArray, Array, Float, Int
 
 
@@ -63,7 +68,7 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        turn: tuple[Array, Array],
+        cos_sin: tuple[Array, Array],
         mask: IntervalMask,
         cached: tuple[Array, Array] | None,
         length: Array | None,
@@ -71,7 +76,7 @@ class DecoderBlock(nnx.Module):
         """One block. `cached`: this layer's keys and values [B, S, K, H], to which the new ones are written at `length`."""
         a = self.attention
         q, k, v = a.heads(self.norm_attention(x))
-        q, k = rotate(q, *turn), rotate(k, *turn)
+        q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         if cached is not None:
             assert length is not None
             k, v = (_write(old, new, length) for old, new in zip(cached, (k, v), strict=True))
@@ -82,35 +87,71 @@ class DecoderBlock(nnx.Module):
 
 def _make_mlp(c: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> SwiGLU | MoE:
     if c.experts:
-        return MoE(c.width, c.mlp_width, c.experts, c.experts_per_token, std=c.weight_std, dtype=dtype, rngs=rngs)
+        return MoE(
+            c.width,
+            c.mlp_width,
+            c.experts,
+            c.experts_per_token,
+            std=c.weight_std,
+            dtype=dtype,
+            rngs=rngs,
+        )
     return SwiGLU(c.width, c.mlp_width, bias=c.mlp_bias, std=c.weight_std, dtype=dtype, rngs=rngs)
 
 
-def _write(old: Float[Array, "B S K H"], new: Float[Array, "B T K H"], at: Int[Array, "B"]) -> Float[Array, "B S K H"]:
-    return jax.vmap(lambda o, n, i: jax.lax.dynamic_update_slice_in_dim(o, n, i, axis=0))(old, new.astype(old.dtype), at)
+def _write(
+    old: Float[Array, "B S K H"], new: Float[Array, "B T K H"], at: Int[Array, "B"]
+) -> Float[Array, "B S K H"]:
+    return jax.vmap(lambda o, n, i: jax.lax.dynamic_update_slice_in_dim(o, n, i, axis=0))(
+        old, new.astype(old.dtype), at
+    )
 
 
 class Decoder(nnx.Module):
     """Token embeddings to hidden states, and hidden states to logits."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, remat: Remat = "none", unroll: int = 1):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        remat: Remat = "none",
+        unroll: int = 1,
+    ):
         c = config
-        self.embedding = nnx.Param(truncated_normal(rngs.params(), (c.vocabulary, c.width), c.embedding_std), axes=("vocabulary", "embed"))
-        put_stacks(self, c.spans, lambda rngs: DecoderBlock(c, dtype, rngs), rngs)
+        self.embedding = nnx.Param(
+            truncated_normal(rngs.params(), (c.vocabulary, c.width), c.embedding_std),
+            axes=("vocabulary", "embed"),
+        )
+        put_stacks(self, c.layer_ranges, lambda rngs: DecoderBlock(c, dtype, rngs), rngs)
         self.norm = RMSNorm(c.width, c.norm_epsilon)
-        if not c.tied_head:
+        if not c.tie_word_embeddings:
             axes = ("embed", "vocabulary")
-            self.head = Linear(c.width, c.vocabulary, axes=axes, bias=False, std=c.weight_std, dtype=dtype, rngs=rngs, float32_output=True)
+            self.lm_head = Linear(
+                c.width,
+                c.vocabulary,
+                axes=axes,
+                bias=False,
+                std=c.weight_std,
+                dtype=dtype,
+                rngs=rngs,
+                float32_output=True,
+            )
         self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
 
     def embed_tokens(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
-        return keep_rows(self._table()[tokens])
+        return constrain_batch(self._table()[tokens])
 
     def _table(self) -> Float[Array, "V D"]:
-        return gather_for_use(self.embedding[...].astype(self.dtype), ("vocabulary", "embed"))
+        return gather_fsdp(self.embedding[...].astype(self.dtype), ("vocabulary", "embed"))
 
     def __call__(
-        self, embeddings: Float[Array, "B T D"], positions: Int[AnyArray, "B T"], mask: IntervalMask, cache: KVCache | None = None
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[AnyArray, "B T"],
+        mask: IntervalMask,
+        cache: KVCache | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm.
 
@@ -134,28 +175,46 @@ class Decoder(nnx.Module):
 
     @jax.named_scope("decoder")
     def _through(
-        self, embeddings: Array, positions: AnyArray, mask: IntervalMask, cache: KVCache | None, *, keep: bool
+        self,
+        embeddings: Array,
+        positions: AnyArray,
+        mask: IntervalMask,
+        cache: KVCache | None,
+        *,
+        keep: bool,
     ) -> tuple[Array, KVCache | None, Array | None]:
         """Runs the blocks: the last states, the cache with what is new, and the states after each block where they are to be kept."""
         c = self.config
-        turn = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        cos_sin = rope_cos_sin(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         mask = mask if c.sliding_window is None else mask.within(c.sliding_window)
         cached = None if cache is None else (cache.keys, cache.values)
         length = None if cache is None else cache.length
 
-        def body(block: DecoderBlock, x: Array, cached: tuple[Array, Array] | None) -> tuple[Array, Any]:
-            x, cached = block(x, turn, mask, cached, length)
+        def body(
+            block: DecoderBlock, x: Array, cached: tuple[Array, Array] | None
+        ) -> tuple[Array, Any]:
+            x, cached = block(x, cos_sin, mask, cached, length)
             return x, (cached, x if keep else None)
 
-        x, (cached, states) = run(self, c.spans, body, embeddings.astype(self.dtype), cached, remat=self.remat, unroll=self.unroll)
+        x, (cached, states) = run(
+            self,
+            c.layer_ranges,
+            body,
+            embeddings.astype(self.dtype),
+            cached,
+            remat=self.remat,
+            unroll=self.unroll,
+        )
         if cache is not None and cached is not None:
             cache = dataclasses.replace(cache, keys=cached[0], values=cached[1])
         return x, cache, states
 
-    @jax.named_scope("head")
+    @jax.named_scope("lm_head")
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of the next token, float32 and never rounded to the compute dtype."""
-        if not self.config.tied_head:
-            return self.head(hidden)
-        rows = keep_rows(hidden).reshape(-1, hidden.shape[-1]).astype(self.dtype)
-        return product_in_float32(rows, self._table().T).reshape(*hidden.shape[:-1], self.config.vocabulary)
+        if not self.config.tie_word_embeddings:
+            return self.lm_head(hidden)
+        rows = constrain_batch(hidden).reshape(-1, hidden.shape[-1]).astype(self.dtype)
+        return matmul_float32(rows, self._table().T).reshape(
+            *hidden.shape[:-1], self.config.vocabulary
+        )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.models.config import LoRAConfig
-from mmjax.models.linear import Linear
+from mmjax.models.layers import Linear
 
 
 def attach(module: nnx.Module, config: LoRAConfig, rngs: nnx.Rngs) -> None:
@@ -17,10 +17,16 @@ def attach(module: nnx.Module, config: LoRAConfig, rngs: nnx.Rngs) -> None:
     Raises:
         ValueError: a glob matches no linear map.
     """
-    linears = {"/".join(map(str, path)): part for path, part in nnx.iter_modules(module) if isinstance(part, Linear)}
+    linears = {
+        "/".join(map(str, path)): part
+        for path, part in nnx.iter_modules(module)
+        if isinstance(part, Linear)
+    }
     for pattern in config.targets:
         if not any(fnmatchcase(path, pattern) for path in linears):
-            raise ValueError(f"lora.targets has {pattern!r}, which matches none of the linear maps: {', '.join(sorted(linears))}")
+            raise ValueError(
+                f"lora.targets has {pattern!r}, which matches none of the linear maps: {', '.join(sorted(linears))}"
+            )
     for path in sorted(linears):
         if any(fnmatchcase(path, pattern) for pattern in config.targets):
             _attach(linears[path], config, rngs)

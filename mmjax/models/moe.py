@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models.linear import Linear, truncated_normal
+from mmjax.models.layers import Linear, truncated_normal
 from mmjax.typing import Array, Float, Int
 
 
@@ -17,12 +17,34 @@ class MoE(nnx.Module):
     Parameters: router/kernel [D, E], gate and up [E, D, F], down [E, F, D].
     """
 
-    def __init__(self, width: int, hidden: int, experts: int, chosen: int, *, std: float | None, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        experts: int,
+        chosen: int,
+        *,
+        std: float | None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         def kernels(inputs: int, outputs: int, axes: tuple[str, str]) -> nnx.Param:
             deviation = inputs**-0.5 if std is None else std
-            return nnx.Param(truncated_normal(rngs.params(), (experts, inputs, outputs), deviation), axes=("expert", *axes))
+            return nnx.Param(
+                truncated_normal(rngs.params(), (experts, inputs, outputs), deviation),
+                axes=("expert", *axes),
+            )
 
-        self.router = Linear(width, experts, axes=("embed", None), bias=False, std=std, dtype=dtype, rngs=rngs, float32_output=True)
+        self.router = Linear(
+            width,
+            experts,
+            axes=("embed", None),
+            bias=False,
+            std=std,
+            dtype=dtype,
+            rngs=rngs,
+            float32_output=True,
+        )
         self.gate = kernels(width, hidden, ("embed", "mlp"))
         self.up = kernels(width, hidden, ("embed", "mlp"))
         self.down = kernels(hidden, width, ("mlp", "embed"))
@@ -45,5 +67,10 @@ class MoE(nnx.Module):
 
         rows = tokens[order // self.chosen]
         rows = product(jax.nn.silu(product(rows, self.gate)) * product(rows, self.up), self.down)
-        back = jnp.zeros_like(rows).at[order].set(rows, unique_indices=True).reshape(*experts.shape, -1)
+        back = (
+            jnp.zeros_like(rows)
+            .at[order]
+            .set(rows, unique_indices=True)
+            .reshape(*experts.shape, -1)
+        )
         return jnp.einsum("MkD,Mk->MD", back, weights.astype(self.dtype)).reshape(x.shape)

@@ -11,13 +11,12 @@ import jax
 from flax import nnx
 
 from mmjax.models.config import LanguageModelConfig, ModelConfig, VisionEncoderConfig
-from mmjax.models.standalone import LanguageModel, VisionEncoder
-from mmjax.models.vlm import VLM
+from mmjax.models.vlm import VLM, LanguageModel, VisionEncoder
 from mmjax.typing import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Structure:
+class ModelDef:
     """A module without its numbers: hashable, so that it can be closed over by compiled functions."""
 
     graph: nnx.GraphDef[Any]
@@ -42,12 +41,12 @@ def build(config: ModelConfig, rngs: nnx.Rngs) -> VLM | LanguageModel | VisionEn
             return VLM(config, rngs)
 
 
-def split(model: nnx.Module) -> tuple[Structure, Params]:
+def split(model: nnx.Module) -> tuple[ModelDef, Params]:
     """A module's structure and its parameters by path."""
     graph, state = nnx.split(model, nnx.Param)
     flat = dict(nnx.to_flat_state(state))
-    structure = Structure(graph, tuple(sorted(flat, key=_name)))
-    return structure, {_name(path): flat[path][...] for path in structure.paths}
+    model_def = ModelDef(graph, tuple(sorted(flat, key=_name)))
+    return model_def, {_name(path): flat[path][...] for path in model_def.paths}
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -55,14 +54,19 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 @functools.cache
-def _abstract(config: ModelConfig) -> tuple[Structure, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str | None, ...]]]:
+def _abstract(
+    config: ModelConfig,
+) -> tuple[ModelDef, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str | None, ...]]]:
     model = nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
     graph, state = nnx.split(model, nnx.Param)
     flat = dict(nnx.to_flat_state(state))
-    structure = Structure(graph, tuple(sorted(flat, key=_name)))
-    shapes = {_name(path): jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in structure.paths}
-    axes = {_name(path): _axes(flat[path]) for path in structure.paths}
-    return structure, shapes, axes
+    model_def = ModelDef(graph, tuple(sorted(flat, key=_name)))
+    shapes = {
+        _name(path): jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype)
+        for path in model_def.paths
+    }
+    axes = {_name(path): _axes(flat[path]) for path in model_def.paths}
+    return model_def, shapes, axes
 
 
 def _axes(parameter: Any) -> tuple[str | None, ...]:
@@ -70,10 +74,10 @@ def _axes(parameter: Any) -> tuple[str | None, ...]:
     return ("layers",) * (len(parameter.shape) - len(axes)) + tuple(axes)
 
 
-def abstract(config: ModelConfig) -> tuple[Structure, dict[str, jax.ShapeDtypeStruct]]:
+def abstract(config: ModelConfig) -> tuple[ModelDef, dict[str, jax.ShapeDtypeStruct]]:
     """The structure and the shapes of a model; nothing is allocated."""
-    structure, shapes, _ = _abstract(config)
-    return structure, dict(shapes)
+    model_def, shapes, _ = _abstract(config)
+    return model_def, dict(shapes)
 
 
 def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:

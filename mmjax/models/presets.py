@@ -7,24 +7,45 @@ from mmjax.models.config import DecoderConfig, Llama3Scaling, ViTConfig
 
 def clip_vit_l14(image_size: int = 224, layers: int = 24) -> ViTConfig:
     """OpenAI's CLIP ViT-L/14 (arXiv:2103.00020, table 20). Chain-of-Sight builds 23 of the 24 blocks: the last one is never read."""
-    return ViTConfig(image_size=image_size, patch_size=14, width=1024, layers=layers, heads=16, mlp_width=4096)
+    return ViTConfig(
+        image_size=image_size, patch_size=14, width=1024, layers=layers, heads=16, mlp_width=4096
+    )
 
 
 def vicuna_7b() -> DecoderConfig:
     """Vicuna-7B v1.5, which has Llama-2-7B's shapes (arXiv:2307.09288)."""
-    return DecoderConfig(vocabulary=32_000, width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp_width=11_008)
+    return DecoderConfig(
+        vocabulary=32_000,
+        width=4096,
+        layers=32,
+        heads=32,
+        kv_heads=32,
+        head_dim=128,
+        mlp_width=11_008,
+    )
 
 
 def llama3_8b() -> DecoderConfig:
     """Llama-3-8B (arXiv:2407.21783, table 3)."""
     return DecoderConfig(
-        vocabulary=128_256, width=4096, layers=32, heads=32, kv_heads=8, head_dim=128, mlp_width=14_336, rope_theta=500_000.0
+        vocabulary=128_256,
+        width=4096,
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        mlp_width=14_336,
+        rope_theta=500_000.0,
     )
 
 
 def llama31_8b() -> DecoderConfig:
     """Llama-3.1-8B (arXiv:2407.21783, table 3), whose rotary positions are stretched to 128k tokens."""
-    return dataclasses.replace(llama3_8b(), rope_scaling=Llama3Scaling("llama3", 8.0, 1.0, 4.0, 8192), context_length=131_072)
+    return dataclasses.replace(
+        llama3_8b(),
+        rope_scaling=Llama3Scaling("llama3", 8.0, 1.0, 4.0, 8192),
+        context_length=131_072,
+    )
 
 
 def llama31_70b() -> DecoderConfig:
@@ -35,7 +56,15 @@ def llama31_70b() -> DecoderConfig:
 def llama32_3b() -> DecoderConfig:
     """Llama-3.2-3B, from its config.json."""
     scaling = Llama3Scaling("llama3", 32.0, 1.0, 4.0, 8192)
-    return dataclasses.replace(llama31_8b(), width=3072, layers=28, heads=24, mlp_width=8192, rope_scaling=scaling, tied_head=True)
+    return dataclasses.replace(
+        llama31_8b(),
+        width=3072,
+        layers=28,
+        heads=24,
+        mlp_width=8192,
+        rope_scaling=scaling,
+        tie_word_embeddings=True,
+    )
 
 
 def qwen3_4b() -> DecoderConfig:
@@ -51,7 +80,7 @@ def qwen3_4b() -> DecoderConfig:
         rope_theta=1_000_000.0,
         norm_epsilon=1e-6,
         context_length=40_960,
-        tied_head=True,
+        tie_word_embeddings=True,
         query_key_norm=True,
     )
 
@@ -68,12 +97,12 @@ def smollm2_135m() -> DecoderConfig:
         mlp_width=1536,
         rope_theta=100_000.0,
         context_length=8192,
-        tied_head=True,
+        tie_word_embeddings=True,
     )
 
 
 def dinov2_small(image_size: int = 518, layers: int = 12) -> ViTConfig:
-    """DINOv2 ViT-S/14 (arXiv:2304.07193); its position table is that of pictures of 518 pixels."""
+    """DINOv2 ViT-S/14 (arXiv:2304.07193); its position table is that of images of 518 pixels."""
     return ViTConfig(
         image_size=image_size,
         patch_size=14,

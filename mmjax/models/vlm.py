@@ -1,4 +1,7 @@
-"""Vision encoder -> connector -> visual tokens placed into the token rows -> decoder."""
+"""Vision encoder -> connector -> visual tokens placed into the token rows -> decoder.
+
+A decoder or a vision encoder on its own, as most published checkpoints are. Its parameters have the paths that they have in a VLM.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +9,7 @@ from flax import nnx
 
 from mmjax.kernels.attention import IntervalMask
 from mmjax.models import lora
-from mmjax.models.config import MLPConfig, VLMConfig
-from mmjax.models.connectors import make_connector
+from mmjax.models.config import LanguageModelConfig, VisionEncoderConfig, VLMConfig
 from mmjax.models.decoder import Decoder
 from mmjax.models.vit import ViT
 from mmjax.typing import NO_TARGET, AnyArray, Array, Batch, Float, Int, UInt8
@@ -18,15 +20,21 @@ class VLM(nnx.Module):
 
     def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.compute_dtype)
-        self.vision = ViT(config.vision, dtype=dtype, rngs=rngs, remat=config.remat, unroll=config.unroll)
-        self.connector = make_connector(config.connector, config.vision.width, config.decoder.width, dtype=dtype, rngs=rngs)
-        self.decoder = Decoder(config.decoder, dtype=dtype, rngs=rngs, remat=config.remat, unroll=config.unroll)
+        self.vision = ViT(
+            config.vision, dtype=dtype, rngs=rngs, remat=config.remat, unroll=config.unroll
+        )
+        self.connector = config.connector.build(
+            config.vision, config.decoder.width, dtype=dtype, rngs=rngs
+        )
+        self.decoder = Decoder(
+            config.decoder, dtype=dtype, rngs=rngs, remat=config.remat, unroll=config.unroll
+        )
         if config.lora.rank:
             lora.attach(self, config.lora, rngs)
         self.config = config
 
     def encode_images(self, images: UInt8[AnyArray, "B I h w 3"]) -> Float[Array, "B I L D"]:
-        """Visual tokens of every picture slot, in the compute dtype."""
+        """Visual tokens of every image slot, in the compute dtype."""
         rows, per_row = images.shape[:2]
         features = self.features(images.reshape(rows * per_row, *images.shape[2:]))
         with jax.named_scope("connector"):
@@ -34,10 +42,8 @@ class VLM(nnx.Module):
         return tokens.reshape(rows, per_row, *tokens.shape[1:])
 
     def features(self, images: UInt8[AnyArray, "B h w 3"]) -> tuple[Float[Array, "B P D"], ...]:
-        """What the connector reads of each picture: a value for each of its feature layers, with the class token in front if it asks."""
+        """What the connector reads of each image: a value for each of its feature layers, with the class token in front if it asks."""
         connector = self.config.connector
-        if not isinstance(connector, MLPConfig):
-            return self.vision(images, connector.feature_layers)
         found = self.vision.hidden_states(images, connector.feature_layers)
         if connector.final_norm:
             found = tuple(map(self.vision.final_norm, found))
@@ -45,19 +51,22 @@ class VLM(nnx.Module):
         return tuple(x[:, skipped:] for x in found)
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
-        """Embeddings of the row: the table's at text, the connector's where `image_slot` points; zero for a slot that holds no picture."""
+        """Embeddings of the row: the table's at text, the connector's where `visual_embedding_index` points; zero for a slot that holds
+        no image."""
         text = self.decoder.embed_tokens(batch.tokens)
         if not batch.images.shape[1]:
             return text
         visual = self.encode_images(batch.images)
         visual = jnp.where(batch.image_mask[:, :, None, None], visual, 0)
         visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
-        placed = jnp.take_along_axis(visual, jnp.maximum(batch.image_slot, 0)[..., None], axis=1)
-        return jnp.where((batch.image_slot >= 0)[..., None], placed, text)
+        placed = jnp.take_along_axis(
+            visual, jnp.maximum(batch.visual_embedding_index, 0)[..., None], axis=1
+        )
+        return jnp.where((batch.visual_embedding_index >= 0)[..., None], placed, text)
 
     def hidden(self, batch: Batch) -> Float[Array, "B T D"]:
         """The decoder's states after its final norm."""
-        mask = IntervalMask.from_segments(batch.segments, batch.prefixes)
+        mask = IntervalMask.from_segments(batch.segment_ids, batch.prefix_segment_ids)
         return self.decoder(self.embed(batch), batch.positions, mask)[0]
 
     def __call__(self, batch: Batch) -> Float[Array, "B T V"]:
@@ -74,3 +83,106 @@ class VLM(nnx.Module):
         chosen = jnp.argsort(batch.targets == NO_TARGET, axis=1, stable=True)[:, :text]
         hidden = jnp.take_along_axis(self.hidden(batch), chosen[..., None], axis=1)
         return self.decoder.logits(hidden), jnp.take_along_axis(batch.targets, chosen, axis=1)
+
+
+class LanguageModel(nnx.Module):
+    """Tokens to logits. Its parameter paths begin with "decoder/"."""
+
+    def __init__(self, config: LanguageModelConfig, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.compute_dtype)
+        self.decoder = Decoder(
+            config.decoder, dtype=dtype, rngs=rngs, remat=config.remat, unroll=config.unroll
+        )
+        self.config = config
+
+    def __call__(
+        self, tokens: Int[AnyArray, "B T"], segments: Int[AnyArray, "B T"] | None = None
+    ) -> Float[Array, "B T V"]:
+        """Logits of the next token at every position, float32.
+
+        Args:
+            segments: 0 for padding at the end of a row, 1 elsewhere; None: no padding.
+        """
+        embeddings, positions, mask = self._row(tokens, segments)
+        return self.decoder.logits(self.decoder(embeddings, positions, mask)[0])
+
+    def hidden_states(
+        self, tokens: Int[AnyArray, "B T"], segments: Int[AnyArray, "B T"] | None = None
+    ) -> Float[Array, "layers B T D"]:
+        """The states that each block leaves, before the final norm; arguments as of a call."""
+        return self.decoder.hidden_states(*self._row(tokens, segments))
+
+    def _row(
+        self, tokens: AnyArray, segments: AnyArray | None
+    ) -> tuple[Array, Array, IntervalMask]:
+        """What the decoder is given of a row: embeddings, positions, and who sees whom."""
+        segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        return self.decoder.embed_tokens(tokens), positions, IntervalMask.from_segments(segments)
+
+
+class VisionEncoder(nnx.Module):
+    """Pixels to features. Its parameter paths begin with "vision/".
+
+    Pixels are uint8 in 0..255, or floats that are normalised already, [B, h, w, 3]; for another size than the config's, positions are
+    interpolated.
+    """
+
+    def __init__(self, config: VisionEncoderConfig, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.compute_dtype)
+        self.vision = ViT(
+            config.vision, dtype=dtype, rngs=rngs, remat=config.remat, unroll=config.unroll
+        )
+        self.config = config
+
+    def __call__(
+        self,
+        pixels: UInt8[AnyArray, "B h w 3"] | Float[AnyArray, "B h w 3"],
+        layers: tuple[int, ...] | None = None,
+    ) -> tuple[Float[Array, "B T D"], ...]:
+        """Hidden states after `layers` blocks each, the class token in front where there is one; k is Hugging Face's hidden_states[k].
+
+        Args:
+            layers: non-decreasing block counts, 0 to the number of blocks; None: the last one only.
+
+        Raises:
+            ValueError: there is no such layer, or the pixels are no images with the three channels last.
+        """
+        if jnp.ndim(pixels) != 4 or jnp.shape(pixels)[-1] != 3:
+            raise ValueError(
+                f"pixels are {jnp.shape(pixels)}; they must be [images, height, width, 3]"
+            )
+        blocks = self.config.vision.layers
+        layers = (blocks,) if layers is None else layers
+        if (
+            not layers
+            or list(layers) != sorted(layers)
+            or not 0 <= layers[0] <= layers[-1] <= blocks
+        ):
+            raise ValueError(
+                f"layers are {layers}; they must be numbers from 0 to {blocks} that do not decrease"
+            )
+        return self.vision.hidden_states(pixels, tuple(layers))
+
+    def last(
+        self, pixels: UInt8[AnyArray, "B h w 3"] | Float[AnyArray, "B h w 3"]
+    ) -> Float[Array, "B T D"]:
+        """After all blocks and the final norm (of CLIP: its post_layernorm, on every token)."""
+        x = self(pixels)[-1]
+        return self.vision.final_norm(x) if self.config.vision.final_norm else x
+
+    def pooled(
+        self, pixels: UInt8[AnyArray, "B h w 3"] | Float[AnyArray, "B h w 3"]
+    ) -> Float[Array, "B D"]:
+        """One vector for each image: of the pooling head, or else of the class token after the final norm.
+
+        Raises:
+            ValueError: the encoder has neither.
+        """
+        if self.config.vision.pooling_head:
+            return self.vision.head(self.last(pixels))
+        if not self.config.vision.class_token:
+            raise ValueError(
+                "this encoder has neither a pooling head nor a class token, so there is no one vector for an image"
+            )
+        return self.last(pixels)[:, 0]

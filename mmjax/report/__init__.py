@@ -1,4 +1,4 @@
-"""One HTML page about a run, from the files of its workdir. It loads nothing: pictures, charts and styles are all in it."""
+"""One HTML page about a run, from the files of its workdir. It loads nothing: images, charts and styles are all in it."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,19 @@ from mmjax.report.sections import (
 
 __all__ = ["render", "write"]
 
-_SECTIONS = (headline, ledger, scores, other_scores, curves, examples, attention, trajectory, transitions, rows, environment)
+_SECTIONS = (
+    headline,
+    ledger,
+    scores,
+    other_scores,
+    curves,
+    examples,
+    attention,
+    trajectory,
+    transitions,
+    rows,
+    environment,
+)
 
 
 def render(workdir: Path | str, against: Path | str | None = None) -> str:
@@ -37,8 +49,16 @@ def render(workdir: Path | str, against: Path | str | None = None) -> str:
     """
     run = reading.read(Path(workdir), costs_of(Path(against)) if against else None)
     again = tag("code", f"python -m mmjax.report {workdir}")
-    footer = ("Written by mmjax from the files of ", tag("code", str(workdir)), "; ", again, " writes it again.")
-    return document(f"{run.name} · mmjax", join((section.render(run) for section in _SECTIONS), "\n"), footer)
+    footer = (
+        "Written by mmjax from the files of ",
+        tag("code", str(workdir)),
+        "; ",
+        again,
+        " writes it again.",
+    )
+    return document(
+        f"{run.name} · mmjax", join((section.render(run) for section in _SECTIONS), "\n"), footer
+    )
 
 
 def write(workdir: Path | str, against: Path | str | None = None) -> Path:

@@ -1,16 +1,20 @@
-"""Charts as inline SVG, each drawn twice, for wide and for narrow windows, so that its text keeps its size; the style sheet shows one."""
+"""Charts as inline SVG, each drawn twice, for wide and for narrow windows, so that its text keeps its size; the style sheet shows one.
+
+The chart of a prediction trajectory, from what trajectory.json holds: a line per sample, their median, the fit, and where it is cut.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from typing import Any
 
-from mmjax.report.html import Html, tag
-from mmjax.wording import count
+from mmjax.base.format import count
+from mmjax.report.html import Html, legend, tag
 
 _WIDE, _NARROW = (960, 300), (360, 250)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 26, 40
-_MARGIN = 16  # around a picture on its own
+_MARGIN = 16  # around an image on its own
 _FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _MOST_POINTS = 600  # more would not be seen, only weigh
 
@@ -22,17 +26,17 @@ class Series:
     Attributes:
         style: the CSS class that colours it: "train", "heldout", "sample", "median" or "fit".
         points: in order of x, all finite.
-        marks: draw the points too.
+        draw_points: draw the points too.
     """
 
     name: str
     style: str
     points: tuple[tuple[float, float], ...]
-    marks: bool = False
+    draw_points: bool = False
 
 
 @dataclass(frozen=True)
-class Span:
+class ChartSpan:
     """A part of the x axis with a label at its top, such as a stage."""
 
     start: float
@@ -46,7 +50,7 @@ class Axes:
 
     x_label: str
     y_label: str
-    spans: tuple[Span, ...]
+    spans: tuple[ChartSpan, ...]
     logarithmic: bool
     taller: int = 0
 
@@ -54,11 +58,13 @@ class Axes:
 def line_chart(series: Sequence[Series], axes: Axes) -> Html:
     """A chart of lines over the spans. Every series has a point, and there is a span."""
     series = [replace(line, points=_thinned(line.points)) for line in series]
-    drawings = (_draw(series, axes, size, kind) for size, kind in ((_WIDE, "wide"), (_NARROW, "narrow")))
+    drawings = (
+        _draw(series, axes, size, kind) for size, kind in ((_WIDE, "wide"), (_NARROW, "narrow"))
+    )
     return tag("div", *drawings, class_="chart")
 
 
-def picture(series: Sequence[Series], axes: Axes) -> str:
+def image(series: Sequence[Series], axes: Axes) -> str:
     """The same chart as a file on its own, an SVG with its styles in it."""
     inner = {"x": _MARGIN, "y": _MARGIN, "width": _WIDE[0], "height": _WIDE[1] + axes.taller}
     width, height = inner["width"] + 2 * _MARGIN, inner["height"] + 2 * _MARGIN
@@ -104,17 +110,32 @@ class _Frame:
         return self.height - _BOTTOM
 
 
-def _draw(series: Sequence[Series], axes: Axes, size: tuple[int, int], kind: str, **place: float) -> Html:
+def _draw(
+    series: Sequence[Series], axes: Axes, size: tuple[int, int], kind: str, **place: float
+) -> Html:
     width, height = size[0], size[1] + axes.taller
     values = [y for line in series for _, y in line.points]
-    y_ticks, y_range = logarithmic_ticks(min(values), max(values)) if axes.logarithmic else linear_ticks(0.0, max(values), 5)
-    frame = _Frame(width, height, (axes.spans[0].start, axes.spans[-1].stop), y_range, axes.logarithmic)
+    y_ticks, y_range = (
+        logarithmic_ticks(min(values), max(values))
+        if axes.logarithmic
+        else linear_ticks(0.0, max(values), 5)
+    )
+    frame = _Frame(
+        width, height, (axes.spans[0].start, axes.spans[-1].stop), y_range, axes.logarithmic
+    )
     return tag(
         "svg",
         [_span(span, index, frame) for index, span in enumerate(axes.spans)],
         [_y_tick(tick, frame) for tick in y_ticks],
         [_x_tick(tick, frame) for tick in _x_ticks(frame, 8 if width == _WIDE[0] else 4)],
-        tag("text", axes.x_label, x=frame.width - _RIGHT, y=height - 4, class_="axis", text_anchor="end"),
+        tag(
+            "text",
+            axes.x_label,
+            x=frame.width - _RIGHT,
+            y=height - 4,
+            class_="axis",
+            text_anchor="end",
+        ),
         tag("text", axes.y_label, x=2, y=height - 4, class_="axis"),
         [_line(line, frame) for line in series],
         viewBox=f"0 0 {width} {height}",
@@ -125,14 +146,23 @@ def _draw(series: Sequence[Series], axes: Axes, size: tuple[int, int], kind: str
     )
 
 
-def _span(span: Span, index: int, frame: _Frame) -> Html:
+def _span(span: ChartSpan, index: int, frame: _Frame) -> Html:
     left, right = frame.across(span.start), frame.across(span.stop)
     room = int((right - left) / 6.4)  # characters of the label that fit
     label = span.label if len(span.label) <= room else span.label.split(" · ")[0]
-    label = label if len(label) <= room else f"{label[: max(0, room - 1)]}…"  # a number must not lose digits unseen
+    label = (
+        label if len(label) <= room else f"{label[: max(0, room - 1)]}…"
+    )  # a number must not lose digits unseen
     return tag(
         "g",
-        tag("rect", x=left, y=_TOP, width=right - left, height=frame.bottom - _TOP, class_=f"band{index % 2}"),
+        tag(
+            "rect",
+            x=left,
+            y=_TOP,
+            width=right - left,
+            height=frame.bottom - _TOP,
+            class_=f"band{index % 2}",
+        ),
         tag("line", x1=left, x2=left, y1=8, y2=frame.bottom, class_="boundary") if index else None,
         tag("text", label, x=left + (6 if index else 0), y=17, class_="span"),
     )
@@ -156,19 +186,26 @@ def _x_tick(value: float, frame: _Frame) -> Html:
 def _x_ticks(frame: _Frame, number: int) -> list[float]:
     low, high = frame.x
     ticks, _ = linear_ticks(low, high, number)
-    return [tick for tick in ticks if low <= tick <= high and tick == round(tick)]  # steps and layers are whole
+    return [
+        tick for tick in ticks if low <= tick <= high and tick == round(tick)
+    ]  # steps and layers are whole
 
 
 def _line(line: Series, frame: _Frame) -> Html:
     places = [(frame.across(x), frame.up(y)) for x, y in line.points]
     single = len(places) == 1
-    marks = [
+    points = [
         tag("circle", tag("title", f"{line.name}: {y:.4g} at {count(x)}"), cx=across, cy=up, r=3)
         for (x, y), (across, up) in zip(line.points, places, strict=True)
-        if line.marks or single
+        if line.draw_points or single
     ]
     written = " ".join(f"{across:.1f},{up:.1f}" for across, up in places)
-    return tag("g", None if single else tag("polyline", points=written), marks, class_=f"line {line.style}")
+    return tag(
+        "g",
+        None if single else tag("polyline", points=written),
+        points,
+        class_=f"line {line.style}",
+    )
 
 
 def linear_ticks(low: float, high: float, number: int) -> tuple[list[float], tuple[float, float]]:
@@ -179,7 +216,10 @@ def linear_ticks(low: float, high: float, number: int) -> tuple[list[float], tup
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)], (first * step, last * step)
+    return [round(index * step, 12) for index in range(first, last + 1)], (
+        first * step,
+        last * step,
+    )
 
 
 def logarithmic_ticks(low: float, high: float) -> tuple[list[float], tuple[float, float]]:
@@ -200,3 +240,80 @@ def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, floa
         return points
     step = (len(points) - 1) / (_MOST_POINTS - 1)
     return tuple(points[round(index * step)] for index in range(_MOST_POINTS))
+
+
+MOST_LINES = 200
+"""Samples that are drawn at most; the median is that of all."""
+_WITHOUT = "no corner was found"
+_TALLER = 80  # many lines lie close together
+
+
+def figure(record: dict[str, Any]) -> Html:
+    """The chart with its legend. Raises KeyError, TypeError or ValueError if the record is not what the analysis wrote."""
+    keys = [("sample", _samples_key(record)), ("median", "median of all samples")]
+    keys += [("fit", "two lines that meet, fitted to the median")] if record["cut"] else []
+    return tag("div", line_chart(*_chart(record)), legend(keys))
+
+
+def drawing(record: dict[str, Any]) -> str:
+    """The chart as an SVG file."""
+    return image(*_chart(record))
+
+
+def _samples_key(record: dict[str, Any]) -> str:
+    samples, drawn = len(record["samples"]), len(_drawn(record))
+    return (
+        f"one sample; {drawn} of {samples:,} are drawn"
+        if drawn < samples
+        else f"one of {samples:,} samples"
+    )
+
+
+def _chart(record: dict[str, Any]) -> tuple[list[Series], Axes]:
+    axes = Axes(
+        "layer",
+        "nats from the last layer's prediction",
+        tuple(_spans(record)),
+        False,
+        taller=_TALLER,
+    )
+    return list(_series(record)), axes
+
+
+def _series(record: dict[str, Any]) -> Iterator[Series]:
+    for number, curve in enumerate(_drawn(record)):
+        yield Series(f"sample {number}", "sample", _points(curve))
+    yield Series("median", "median", _points(record["median"]))
+    if record["cut"]:
+        yield Series(
+            "fit",
+            "fit",
+            tuple((float(x), float(y)) for x, y in record["cut"]["fit"]),
+            draw_points=True,
+        )
+
+
+def _drawn(record: dict[str, Any]) -> list[list[float]]:
+    curves: list[list[float]] = record["samples"]
+    count = min(len(curves), MOST_LINES)
+    return [curves[index * len(curves) // count] for index in range(count)]
+
+
+def _points(curve: list[float]) -> tuple[tuple[float, float], ...]:
+    return tuple((float(layer), max(0.0, float(value))) for layer, value in enumerate(curve))
+
+
+def _spans(record: dict[str, Any]) -> Iterator[ChartSpan]:
+    """What becomes of the layers at the cut, each half a layer wide to both sides."""
+    layers = len(record["median"])
+    if not record["cut"]:
+        yield ChartSpan(-0.5, layers - 0.5, _WITHOUT)
+        return
+    first, stop = record["cut"]["replaced_layers"]
+    yield ChartSpan(-0.5, first - 0.5, f"{_named(0, first)} · early, kept")
+    yield ChartSpan(first - 0.5, stop - 0.5, f"{_named(first, stop)} · late, replaced by one")
+    yield ChartSpan(stop - 0.5, layers - 0.5, _named(stop, layers))
+
+
+def _named(first: int, stop: int) -> str:
+    return f"{first}" if stop - first == 1 else f"{first}–{stop - 1}"

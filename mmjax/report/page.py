@@ -12,4 +12,9 @@ def document(title: str, body: Html, footer: Child) -> str:
     files = resources.files(__package__)
     style = files.joinpath("style.css").read_text(encoding="utf-8")
     frame = string.Template(files.joinpath("page.html").read_text(encoding="utf-8"))
-    return frame.substitute(title=escape(title), style=join((chart_style(), Html(style)), "\n"), body=body, footer=join((footer,)))
+    return frame.substitute(
+        title=escape(title),
+        style=join((chart_style(), Html(style)), "\n"),
+        body=body,
+        footer=join((footer,)),
+    )

@@ -3,7 +3,7 @@
 | file | what is read |
 |---|---|
 | config.json, tokenizer.json | the resolved recipe, and what its vocabulary is counted from |
-| summary.json | seed, config_digest, stages, eval, versions, hardware: see `mmjax.summary` |
+| summary.json | seed, config_digest, stages, eval, versions, hardware: see `mmjax.runs.saved` |
 | metrics.jsonl | lines with "stage", "step" and "loss" (training) or "holdout/loss" (held-out) |
 | predictions.jsonl | lines with task, id, image, question, type, truth, prediction |
 | evaluations.jsonl | lines with stage, step (0: what the stage begins with) and eval; there if `--mode=evaluate` has scored other points |
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.base.format import plural
 from mmjax.errors import InputError
 from mmjax.ledger.costs import Costs
-from mmjax.wording import plural
 
 type Record = dict[str, Any]
 
@@ -70,7 +70,9 @@ class Run:
 
     def ledger(self, stage: str) -> Record:
         """What summary.json says of a stage; empty if nothing."""
-        return next((entry for entry in self.summary.get("stages", []) if entry.get("name") == stage), {})
+        return next(
+            (entry for entry in self.summary.get("stages", []) if entry.get("name") == stage), {}
+        )
 
     def setting(self, *path: str) -> Any:
         """A value of the config, such as setting("stages", "pretrain", "steps"), or None."""
@@ -85,7 +87,9 @@ class Run:
 def read(workdir: Path, against: Costs | None = None) -> Run:
     """Reads a workdir. Raises InputError if it is none: a folder with a config.json or a summary.json."""
     if not (workdir / "config.json").is_file() and not (workdir / "summary.json").is_file():
-        raise InputError(f"{workdir} is not the workdir of a run: it has neither config.json nor summary.json.")
+        raise InputError(
+            f"{workdir} is not the workdir of a run: it has neither config.json nor summary.json."
+        )
     problems: dict[str, str] = {}
     return Run(
         path=workdir,
@@ -94,7 +98,10 @@ def read(workdir: Path, against: Costs | None = None) -> Run:
         metrics=list(_lines(workdir / "metrics.jsonl", problems)),
         predictions=list(_lines(workdir / "predictions.jsonl", problems)),
         evaluations=list(_lines(workdir / "evaluations.jsonl", problems)),
-        manifests={path.stem: _json(path, problems) for path in sorted((workdir / "manifests").glob("*.json"))},
+        manifests={
+            path.stem: _json(path, problems)
+            for path in sorted((workdir / "manifests").glob("*.json"))
+        },
         previews=_previews(workdir / "previews"),
         attention=_arrays(workdir / "attention.npz", problems),
         against=against,
@@ -139,7 +146,9 @@ def _lines(path: Path, problems: dict[str, str]) -> Iterator[Record]:
         else:
             damaged += 1
     if damaged:
-        problems[path.name] = f"Left out of {path.name}: {plural(damaged, 'line')} that cannot be read."
+        problems[path.name] = (
+            f"Left out of {path.name}: {plural(damaged, 'line')} that cannot be read."
+        )
 
 
 def _previews(folder: Path) -> dict[str, tuple[bytes | None, str | None]]:

@@ -1,28 +1,135 @@
-"""States on disk, by Orbax: whole, asynchronous, published in one step, and verified against digests when they are read.
+"""The record that is published with the arrays of a checkpoint: what they are, a digest of each, and where training goes on.
+
+The record carries a digest of itself, so that a damaged data position is noticed like a damaged array is.
+
+States on disk, by Orbax: whole, asynchronous, published in one step, and verified against digests when they are read.
 
 A checkpoint `checkpoints/<stage>/<step>` has two items: `state`, the arrays under their paths, and `record` (`training.integrity`), which
 says what they are and where training goes on.
 """
 
+import asyncio
 import dataclasses
 import gc
+import hashlib
+import json
 import logging as python_logging
 import math
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import jax
+import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
 from mmjax.errors import InputError
-from mmjax.training.integrity import DamagedError, Record
 from mmjax.training.state import TrainState
 from mmjax.typing import Array, Params
+
+FILE = "record.json"
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was saved."""
+
+
+class Record:
+    """One item of a checkpoint, written by Orbax in the background and published together with the arrays.
+
+    Attributes:
+        row: index of the first data row that the state has not seen.
+        metadata: what the loop needs to go on, JSON-like.
+        arrays: by path, {"dtype", "shape", "digest"}.
+    """
+
+    def __init__(
+        self,
+        row: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+        state: Mapping[str, Array] | None = None,
+    ):
+        """state: the arrays to describe, by path; without it the record is to be loaded."""
+        self.row, self.metadata = row, dict(metadata or {})
+        self.arrays: dict[str, dict[str, Any]] = {}
+        self._state = state
+        self._text = ""
+
+    async def save(self, directory: ocp.path.PathAwaitingCreation) -> Awaitable[None]:
+        """Copies the arrays to the host before it returns: the next step consumes them. The rest happens in the background."""
+        assert self._state is not None
+        for value in self._state.values():
+            value.copy_to_host_async()
+        host = {path: np.asarray(value) for path, value in self._state.items()}
+        self._state = None
+        return self._write(directory, host)
+
+    async def _write(
+        self, directory: ocp.path.PathAwaitingCreation, host: dict[str, np.ndarray]
+    ) -> None:
+        self.arrays = await asyncio.to_thread(
+            lambda: {path: describe(value) for path, value in host.items()}
+        )
+        content = {"row": self.row, "metadata": self.metadata, "arrays": self.arrays}
+        folder = await directory.await_creation()
+        (folder / FILE).write_text(
+            json.dumps({"content": content, "digest": _digest_json(content)})
+        )
+
+    async def load(self, directory: ocp.path.Path) -> Awaitable[None]:
+        """Reads the text of the record; `parse` understands it."""
+
+        async def read() -> None:
+            self._text = (directory / FILE).read_text()
+
+        return read()
+
+    def parse(self) -> None:
+        """Understands and checks what was loaded. Raises DamagedError."""
+        try:
+            record = json.loads(self._text)
+            content = record["content"]
+            intact = record["digest"] == _digest_json(content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"its {FILE} cannot be read ({error!r})") from None
+        if not intact:
+            raise DamagedError(f"its {FILE} is not what was saved")
+        self.row, self.metadata, self.arrays = (
+            content["row"],
+            content["metadata"],
+            content["arrays"],
+        )
+
+    def verify(self, loaded: Mapping[str, Any]) -> None:
+        """Holds arrays, by path, against their digests. Raises DamagedError naming those that differ or were not read at all."""
+        absent = [path for path, value in loaded.items() if not isinstance(value, jax.Array)]
+        if absent:
+            raise DamagedError(f"these arrays were not read: {', '.join(absent[:5])}")
+        with ThreadPoolExecutor() as threads:
+            found = dict(zip(loaded, threads.map(describe, loaded.values()), strict=True))
+        wrong = [path for path in found if found[path] != self.arrays[path]]
+        if wrong:
+            raise DamagedError(
+                f"the content of {len(wrong)} of its arrays is not what was saved: {', '.join(wrong[:5])}"
+            )
+
+
+def describe(value: Array | np.ndarray) -> dict[str, Any]:
+    """Type, shape and digest of an array."""
+    array = np.asarray(value)
+    content = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
+    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "digest": content.hexdigest()}
+
+
+def _digest_json(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
 
 DAMAGED = ".damaged"
 SCORE = "held_out_loss"
@@ -58,14 +165,21 @@ class Checkpoints:
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
             keep.append(
-                policies.BestN(get_metric_fn=lambda scores: scores[SCORE], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+                policies.BestN(
+                    get_metric_fn=lambda scores: scores[SCORE],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
             )
         self._directory = directory.absolute()
         self._policy = policies.AnyPreservationPolicy(keep)
         self._checkpointer = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
-        return ocp.training.Checkpointer(self._directory, preservation_policy=self._policy, cleanup_tmp_directories=True)
+        return ocp.training.Checkpointer(
+            self._directory, preservation_policy=self._policy, cleanup_tmp_directories=True
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +196,14 @@ class Checkpoints:
         """Steps that are published, in order."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
-    def save(self, step: int, state: TrainState, row: int, metadata: Mapping[str, Any], score: float | None = None) -> bool:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        row: int,
+        metadata: Mapping[str, Any],
+        score: float | None = None,
+    ) -> bool:
         """Begins to save a state; its arrays may be given away as soon as this returns.
 
         Args:
@@ -117,7 +238,11 @@ class Checkpoints:
             try:
                 restored = self._restore(step, abstract)
             except DamagedError as error:
-                logging.error("The checkpoint %s is damaged: %s. Trying the one before it.", self._directory / str(step), error)
+                logging.error(
+                    "The checkpoint %s is damaged: %s. Trying the one before it.",
+                    self._directory / str(step),
+                    error,
+                )
                 damaged.append(step)
                 continue
             if damaged:
@@ -152,7 +277,9 @@ class Checkpoints:
         self._checkpointer = self._open()
 
 
-def load_params(checkpoint: pathlib.Path, shardings: Mapping[str, Sharding] | None = None) -> tuple[Params, dict[str, Any]]:
+def load_params(
+    checkpoint: pathlib.Path, shardings: Mapping[str, Sharding] | None = None
+) -> tuple[Params, dict[str, Any]]:
     """Parameters of a checkpoint folder, without the optimizer; and its metadata.
 
     Args:
@@ -166,10 +293,16 @@ def load_params(checkpoint: pathlib.Path, shardings: Mapping[str, Sharding] | No
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         record = _load_record(checkpoint.absolute())
-        places = {path: path.partition("/")[2] for path in record.arrays if path.startswith(("trainable/", "frozen/"))}
+        places = {
+            path: path.partition("/")[2]
+            for path in record.arrays
+            if path.startswith(("trainable/", "frozen/"))
+        }
         wanted = {
             path: jax.ShapeDtypeStruct(
-                record.arrays[path]["shape"], record.arrays[path]["dtype"], sharding=device if shardings is None else shardings[name]
+                record.arrays[path]["shape"],
+                record.arrays[path]["dtype"],
+                sharding=device if shardings is None else shardings[name],
             )
             for path, name in places.items()
             if shardings is None or name in shardings
@@ -186,7 +319,10 @@ def load_params(checkpoint: pathlib.Path, shardings: Mapping[str, Sharding] | No
 def by_path(state: TrainState) -> dict[str, Any]:
     """The leaves of a state by path ("trainable/decoder/norm/scale", "optimizer/mu/decoder/norm/scale", "step"), in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {"/".join(str(getattr(key, "name", getattr(key, "key", None))) for key in path): leaf for path, leaf in leaves}
+    return {
+        "/".join(str(getattr(key, "name", getattr(key, "key", None))) for key in path): leaf
+        for path, leaf in leaves
+    }
 
 
 def _load_record(folder: pathlib.Path) -> Record:
@@ -196,12 +332,18 @@ def _load_record(folder: pathlib.Path) -> Record:
     return record
 
 
-def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+def _load_arrays(
+    folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, Array]:
     """Arrays by path; the checkpoint may have more."""
     context = ocp.Context()
-    context.pytree.loading.partial_load = True  # what is missing comes back abstract, which `Record.verify` finds
+    context.pytree.loading.partial_load = (
+        True  # what is missing comes back abstract, which `Record.verify` finds
+    )
     with context:
-        return flatten_dict(_load(folder, {"state": unflatten_dict(dict(wanted), sep="/")})["state"], sep="/")
+        return flatten_dict(
+            _load(folder, {"state": unflatten_dict(dict(wanted), sep="/")})["state"], sep="/"
+        )
 
 
 def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +366,9 @@ def _forget_failed_reads() -> None:
     asyncio_log.disabled = False
 
 
-def _check_structure(folder: pathlib.Path, found: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]) -> None:
+def _check_structure(
+    folder: pathlib.Path, found: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]
+) -> None:
     problems = [f"{path}: missing" for path in wanted if path not in found]
     problems += [f"{path}: not part of this model" for path in found if path not in wanted]
     for path in wanted.keys() & found.keys():

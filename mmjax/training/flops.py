@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mmjax.models import parameters
-from mmjax.models.config import MLPConfig, ResamplerConfig, VLMConfig
-from mmjax.recipe import Stage
+from mmjax.models.config import VLMConfig
+from mmjax.recipe.recipe import Stage
 
 MFU_FORMULA = (
     "MFU = (forward + backward FLOPs of the matrix products of a step) / (seconds per step x devices x peak FLOP/s of a device); a product "
@@ -59,7 +59,12 @@ class PartFlops:
         return self.forward + self.backward
 
     def __add__(self, other: "PartFlops") -> "PartFlops":
-        return PartFlops(*(getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(self)))
+        return PartFlops(
+            *(
+                getattr(self, field.name) + getattr(other, field.name)
+                for field in dataclasses.fields(self)
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,7 @@ class StepFlops:
     """FLOPs of a training step.
 
     Attributes:
-        parts: for one row: "vision", "connector", "decoder", "head".
+        parts: for one row: "vision", "connector", "decoder", "lm_head".
         rows: of the global batch.
     """
 
@@ -86,10 +91,16 @@ class StepFlops:
 
     def table(self) -> str:
         """GFLOPs per row by part, as text."""
-        lines = [f"{'GFLOPs per row':<16}{'forward':>12}{'weights':>12}{'activations':>13}{'total':>12}"]
+        lines = [
+            f"{'GFLOPs per row':<16}{'forward':>12}{'weights':>12}{'activations':>13}{'total':>12}"
+        ]
         for name, part in (*self.parts.items(), ("all", self.row)):
-            forward, weights, activations, total = (value / 1e9 for value in (*dataclasses.astuple(part)[:3], part.total))
-            lines.append(f"{name:<16}{forward:>12.3f}{weights:>12.3f}{activations:>13.3f}{total:>12.3f}")
+            forward, weights, activations, total = (
+                value / 1e9 for value in (*dataclasses.astuple(part)[:3], part.total)
+            )
+            lines.append(
+                f"{name:<16}{forward:>12.3f}{weights:>12.3f}{activations:>13.3f}{total:>12.3f}"
+            )
         return "\n".join(lines)
 
 
@@ -100,11 +111,16 @@ def step_flops(model: VLMConfig, stage: Stage) -> StepFlops:
     visual = images * model.visual_tokens
     tokens = stage.data.text_length + visual
     features = _vision(counter, model, images)
-    read = {ResamplerConfig: _resampler, MLPConfig: _mlp_connector}.get(type(model.connector), _linear_connector)
-    embeddings = read(counter, model, images, features) | counter.trains("decoder/embedding")
+    counter.part = "connector"
+    visual_tokens = model.connector.count_flops(counter, model.vision, images, features)
+    embeddings = visual_tokens | counter.trains("decoder/embedding")
     hidden = _decoder(counter, model, tokens, embeddings)
-    counter.part = "head"
-    counter.linear("decoder/embedding" if model.decoder.tied_head else "decoder/head", stage.data.text_length, hidden)
+    counter.part = "lm_head"
+    counter.linear(
+        "decoder/embedding" if model.decoder.tie_word_embeddings else "decoder/lm_head",
+        stage.data.text_length,
+        hidden,
+    )
     return StepFlops(counter.parts, stage.batch_size)
 
 
@@ -128,16 +144,23 @@ class _Counter:
         size = 2.0 * rows * self.shapes[kernel][-2] * self.shapes[kernel][-1]
         self._add(size, size * (kernel in self.trained), size * needs)
         if f"{path}/lora_a" in self.shapes:
-            down, up = (2.0 * rows * self.shapes[f"{path}/{name}"][-2] * self.shapes[f"{path}/{name}"][-1] for name in ("lora_a", "lora_b"))
+            down, up = (
+                2.0 * rows * self.shapes[f"{path}/{name}"][-2] * self.shapes[f"{path}/{name}"][-1]
+                for name in ("lora_a", "lora_b")
+            )
             a, b = f"{path}/lora_a" in self.trained, f"{path}/lora_b" in self.trained
             self._add(down + up, down * a + up * b, up * (a or needs) + down * needs)
         return needs or self.trains(path)
 
-    def attention(self, queries: int, keys: float, width: int, needs: tuple[bool, bool, bool]) -> bool:
+    def attention(
+        self, queries: int, keys: float, width: int, needs: tuple[bool, bool, bool]
+    ) -> bool:
         """Counts the products of attention, given which of queries, keys and values need a gradient."""
         product = 2.0 * queries * keys * width
         query, key, value = needs
-        self._add(2 * product, 0.0, product * ((query or key) + query + key + value), attention=True)
+        self._add(
+            2 * product, 0.0, product * ((query or key) + query + key + value), attention=True
+        )
         return any(needs)
 
     def layers(self, count: int, layer: Callable[[bool], bool], needs: bool) -> bool:
@@ -148,9 +171,15 @@ class _Counter:
         self.repeat = 1
         return needs
 
-    def _add(self, forward: float, weights: float, activations: float, attention: bool = False) -> None:
-        forward, weights, activations = (self.repeat * value for value in (forward, weights, activations))
-        added = PartFlops(forward, weights, activations, forward + activations if attention else 0.0)
+    def _add(
+        self, forward: float, weights: float, activations: float, attention: bool = False
+    ) -> None:
+        forward, weights, activations = (
+            self.repeat * value for value in (forward, weights, activations)
+        )
+        added = PartFlops(
+            forward, weights, activations, forward + activations if attention else 0.0
+        )
         self.parts[self.part] = self.parts.get(self.part, PartFlops()) + added
 
 
@@ -160,58 +189,35 @@ def _vision(counter: _Counter, model: VLMConfig, images: int) -> bool:
     tokens = config.patches + config.class_token
     rows = images * tokens
     counter.linear("vision/patch", images * config.patches, False)
-    needs = any(counter.trains(f"vision/{name}") for name in ("patch", "class_token", "position", "embedding_norm"))
+    needs = any(
+        counter.trains(f"vision/{name}")
+        for name in ("patch", "class_token", "position", "embedding_norm")
+    )
 
     def block(path: str, needs: bool) -> bool:
         normed = needs or counter.trains(f"{path}/norm_attention")
-        query, key, value = (counter.linear(f"{path}/attention/{name}", rows, normed) for name in ("query", "key", "value"))
+        query, key, value = (
+            counter.linear(f"{path}/attention/{name}", rows, normed)
+            for name in ("query", "key", "value")
+        )
         mixed = counter.attention(rows, tokens, config.width, (query, key, value))
         needs = counter.linear(f"{path}/attention/output", rows, mixed) or needs
         normed = needs or counter.trains(f"{path}/norm_mlp")
-        inner = [counter.linear(f"{path}/mlp/{name}", rows, normed) for name in (("gate", "up") if config.gated_mlp else ("up",))]
+        inner = [
+            counter.linear(f"{path}/mlp/{name}", rows, normed)
+            for name in (("gate", "up") if config.gated_mlp else ("up",))
+        ]
         return counter.linear(f"{path}/mlp/down", rows, any(inner)) or needs
 
     read = max(model.connector.feature_layers)
-    for span in config.spans:
-        count = min(read, span.stop) - span.start
-        needs = counter.layers(count, functools.partial(block, f"vision/{span.path}"), needs) if count > 0 else needs
-    normed = isinstance(model.connector, MLPConfig) and model.connector.final_norm
-    return needs or (normed and counter.trains("vision/final_norm"))
-
-
-def _resampler(counter: _Counter, model: VLMConfig, images: int, features: bool) -> bool:
-    config = model.connector
-    assert isinstance(config, ResamplerConfig)
-    counter.part = "connector"
-    patches, outputs = model.vision.patches, False
-    for scale, (window, count) in enumerate(zip(config.windows, config.queries, strict=True)):
-        queries, needs = images * count, counter.trains(f"connector/scales/{scale}/queries")
-        for level in range(len(config.feature_layers)):
-            path = f"connector/scales/{scale}/levels/{level}"
-            query = counter.linear(f"{path}/query", queries, needs or counter.trains(f"{path}/norm_query"))
-            read = features or counter.trains(f"{path}/norm_features")
-            key, value = (counter.linear(f"{path}/{name}", images * patches, read) for name in ("key", "value"))
-            mixed = counter.attention(queries, window**2, config.width, (query, key, value))
-            needs = counter.linear(f"{path}/output", queries, mixed) or needs
-            hidden = counter.linear(f"{path}/mlp/up", queries, needs or counter.trains(f"{path}/norm_mlp"))
-            needs = counter.linear(f"{path}/mlp/down", queries, hidden) or needs
-        outputs = outputs or needs
-    rows = images * sum(config.queries)
-    needs = counter.linear("connector/projection", rows, outputs or counter.trains("connector/norm"))
-    return needs or counter.trains("connector/boundaries")
-
-
-def _linear_connector(counter: _Counter, model: VLMConfig, images: int, features: bool) -> bool:
-    counter.part = "connector"
-    return counter.linear("connector/projection", images * model.visual_tokens, features)
-
-
-def _mlp_connector(counter: _Counter, model: VLMConfig, images: int, features: bool) -> bool:
-    counter.part = "connector"
-    assert isinstance(model.connector, MLPConfig)
-    rows = images * (model.visual_tokens - 2 * model.connector.boundaries)
-    needs = counter.linear("connector/down", rows, counter.linear("connector/up", rows, features))
-    return needs or counter.trains("connector/boundaries")
+    for layer_range in config.layer_ranges:
+        count = min(read, layer_range.stop) - layer_range.start
+        needs = (
+            counter.layers(count, functools.partial(block, f"vision/{layer_range.path}"), needs)
+            if count > 0
+            else needs
+        )
+    return needs or (model.connector.final_norm and counter.trains("vision/final_norm"))
 
 
 def _decoder(counter: _Counter, model: VLMConfig, tokens: int, needs: bool) -> bool:
@@ -220,8 +226,13 @@ def _decoder(counter: _Counter, model: VLMConfig, tokens: int, needs: bool) -> b
 
     def block(path: str, needs: bool) -> bool:
         normed = needs or counter.trains(f"{path}/norm_attention")
-        query, key, value = (counter.linear(f"{path}/attention/{name}", tokens, normed) for name in ("query", "key", "value"))
-        mixed = counter.attention(tokens, tokens / 2, config.heads * config.head_dim, (query, key, value))
+        query, key, value = (
+            counter.linear(f"{path}/attention/{name}", tokens, normed)
+            for name in ("query", "key", "value")
+        )
+        mixed = counter.attention(
+            tokens, tokens / 2, config.heads * config.head_dim, (query, key, value)
+        )
         needs = counter.linear(f"{path}/attention/output", tokens, mixed) or needs
         normed = needs or counter.trains(f"{path}/norm_mlp")
         rows = tokens * (config.experts_per_token if config.experts else 1)
@@ -230,8 +241,10 @@ def _decoder(counter: _Counter, model: VLMConfig, tokens: int, needs: bool) -> b
         inner = [counter.linear(f"{path}/mlp/{name}", rows, normed) for name in ("gate", "up")]
         return counter.linear(f"{path}/mlp/down", rows, any(inner)) or needs
 
-    for span in config.spans:
-        needs = counter.layers(span.size, functools.partial(block, f"decoder/{span.path}"), needs)
+    for layer_range in config.layer_ranges:
+        needs = counter.layers(
+            layer_range.size, functools.partial(block, f"decoder/{layer_range.path}"), needs
+        )
     return needs or counter.trains("decoder/norm")
 
 
@@ -256,9 +269,14 @@ def peak_flops(device: jax.Device) -> float | None:
 
     None: an accelerator that the table lacks; say it in the config (`logging.peak_flops`)."""
     if device.platform == "cpu":
-        with jax.set_mesh(Mesh([device], ("alone",))):  # whatever mesh there is, one device measures
+        with jax.set_mesh(
+            Mesh([device], ("alone",))
+        ):  # whatever mesh there is, one device measures
             return _measured_flops(device) / len(jax.devices("cpu"))
-    return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in device.device_kind.lower()), None)
+    return next(
+        (peak for name, peak in PEAK_FLOPS.items() if name.lower() in device.device_kind.lower()),
+        None,
+    )
 
 
 def mfu(flops: float, seconds: float, devices: int, peak: float) -> float:

@@ -14,24 +14,28 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from mmjax import heap
+from mmjax.base import host
+from mmjax.base.signals import StopSignal, Watchdog
 from mmjax.data.loader import Batches, batches
-from mmjax.data.rows import Rows
+from mmjax.data.packing.rows import Rows
+from mmjax.distributed import mesh as sharding
 from mmjax.errors import InputError, Preempted
 from mmjax.models import parameters
-from mmjax.recipe import Recipe, Stage
-from mmjax.recipe_json import digest
-from mmjax.training import flops, metrics, sharding
+from mmjax.recipe.recipe import Recipe, Stage
+from mmjax.recipe.serialization import digest
+from mmjax.training import flops, metrics
 from mmjax.training.checkpoint import Checkpoints, Restored
-from mmjax.training.chrono import Chrono
-from mmjax.training.preemption import StopSignal
-from mmjax.training.progress import StageProgress
-from mmjax.training.result import Position, StageFiles, StageResult, abstract_state, check_finite
-from mmjax.training.state import Start, TrainState, begin
+from mmjax.training.logging import HELD_OUT, Counts, StageProgress, Tracker, Window
+from mmjax.training.result import (
+    Chrono,
+    Position,
+    StageFiles,
+    StageResult,
+    abstract_state,
+    check_finite,
+)
+from mmjax.training.state import InitialParams, TrainState, begin
 from mmjax.training.step import is_done, make_evaluation_step, make_train_step, one_at_a_time
-from mmjax.training.trackers import HELD_OUT, Tracker
-from mmjax.training.watchdog import Watchdog
-from mmjax.training.window import Counts, Window
 from mmjax.typing import Array, Batch
 
 
@@ -40,7 +44,7 @@ def train_stage(
     recipe: Recipe,
     files: StageFiles,
     *,
-    start: Callable[[Mesh], Start],
+    start: Callable[[Mesh], InitialParams],
     key: Array,
     rows: Rows,
     held_out: Rows | None,
@@ -64,9 +68,15 @@ def train_stage(
     """
     mesh = sharding.make_mesh(recipe.mesh)
     sharding.check(dict(mesh.shape), stage)
-    kept = Checkpoints(files.checkpoints, keep_last=recipe.checkpoint.keep_last, keep_best=recipe.checkpoint.keep_best)
+    kept = Checkpoints(
+        files.checkpoints,
+        keep_last=recipe.checkpoint.keep_last,
+        keep_best=recipe.checkpoint.keep_best,
+    )
     with jax.set_mesh(mesh), Watchdog(recipe.logging.hang_timeout) as watchdog, kept:
-        loop = _Loop(stage, recipe, files, mesh, kept, rows, held_out, tracker, stop, watchdog, console)
+        loop = _Loop(
+            stage, recipe, files, mesh, kept, rows, held_out, tracker, stop, watchdog, console
+        )
         loop.restore_or_start(start, key)
         with loop.progress:
             return loop.run(stop_after)
@@ -88,60 +98,85 @@ class _Loop:
     watchdog: Watchdog
     console: Console
 
-    def restore_or_start(self, start: Callable[[Mesh], Start], key: Array) -> None:
+    def restore_or_start(self, start: Callable[[Mesh], InitialParams], key: Array) -> None:
         """Takes up the newest checkpoint, or begins with what `start` gives."""
         abstract = abstract_state(self.stage, self.mesh, key)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         restored = self.checkpoints.restore_latest(abstract)
-        self._take_up(restored)
-        self.state: TrainState = restored.state if restored else begin(start(self.mesh), self.stage, key, shardings)
-        structure, _ = parameters.abstract(self.stage.model)
-        self.train_step = make_train_step(structure, self.stage, shardings)
-        self.evaluation_step = make_evaluation_step(structure)
+        self._restore_counters(restored)
+        self.state: TrainState = (
+            restored.state if restored else begin(start(self.mesh), self.stage, key, shardings)
+        )
+        model_def, _ = parameters.abstract(self.stage.model)
+        self.train_step = make_train_step(model_def, self.stage, shardings)
+        self.evaluation_step = make_evaluation_step(model_def)
 
-    def _take_up(self, restored: Restored | None) -> None:
+    def _restore_counters(self, restored: Restored | None) -> None:
         """Everything but the arrays, as `_metadata` has saved it."""
         saved: dict[str, Any] = restored.metadata if restored else {}
         self.digest = digest(self.recipe)
         if saved.get("config_digest", self.digest) != self.digest:
-            raise InputError(f"The checkpoints in {self.files.checkpoints} were made by another recipe.")
+            raise InputError(
+                f"The checkpoints in {self.files.checkpoints} were made by another recipe."
+            )
         self.at = Position(**saved.get("position", {}))
         self.chrono = Chrono(saved.get("seconds"), saved.get("device_seconds"), self.mesh.size)
         self.window = Window(self.chrono, saved.get("window"))
         self.rows.skips.restore(saved.get("skipped", {}))
-        self.unseen: tuple[metrics.StepMetrics, int] | None = None  # metrics of the newest step, and the first row of its batch
+        self.pending_step: tuple[metrics.StepMetrics, int] | None = (
+            None  # metrics of the newest step, and the first row of its batch
+        )
         self.programs = 0  # that the step was compiled to
         self.peak: float | None = None
         self.step_flops = flops.step_flops(self.stage.model, self.stage).total
         self.progress = StageProgress(self.stage.name, self.stage.steps, self.at.step, self.console)
-        self.tracker.rewind(self.stage.name, self.at.step, evaluated=self.at.evaluated_at == self.at.step)
+        self.tracker.rewind(
+            self.stage.name, self.at.step, evaluated=self.at.evaluated_at == self.at.step
+        )
 
     def run(self, stop_after: int | None) -> StageResult:
         """Trains to the end of the stage, or for `stop_after` steps."""
-        last = self.stage.steps if stop_after is None else min(self.stage.steps, self.at.step + stop_after)
+        last = (
+            self.stage.steps
+            if stop_after is None
+            else min(self.stage.steps, self.at.step + stop_after)
+        )
         if self.at.step:
             self.progress.note(f"going on from step {self.at.step} of {self.stage.steps}")
         self._stop_if_requested()
         self._evaluate_if_due()  # a stop may have cut the evaluation of this step short
         if self.at.step < last:
-            with batches(self.rows, self.stage.batch_size, self.at.row, self.stage.data.workers) as data:
+            with batches(
+                self.rows, self.stage.batch_size, self.at.row, self.stage.data.workers
+            ) as data:
                 self._first_step(data)
                 self._do_what_is_due()
                 while self.at.step < last:
                     self._step(*self._next(data))
                     self._do_what_is_due()
         self._save()
-        return StageResult.of(self.at, self.stage, self.state.params, self.chrono, self.step_flops * self.at.step, self.rows)
+        return StageResult.of(
+            self.at,
+            self.stage,
+            self.state.params,
+            self.chrono,
+            self.step_flops * self.at.step,
+            self.rows,
+        )
 
     def _first_step(self, data: Batches) -> None:
         """The step that compiles the program; speed is measured after it."""
         before = self.chrono.seconds
         batch, counts = self._next(data)
-        self.progress.note(f"first batch in {self.chrono.seconds['input'] - before['input']:.1f} s, compiling the step ...")
+        self.progress.note(
+            f"first batch in {self.chrono.seconds['input'] - before['input']:.1f} s, compiling the step ..."
+        )
         self._step(batch, counts, "compile")
-        self._settle("compile")
-        heap.set_holes_aside()
-        self.progress.note(f"compiled in {self.chrono.seconds['compile'] - before['compile']:.1f} s")
+        self._wait_for_step("compile")
+        host.set_holes_aside()
+        self.progress.note(
+            f"compiled in {self.chrono.seconds['compile'] - before['compile']:.1f} s"
+        )
         self.peak = self.recipe.logging.peak_flops or flops.peak_flops(self.mesh.devices.flat[0])
         self.progress.explain_mfu(self.peak)
         self.window.restart_clock()
@@ -150,20 +185,24 @@ class _Loop:
         with self.chrono.charge("input", in_the_end=self._what_was_waited_for):
             batch, row = next(data)
             assert row == self.at.row, (row, self.at.row)
-            counts = Counts(1, int(np.count_nonzero(batch.segments)), int(np.count_nonzero(batch.image_mask)))
+            counts = Counts(
+                1, int(np.count_nonzero(batch.segment_ids)), int(np.count_nonzero(batch.image_mask))
+            )
             return sharding.place_batch(batch, self.mesh), counts
 
     def _what_was_waited_for(self) -> str:
         """For a batch: input if no step is under way when it comes, though one may have been before; never too little, therefore."""
-        return "input" if self.unseen is None or is_done(self.unseen[0]) else "step"
+        return "input" if self.pending_step is None or is_done(self.pending_step[0]) else "step"
 
     def _step(self, batch: Batch, counts: Counts, cause: str = "step") -> None:
         with self.chrono.charge(cause):
             if one_at_a_time():
-                self._settle(cause)
+                self._wait_for_step(cause)
             self.state, new = self.train_step(self.state, batch)
-            self._settle(cause)  # the step before, unless that was done: the device is busy with this one meanwhile
-        self.unseen = (new, self.at.row)
+            self._wait_for_step(
+                cause
+            )  # the step before, unless that was done: the device is busy with this one meanwhile
+        self.pending_step = (new, self.at.row)
         self.window.add(new, counts)
         self.at.step += 1
         self.at.row += self.stage.batch_size
@@ -175,12 +214,14 @@ class _Loop:
     def _count_programs(self) -> None:
         before, self.programs = self.programs, self.train_step._cache_size()  # type: ignore[attr-defined]
         if before and self.programs > before:
-            self.progress.note(f"step {self.at.step} was compiled anew (program {self.programs}): its batch had other shapes")
+            self.progress.note(
+                f"step {self.at.step} was compiled anew (program {self.programs}): its batch had other shapes"
+            )
 
-    def _settle(self, cause: str = "step") -> None:
+    def _wait_for_step(self, cause: str = "step") -> None:
         """Waits for the newest step, unless that was done."""
-        if self.unseen is not None:
-            (found, row), self.unseen = self.unseen, None
+        if self.pending_step is not None:
+            (found, row), self.pending_step = self.pending_step, None
             with self.chrono.charge(cause):
                 check_finite(found, self.stage, self.rows, row, self.files.dump)
 
@@ -195,7 +236,7 @@ class _Loop:
     def _log_if_due(self) -> None:
         if self.at.step % self.recipe.logging.every and self.at.step != self.stage.steps:
             return
-        self._settle()
+        self._wait_for_step()
         values, (rates, seconds) = self.window.summary(), self.window.speed()
         values |= {f"skipped/{cause}": float(count) for cause, count in self.rows.skipped.items()}
         if seconds and self.peak:
@@ -211,7 +252,7 @@ class _Loop:
         every, step = self.recipe.logging.evaluate_every, self.at.step
         due = step == self.stage.steps or (every > 0 and step > 0 and step % every == 0)
         if self.held_out is not None and due and self.at.evaluated_at != step:
-            self._settle()
+            self._wait_for_step()
             with self.chrono.charge("evaluation"):
                 values = metrics.summary(self._evaluate(self.held_out))
             self.at.held_out_loss, self.at.evaluated_at = values["loss"], step
@@ -224,16 +265,18 @@ class _Loop:
             for batch, _ in data:
                 self._stop_if_requested()
                 new = self.evaluation_step(params, sharding.place_batch(batch, self.mesh))
-                jax.block_until_ready(total)  # one batch is under way while the next is read, and no more
+                jax.block_until_ready(
+                    total
+                )  # one batch is under way while the next is read, and no more
                 total = new if total is None else metrics.merge(total, new)
                 self.watchdog.beat()
         assert total is not None
         if self.evaluation_step._cache_size() > programs:  # type: ignore[attr-defined]
-            heap.set_holes_aside()
+            host.set_holes_aside()
         return total
 
     def _save(self) -> None:
-        self._settle()
+        self._wait_for_step()
         with self.chrono.charge("save"):
             score = self.at.held_out_loss if self.at.evaluated_at == self.at.step else None
             self.checkpoints.save(self.at.step, self.state, self.at.row, self._metadata(), score)
@@ -254,4 +297,6 @@ class _Loop:
             self._save()
             self.checkpoints.close()
             where = f"at step {self.at.step} of stage {self.stage.name!r}"
-            raise Preempted(f"Stopped {where}; the state is saved. The same command goes on from here.")
+            raise Preempted(
+                f"Stopped {where}; the state is saved. The same command goes on from here."
+            )

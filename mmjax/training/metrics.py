@@ -1,4 +1,7 @@
-"""What a step reports: sums that merge over steps, so that a mean over a log interval is the mean over all of its tokens."""
+"""Cross entropy as sums: whoever averages divides once, by the number of targets of the whole batch.
+
+What a step reports: sums that merge over steps, so that a mean over a log interval is the mean over all of its tokens.
+"""
 
 import dataclasses
 from typing import Any, Protocol, Self
@@ -7,8 +10,54 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from mmjax.training.losses import TokenSums
-from mmjax.typing import Array, Float, Int
+from mmjax.typing import NO_TARGET, Array, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenSums:
+    """Sums over the targets of some rows.
+
+    Attributes:
+        loss: [] float32, negative log likelihood in nats.
+        targets: [] int32, number of targets.
+        correct: [] int32, targets that the largest logit names.
+    """
+
+    loss: Float[Array, ""]
+    targets: Int[Array, ""]
+    correct: Int[Array, ""]
+
+    @classmethod
+    def zero(cls) -> "TokenSums":
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+
+    def __add__(self, other: "TokenSums") -> "TokenSums":
+        return jax.tree.map(jnp.add, self, other)
+
+    @property
+    def mean_loss(self) -> Float[Array, ""]:
+        """Nats per target; 0 where there is none."""
+        return self.loss / jnp.maximum(self.targets, 1)
+
+
+@jax.named_scope("loss")
+def cross_entropy(logits: Float[Array, "*rows V"], targets: Int[Array, "*rows"]) -> TokenSums:
+    """Sums of the cross entropy; targets of -1 are ignored.
+
+    The target's logit is picked by comparison rather than by gather: forward and backward stay element-wise, also with the vocabulary split
+    over devices.
+    """
+    logits = logits.astype(jnp.float32)
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    supervised = targets != NO_TARGET
+    picked = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, 0.0), axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - picked
+    return TokenSums(
+        loss=jnp.sum(jnp.where(supervised, loss, 0.0)),
+        targets=jnp.sum(supervised, dtype=jnp.int32),
+        correct=jnp.sum(supervised & (jnp.argmax(logits, axis=-1) == targets), dtype=jnp.int32),
+    )
 
 
 class Metric(Protocol):
@@ -27,11 +76,18 @@ class Collection:
     @classmethod
     def from_model_output(cls, **outputs: object) -> Self:
         """Of one step."""
-        return cls(**{name: metric.from_model_output(**outputs) for name, metric in cls.__annotations__.items()})
+        return cls(
+            **{
+                name: metric.from_model_output(**outputs)
+                for name, metric in cls.__annotations__.items()
+            }
+        )
 
     def merge(self, other: Self) -> Self:
         """Of the steps of both, `other` being the newer."""
-        return type(self)(**{name: metric.merge(getattr(other, name)) for name, metric in self._metrics().items()})
+        return type(self)(
+            **{name: metric.merge(getattr(other, name)) for name, metric in self._metrics().items()}
+        )
 
     def compute(self) -> dict[str, Any]:
         """What each comes to."""
@@ -177,7 +233,9 @@ class StepMetrics(Collection):
     nonfinite_steps: NonFinite
 
 
-def step_metrics(sums: TokenSums, module_norms: dict[str, Array], gradient_norm: Array, learning_rate: Array) -> StepMetrics:
+def step_metrics(
+    sums: TokenSums, module_norms: dict[str, Array], gradient_norm: Array, learning_rate: Array
+) -> StepMetrics:
     """Metrics of one training step."""
     finite_loss = jnp.isfinite(sums.loss)
     finite = finite_loss & jnp.isfinite(gradient_norm)

@@ -1,8 +1,14 @@
-"""What a stage's training begins with, where it stands, and what comes of it."""
+"""Wall time by cause: where the seconds of a stage went. Survives a restart: the totals are saved with the state.
 
+What a stage's training begins with, where it stands, and what comes of it.
+"""
+
+import contextlib
 import dataclasses
 import json
 import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 import jax
@@ -10,17 +16,79 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from mmjax import mesh_axes
-from mmjax.data.rows import Rows
+from mmjax.data.packing.rows import Rows
+from mmjax.distributed import mesh as mesh_axes
 from mmjax.errors import NonFiniteError
 from mmjax.models import parameters
-from mmjax.recipe import Stage
-from mmjax.training import metrics, sharding
+from mmjax.recipe.recipe import Stage
+from mmjax.training import metrics
 from mmjax.training import state as training_state
-from mmjax.training.chrono import Chrono
 from mmjax.training.metrics import StepMetrics
 from mmjax.training.state import TrainState
 from mmjax.typing import Array, Params
+
+CAUSES = ("compile", "input", "step", "evaluation", "save", "other")
+
+
+class Chrono:
+    """Charges every moment to exactly one cause; what nothing else claims is "other"."""
+
+    def __init__(
+        self,
+        seconds: Mapping[str, float] | None = None,
+        device_seconds: float | None = None,
+        devices: int = 1,
+    ):
+        """
+        Args:
+            seconds, device_seconds: totals of earlier processes of the same stage; without the latter, they had as many devices.
+            devices: that this process keeps busy.
+        """
+        self._seconds = dict.fromkeys(CAUSES, 0.0) | dict(seconds or {})
+        self.devices = devices
+        self._before = sum(self._seconds.values())
+        self._device_seconds_before = (
+            self._before * devices if device_seconds is None else device_seconds
+        )
+        self._cause = "other"
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def charge(self, cause: str, *, in_the_end: Callable[[], str] | None = None) -> Iterator[None]:
+        """Charges the time inside the context to `cause`; an enclosing cause is paused meanwhile.
+
+        Args:
+            in_the_end: the cause after all, asked when the context is left; it must not raise. What was read off before stays where it was.
+        """
+        assert cause in CAUSES, cause
+        outer = self._switch(cause)
+        try:
+            yield
+        finally:
+            if in_the_end is not None:
+                self._cause = in_the_end()
+                assert self._cause in CAUSES, self._cause
+            self._switch(outer)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by cause, up to now."""
+        self._switch(self._cause)
+        return dict(self._seconds)
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def device_seconds(self, seconds: Mapping[str, float]) -> float:
+        """Seconds times devices, at a reading of `seconds`. A stage that went on on another number of devices adds up both."""
+        return self._device_seconds_before + (sum(seconds.values()) - self._before) * self.devices
+
+    def _switch(self, cause: str) -> str:
+        now = time.perf_counter()
+        self._seconds[self._cause] += now - self._since
+        self._since, outer, self._cause = now, self._cause, cause
+        return outer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +144,9 @@ class StageResult:
     skip_examples: dict[str, str]
 
     @classmethod
-    def of(cls, at: Position, stage: Stage, params: Params, chrono: Chrono, flops: float, rows: Rows) -> Self:
+    def of(
+        cls, at: Position, stage: Stage, params: Params, chrono: Chrono, flops: float, rows: Rows
+    ) -> Self:
         """The result of a stage that stands at `at`."""
         finished = at.step >= stage.steps
         loss = at.held_out_loss if finished else None
@@ -100,15 +170,21 @@ class StageResult:
 def abstract_state(stage: Stage, mesh: Mesh, key: Array) -> TrainState:
     """Shapes, dtypes and shardings of the state of a stage; nothing is allocated. Raises InputError as `state.create`."""
     shapes = parameters.abstract(stage.model)[1]
-    places, notes = mesh_axes.parameter_shardings(shapes, parameters.logical_axes(stage.model), mesh)
+    places, notes = mesh_axes.parameter_shardings(
+        shapes, parameters.logical_axes(stage.model), mesh
+    )
     for note in notes:
         logging.warning("%s", note)
     state = jax.eval_shape(lambda params: training_state.create(params, stage, key), shapes)
-    shardings = sharding.state_shardings(state, places, mesh)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings)
+    shardings = training_state.state_shardings(state, places, mesh)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings
+    )
 
 
-def check_finite(found: StepMetrics, stage: Stage, rows: Rows, first: int, dump: pathlib.Path) -> None:
+def check_finite(
+    found: StepMetrics, stage: Stage, rows: Rows, first: int, dump: pathlib.Path
+) -> None:
     """Raises NonFiniteError, and writes down which samples were in the batch, if a step's loss or gradient was not finite.
 
     Args:
@@ -122,7 +198,10 @@ def check_finite(found: StepMetrics, stage: Stage, rows: Rows, first: int, dump:
         "stage": stage.name,
         "step": first // stage.batch_size + 1,
         "what": "loss" if bad_loss else "gradient",
-        "metrics": {name: value if np.isfinite(value) else str(value) for name, value in metrics.summary(found).items()},
+        "metrics": {
+            name: value if np.isfinite(value) else str(value)
+            for name, value in metrics.summary(found).items()
+        },
         "samples": [rows.sample_ids(row) for row in range(first, first + stage.batch_size)],
     }
     dump.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

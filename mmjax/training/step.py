@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from mmjax.distributed.mesh import ROW_AXES
 from mmjax.errors import InputError
-from mmjax.mesh_axes import ROW_AXES
-from mmjax.recipe import Stage
-from mmjax.training import optimizer
-from mmjax.training.losses import TokenSums, cross_entropy
-from mmjax.training.metrics import StepMetrics, TokenMetrics, step_metrics
+from mmjax.recipe.recipe import Stage
+from mmjax.training import state as optimizer
+from mmjax.training.metrics import StepMetrics, TokenMetrics, TokenSums, cross_entropy, step_metrics
 from mmjax.training.state import TrainState
 from mmjax.typing import Array, Batch, Float, Int, Params
 
@@ -28,14 +27,14 @@ class Model(Protocol):
         """Logits (float32) and targets (-1: none) of every position that may have a target."""
 
 
-class Structure(Protocol):
+class ModelDef(Protocol):
     """Rebuilds a model from its parameters, at trace time."""
 
     def merge(self, params: Params) -> Model: ...
 
 
 def make_train_step(
-    structure: Structure, stage: Stage, shardings: TrainState | None = None
+    model_def: ModelDef, stage: Stage, shardings: TrainState | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The compiled step (state, batch) -> (state, metrics). It consumes the state it is given: its buffers are reused.
 
@@ -43,37 +42,45 @@ def make_train_step(
     what they were, the metrics say so, and the step is counted.
 
     Args:
-        structure: of `stage.model`.
-        stage: `batch_size` rows in `micro_batches` equal parts, one after the other.
-        shardings: of the new state, `sharding.state_shardings`; None: left to the compiler.
+        model_def: of `stage.model`.
+        stage: `batch_size` rows in `gradient_accumulation_steps` equal parts, one after the other.
+        shardings: of the new state, `state.state_shardings`; None: left to the compiler.
 
     Raises:
-        InputError: micro_batches does not divide batch_size.
+        InputError: gradient_accumulation_steps does not divide batch_size.
     """
-    if stage.micro_batches < 1 or stage.batch_size % stage.micro_batches:
+    if (
+        stage.gradient_accumulation_steps < 1
+        or stage.batch_size % stage.gradient_accumulation_steps
+    ):
         raise InputError(
-            f"stage {stage.name!r}: batch_size {stage.batch_size} cannot be computed in {stage.micro_batches} micro_batches of equal size."
+            f"stage {stage.name!r}: batch_size {stage.batch_size} must be divisible by gradient_accumulation_steps "
+            f"{stage.gradient_accumulation_steps}."
         )
     update = optimizer.make_optimizer(stage)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        gradient, sums = _gradient_sums(structure, state, batch, stage.micro_batches)
+        gradient, sums = _gradient_sums(model_def, state, batch, stage.gradient_accumulation_steps)
         gradient = jax.tree.map(lambda value: value / jnp.maximum(sums.targets, 1), gradient)
         squares = optimizer.squared_norms(gradient)
         norm = optimizer.global_norm(squares.values())
-        metrics = step_metrics(sums, optimizer.norms(squares), norm, update.learning_rate(state.step))
+        metrics = step_metrics(
+            sums, optimizer.norms(squares), norm, update.learning_rate(state.step)
+        )
         apply = (metrics.nonfinite_steps.compute() == 0) & (sums.targets > 0)
-        trainable, moments = update.update(gradient, state.optimizer, state.trainable, state.step, norm, apply)
+        trainable, moments = update.update(
+            gradient, state.optimizer, state.trainable, state.step, norm, apply
+        )
         return TrainState(trainable, state.frozen, moments, state.step + 1, state.rng), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_evaluation_step(structure: Structure) -> Callable[[Params, Batch], TokenMetrics]:
+def make_evaluation_step(model_def: ModelDef) -> Callable[[Params, Batch], TokenMetrics]:
     """The compiled function (params, batch) -> sums over the batch's targets; `metrics.merge` adds those of several batches."""
 
     def step(params: Params, batch: Batch) -> TokenMetrics:
-        metrics = TokenMetrics.from_model_output(sums=_token_sums(structure, params, batch))
+        metrics = TokenMetrics.from_model_output(sums=_token_sums(model_def, params, batch))
         assert isinstance(metrics, TokenMetrics)
         return metrics
 
@@ -91,22 +98,26 @@ def is_done(metrics: StepMetrics) -> bool:
     return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
 
 
-def _token_sums(structure: Structure, params: Params, batch: Batch) -> TokenSums:
-    return cross_entropy(*structure.merge(params).supervised_logits(batch))
+def _token_sums(model_def: ModelDef, params: Params, batch: Batch) -> TokenSums:
+    return cross_entropy(*model_def.merge(params).supervised_logits(batch))
 
 
-def _gradient_sums(structure: Structure, state: TrainState, batch: Batch, parts: int) -> tuple[Params, TokenSums]:
+def _gradient_sums(
+    model_def: ModelDef, state: TrainState, batch: Batch, parts: int
+) -> tuple[Params, TokenSums]:
     """Sums over the whole batch: of the gradient of the trainable parameters, and of the loss."""
 
     def loss(trainable: Params, part: Batch) -> tuple[Float[Array, ""], TokenSums]:
-        sums = _token_sums(structure, trainable | state.frozen, part)
+        sums = _token_sums(model_def, trainable | state.frozen, part)
         return sums.loss, sums
 
     differentiate = jax.grad(loss, has_aux=True)
     if parts == 1:
         return differentiate(state.trainable, batch)
 
-    def accumulate(total: tuple[Params, TokenSums], part: Batch) -> tuple[tuple[Params, TokenSums], None]:
+    def accumulate(
+        total: tuple[Params, TokenSums], part: Batch
+    ) -> tuple[tuple[Params, TokenSums], None]:
         return jax.tree.map(jnp.add, total, differentiate(state.trainable, part)), None
 
     zero = (jax.tree.map(jnp.zeros_like, state.trainable), TokenSums.zero())

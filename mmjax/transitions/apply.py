@@ -1,8 +1,7 @@
 """From the parameters of one stage to those of the next: named transitions in order, then a check that every parameter is accounted for."""
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +9,27 @@ import jax.numpy as jnp
 from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
+from mmjax.recipe.schema import choose
 from mmjax.transitions import completeness
-from mmjax.transitions.inflate import inflate
-from mmjax.transitions.lora import attach_lora, merge_lora
+from mmjax.transitions.base import transitions
 from mmjax.transitions.manifest import Entry, Manifest
-from mmjax.transitions.positions import resize_positions, resize_positions_half_pixel
-from mmjax.transitions.surrogate import graft, surrogate
 from mmjax.typing import Array, Params
-
-Transition = Callable[[Params, VLMConfig, VLMConfig, Array], tuple[Params, list[Entry]]]
-"""(parameters, model of the stage before, model of this stage, key) -> (parameters, what it touched). Pure, also under jax.jit."""
-
-TRANSITIONS: dict[str, Transition] = {
-    "inflate": inflate,
-    "resize_positions": resize_positions,
-    "resize_positions_half_pixel": resize_positions_half_pixel,
-    "attach_lora": attach_lora,
-    "merge_lora": merge_lora,
-    "surrogate": surrogate,
-    "graft": graft,
-}
 
 
 def apply(
-    names: Iterable[str], params: Params, old: VLMConfig, new: VLMConfig, key: Array, *, stage: str, loaded: Collection[str] = ()
+    names: Iterable[str],
+    params: Params,
+    old: VLMConfig,
+    new: VLMConfig,
+    key: Array,
+    *,
+    stage: str,
+    loaded: Collection[str] = (),
 ) -> tuple[Params, Manifest]:
     """The parameters with which a stage begins. Nothing is left at a default and nothing is dropped unsaid: the manifest has it all.
 
     Args:
-        names: of transitions (keys of TRANSITIONS), applied in this order; what none of them touches is carried over as the same array.
+        names: of transitions (keys of `transitions()`), applied in this order; what none of them touches is carried over as the same array.
         params: of the stage before, by path.
         old, new: models of the stage before and of this one.
         key: of `jax.random.key`, for what is initialized.
@@ -49,11 +40,13 @@ def apply(
         InputError: there is no such transition, or it cannot be done (see each); or afterwards a parameter of `new` is missing, has another
             shape or is unknown; each message names the transition that would help.
     """
-    names, given = tuple(names), params
+    names, given, known = tuple(names), params, transitions()
     origins: dict[str, Entry] = {}
     for index, name in enumerate(names):
         try:
-            params, entries = _named(name)(params, old, new, jax.random.fold_in(key, index))
+            params, entries = choose(name, known, "transition").apply(
+                params, old, new, jax.random.fold_in(key, index)
+            )
         except InputError as error:
             raise InputError(f"stage {stage!r}, transition {name!r}: {error}") from None
         origins |= {entry.target: _from_start(entry, origins) for entry in entries}
@@ -61,30 +54,34 @@ def apply(
         completeness.check(params, names, old, new, loaded)
     except InputError as error:
         raise InputError(f"stage {stage!r}: {error}") from None
-    all_entries = tuple(origins.get(path) or Entry.of(value, path, path, "copied") for path, value in sorted(params.items()))
+    all_entries = tuple(
+        origins.get(path) or Entry.of(value, path, path, "copied")
+        for path, value in sorted(params.items())
+    )
     used = {source for entry in all_entries for source in entry.sources}
     return params, Manifest(all_entries, stage, names, tuple(sorted(given.keys() - used)))
 
 
-def plan(names: Iterable[str], old: VLMConfig, new: VLMConfig, *, stage: str, loaded: Collection[str] = ()) -> Manifest:
+def plan(
+    names: Iterable[str],
+    old: VLMConfig,
+    new: VLMConfig,
+    *,
+    stage: str,
+    loaded: Collection[str] = (),
+) -> Manifest:
     """The manifest that `apply` will return, from the two models alone: no parameter is computed. Raises InputError as `apply` would."""
     manifests = []
 
     def run(params: Params, seed: Array) -> Params:
-        params, manifest = apply(names, params, old, new, jax.random.key(seed), stage=stage, loaded=loaded)
+        params, manifest = apply(
+            names, params, old, new, jax.random.key(seed), stage=stage, loaded=loaded
+        )
         manifests.append(manifest)
         return params
 
     jax.eval_shape(run, parameters.abstract(old)[1], jax.ShapeDtypeStruct((), jnp.uint32))
     return manifests[0]
-
-
-def _named(name: str) -> Transition:
-    if name not in TRANSITIONS:
-        near = difflib.get_close_matches(name, TRANSITIONS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(TRANSITIONS)}."
-        raise InputError(f"there is no such transition; {hint}")
-    return TRANSITIONS[name]
 
 
 def _from_start(entry: Entry, origins: dict[str, Entry]) -> Entry:
@@ -93,4 +90,9 @@ def _from_start(entry: Entry, origins: dict[str, Entry]) -> Entry:
     if before is None:
         return entry
     how = before.how if entry.how == "copied" else entry.how
-    return dataclasses.replace(entry, source=before.source, how=how, note="; ".join(filter(None, (before.note, entry.note))))
+    return dataclasses.replace(
+        entry,
+        source=before.source,
+        how=how,
+        note="; ".join(filter(None, (before.note, entry.note))),
+    )

@@ -38,7 +38,14 @@ class Entry:
     note: str = ""
 
     @classmethod
-    def of(cls, value: Array | jax.ShapeDtypeStruct, target: str, source: str | None, how: How, note: str = "") -> "Entry":
+    def of(
+        cls,
+        value: Array | jax.ShapeDtypeStruct,
+        target: str,
+        source: str | None,
+        how: How,
+        note: str = "",
+    ) -> "Entry":
         """The entry of a parameter with this value."""
         return cls(target, source, how, tuple(value.shape), np.dtype(value.dtype).name, note)
 
@@ -86,8 +93,12 @@ class Manifest:
         """
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise InputError(f"This is a manifest of version {version}; version {SCHEMA_VERSION} is read here.")
-        entries = tuple(Entry(**entry | {"shape": tuple(entry["shape"])}) for entry in data["entries"])
+            raise InputError(
+                f"This is a manifest of version {version}; version {SCHEMA_VERSION} is read here."
+            )
+        entries = tuple(
+            Entry(**entry | {"shape": tuple(entry["shape"])}) for entry in data["entries"]
+        )
         return cls(entries, data["stage"], tuple(data["transitions"]), tuple(data["dropped"]))
 
     def summary(self) -> str:
@@ -110,7 +121,11 @@ class Manifest:
         return [
             name
             for paths in parts.values()
-            for name in (paths if len(paths) <= _LISTED else [f"{posixpath.commonpath(paths)}/ ({len(paths)} arrays)"])
+            for name in (
+                paths
+                if len(paths) <= _LISTED
+                else [f"{posixpath.commonpath(paths)}/ ({len(paths)} arrays)"]
+            )
         ]
 
     def _rows(self) -> Iterator[tuple[str, str, str, str, str]]:

@@ -4,8 +4,7 @@ decoder = mmjax.weights.load_pretrained("path/to/folder or file.gguf")
 mmjax.weights.save_pretrained(decoder, "out")
 """
 
-from mmjax.weights.load import load_pretrained
-from mmjax.weights.pretrained import open_pretrained
+from mmjax.weights.load import load_pretrained, open_pretrained
 from mmjax.weights.save import save_params, save_pretrained
 
 __all__ = ["load_pretrained", "open_pretrained", "save_params", "save_pretrained"]

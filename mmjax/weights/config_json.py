@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.base.files import read_object
 from mmjax.errors import InputError
-from mmjax.regular import read_object
 
 CONFIG = "config.json"
-PICTURES = "preprocessor_config.json"
+IMAGES = "preprocessor_config.json"
 _LARGEST_NUMBER = 1e30  # not one that overflows float32 when something is done with it
 _MISSING = object()
 
@@ -27,7 +27,9 @@ class ConfigJson:
     def number(self, key: str, default: Any = _MISSING) -> int:
         """A whole number that is not negative."""
         value = self._get(key, default)
-        if value is not default and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40):
+        if value is not default and (
+            not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40
+        ):
             raise self.wrong(key, value, "a whole number")
         return value
 
@@ -72,14 +74,18 @@ class ConfigJson:
         """What one of the texts that are possible stands for."""
         value = self.text(key, default)
         if value not in choices:
-            raise InputError(f"{self.where}: {key} is {_shown(value)}; mmjax knows {', '.join(choices)}.")
+            raise InputError(
+                f"{self.where}: {key} is {_shown(value)}; mmjax knows {', '.join(choices)}."
+            )
         return choices[value]
 
     def must_be(self, key: str, *allowed: Any) -> None:
         """Refuses settings that would change the function in a way that mmjax does not have. An absent one is the first of `allowed`."""
         value = self.content.get(key, allowed[0])
         if value not in allowed:
-            raise InputError(f"{self.where}: {key} is {_shown(value)}; mmjax has {' or '.join(map(_shown, allowed))} only.")
+            raise InputError(
+                f"{self.where}: {key} is {_shown(value)}; mmjax has {' or '.join(map(_shown, allowed))} only."
+            )
 
     def wrong(self, key: str, value: Any, expected: str) -> InputError:
         """The error for a value that cannot be."""
@@ -108,7 +114,11 @@ def dumps(content: dict[str, Any]) -> str:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < _LARGEST_NUMBER
+    )
 
 
 def _shown(value: Any) -> str:

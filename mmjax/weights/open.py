@@ -6,16 +6,24 @@ import re
 from pathlib import Path
 
 from mmjax.errors import InputError
-from mmjax.weights.disk import DiskFile
-from mmjax.weights.gguf import GGUFSource
-from mmjax.weights.gguf_header import MAGIC
+from mmjax.weights.gguf import MAGIC, GGUFSource
 from mmjax.weights.safetensors import INDEX, SINGLE, open_safetensors, open_sharded
-from mmjax.weights.tensors import TensorSource
+from mmjax.weights.tensors import DiskFile, TensorSource
 
-_USABLE = "mmjax reads safetensors (one file, or a folder with model.safetensors or its index) and GGUF."
+_USABLE = (
+    "mmjax reads safetensors (one file, or a folder with model.safetensors or its index) and GGUF."
+)
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_OTHERS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "numpy", ".npy": "numpy", ".gz": "packed", ".zip": "packed"}
+_OTHERS = {
+    ".h5": "TensorFlow",
+    ".msgpack": "Flax",
+    ".onnx": "ONNX",
+    ".npz": "numpy",
+    ".npy": "numpy",
+    ".gz": "packed",
+    ".zip": "packed",
+}
 _LFS = b"version https://git-lfs"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _INDEX_SUFFIX = ".safetensors.index.json"
@@ -31,7 +39,9 @@ def open_weights(path: Path) -> TensorSource:
     if os.path.isdir(path):
         return _open_folder(path)
     if not os.path.lexists(path):
-        raise InputError(f"There is no {path}. Weights are given as a folder or a file on this machine; nothing is downloaded by name.")
+        raise InputError(
+            f"There is no {path}. Weights are given as a folder or a file on this machine; nothing is downloaded by name."
+        )
     return _open_file(path)
 
 
@@ -42,26 +52,43 @@ def _open_folder(folder: Path) -> TensorSource:
         raise InputError(f"{folder} cannot be read: {error.strerror}.") from None
     usual = [path for path in files if path.name in (SINGLE, INDEX)]
     if len(usual) > 1:
-        raise InputError(f"{folder} has both {SINGLE} and {INDEX}. Name the one that is meant, or remove the other.")
-    found = usual or [path for path in files if path.suffix == ".safetensors"] or [path for path in files if path.suffix == ".gguf"]
-    part = next((path.name for path in found if path.suffix == ".safetensors" and _SHARD.search(path.name)), None)
+        raise InputError(
+            f"{folder} has both {SINGLE} and {INDEX}. Name the one that is meant, or remove the other."
+        )
+    found = (
+        usual
+        or [path for path in files if path.suffix == ".safetensors"]
+        or [path for path in files if path.suffix == ".gguf"]
+    )
+    part = next(
+        (path.name for path in found if path.suffix == ".safetensors" and _SHARD.search(path.name)),
+        None,
+    )
     if part:
-        raise InputError(f"{folder} has parts of a model ({part}) but no {INDEX} that says which. Is it complete?")
+        raise InputError(
+            f"{folder} has parts of a model ({part}) but no {INDEX} that says which. Is it complete?"
+        )
     if len(found) == 1:
         return _open_file(found[0])
     if found:
-        raise InputError(f"{folder} has {len(found)} files of weights: {_list(found)}. Name the one that is meant.")
+        raise InputError(
+            f"{folder} has {len(found)} files of weights: {_list(found)}. Name the one that is meant."
+        )
     pickles = [path for path in files if _is_pickle_name(path)]
     if pickles:
         raise _pickled(pickles[0])
-    raise InputError(f"{folder} has no weights{f', only {_list(files)}' if files else ': no file at all'}. {_USABLE}")
+    raise InputError(
+        f"{folder} has no weights{f', only {_list(files)}' if files else ': no file at all'}. {_USABLE}"
+    )
 
 
 def _open_file(path: Path) -> TensorSource:
     with contextlib.closing(DiskFile(path)) as file:
         beginning = file.read(0, min(file.size, _BEGINNING))
     if beginning.startswith(_LFS):
-        raise InputError(f"{path} is a pointer of Git LFS, not the weights themselves. Fetch them with `git lfs pull`.")
+        raise InputError(
+            f"{path} is a pointer of Git LFS, not the weights themselves. Fetch them with `git lfs pull`."
+        )
     if not beginning:
         raise InputError(f"{path} is empty.")
     if beginning.startswith(MAGIC):

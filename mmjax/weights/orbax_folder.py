@@ -23,19 +23,34 @@ import jax.numpy as jnp
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from mmjax.base.files import atomic_directory
 from mmjax.errors import InputError
 from mmjax.models.config import LanguageModelConfig, ModelConfig, VisionEncoderConfig, VLMConfig
-from mmjax.schema import KeyPath, convert, to_plain
+from mmjax.recipe.schema import KeyPath, convert, to_plain
 from mmjax.typing import Array, Params
 from mmjax.weights.config_json import dumps, read_config
-from mmjax.weights.drafts import published_at
-from mmjax.weights.opened import Cut, Line, Origin, Pretrained, Progress, Shapes, common_dtype, line, matrix_paths, stored
-from mmjax.weights.published import SHOWN, shapes_of
+from mmjax.weights.pretrained_files import SHOWN, shapes_of
+from mmjax.weights.pretrained_protocol import (
+    Cut,
+    Origin,
+    Pretrained,
+    Progress,
+    Shapes,
+    TensorMapping,
+    common_dtype,
+    line,
+    matrix_paths,
+    stored,
+)
 
 CONFIG = "mmjax.json"
 PARAMS = "params"
 VERSION = 1
-KINDS: dict[str, type[ModelConfig]] = {"decoder": LanguageModelConfig, "vision": VisionEncoderConfig, "vlm": VLMConfig}
+KINDS: dict[str, type[ModelConfig]] = {
+    "decoder": LanguageModelConfig,
+    "vision": VisionEncoderConfig,
+    "vlm": VLMConfig,
+}
 
 CHUNK = 32 * 1024 * 1024
 """Bytes of an array that lie together on the disk, and that are read together."""
@@ -48,7 +63,9 @@ def is_orbax(path: Path) -> bool:
     return (path / CONFIG).exists()
 
 
-def save_orbax(params: Params, config: ModelConfig, directory: Path, *, origins: Sequence[Origin] = ()) -> None:
+def save_orbax(
+    params: Params, config: ModelConfig, directory: Path, *, origins: Sequence[Origin] = ()
+) -> None:
     """Writes a model to a folder that `open_orbax` reads. The folder appears whole or not at all.
 
     Raises:
@@ -56,10 +73,17 @@ def save_orbax(params: Params, config: ModelConfig, directory: Path, *, origins:
     """
     for path, value in params.items():
         if not bool(_is_finite(value)):
-            raise InputError(f"{path} has numbers that are not finite (NaN or infinite) in {value.dtype}, and is not written.")
+            raise InputError(
+                f"{path} has numbers that are not finite (NaN or infinite) in {value.dtype}, and is not written."
+            )
     kind = next(kind for kind, of in KINDS.items() if isinstance(config, of))
-    settings = {"version": VERSION, "kind": kind, "config": to_plain(config), "origins": to_plain(list(origins))}
-    with published_at(directory) as draft:
+    settings = {
+        "version": VERSION,
+        "kind": kind,
+        "config": to_plain(config),
+        "origins": to_plain(list(origins)),
+    }
+    with atomic_directory(directory) as draft:
         draft.mkdir()
         (draft / CONFIG).write_text(dumps(settings), encoding="utf-8")
         context = ocp.Context()
@@ -73,7 +97,9 @@ def open_orbax(path: Path) -> "OrbaxFolder":
     """Opens what `save_orbax` wrote. Raises InputError if it is damaged, or does not hold the parameters of its config."""
     settings = read_config(path, CONFIG)
     if settings.number("version") != VERSION:
-        raise InputError(f"{settings.where} has version {settings.number('version')}; this mmjax reads version {VERSION}.")
+        raise InputError(
+            f"{settings.where} has version {settings.number('version')}; this mmjax reads version {VERSION}."
+        )
     try:
         config = convert(settings.content.get("config"), settings.choice("kind", KINDS), KeyPath())
         origins = convert(settings.content.get("origins"), tuple[Origin, ...], KeyPath())
@@ -86,31 +112,57 @@ def open_orbax(path: Path) -> "OrbaxFolder":
 class OrbaxFolder(Pretrained):
     """A `Pretrained` whose parameters Orbax reads."""
 
-    def __init__(self, path: Path, config: ModelConfig, origins: Sequence[Origin], found: Mapping[str, jax.ShapeDtypeStruct]):
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        origins: Sequence[Origin],
+        found: Mapping[str, jax.ShapeDtypeStruct],
+    ):
         """Raises InputError if what was found is not what the config needs."""
         self._path, self._found = path, found
         self.config, self.origins = config, tuple(origins)
         self.shapes = shapes_of(config, path / CONFIG)
-        problems = [f"missing: {name} {list(shape.shape)}" for name, shape in self.shapes.items() if name not in found]
-        problems += [f"unexpected: {name} {list(shape.shape)}" for name, shape in found.items() if name not in self.shapes]
+        problems = [
+            f"missing: {name} {list(shape.shape)}"
+            for name, shape in self.shapes.items()
+            if name not in found
+        ]
+        problems += [
+            f"unexpected: {name} {list(shape.shape)}"
+            for name, shape in found.items()
+            if name not in self.shapes
+        ]
         for name, shape in found.items():
             wanted = self.shapes.get(name)
-            if wanted is not None and (shape.shape != wanted.shape or not jnp.issubdtype(shape.dtype, jnp.floating)):
-                problems.append(f"misshapen: {name} is {shape.dtype}{list(shape.shape)} and should be {list(wanted.shape)}")
+            if wanted is not None and (
+                shape.shape != wanted.shape or not jnp.issubdtype(shape.dtype, jnp.floating)
+            ):
+                problems.append(
+                    f"misshapen: {name} is {shape.dtype}{list(shape.shape)} and should be {list(wanted.shape)}"
+                )
         if problems:
             more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-            raise InputError(f"{path} does not hold the parameters of its config:\n" + "\n".join(f"  {p}" for p in problems[:SHOWN] + more))
+            raise InputError(
+                f"{path} does not hold the parameters of its config:\n"
+                + "\n".join(f"  {p}" for p in problems[:SHOWN] + more)
+            )
 
     @property
     def dtype(self) -> str:
-        return common_dtype({self._found[path].dtype for path in matrix_paths(self.config, self.shapes)})
+        return common_dtype(
+            {self._found[path].dtype for path in matrix_paths(self.config, self.shapes)}
+        )
 
     @property
     def nbytes(self) -> int:
-        return sum(math.prod(shape.shape) * jnp.dtype(shape.dtype).itemsize for shape in self._found.values())
+        return sum(
+            math.prod(shape.shape) * jnp.dtype(shape.dtype).itemsize
+            for shape in self._found.values()
+        )
 
     @property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[TensorMapping]:
         return [line(path, shape) for path, shape in self._found.items()]
 
     @property
@@ -132,7 +184,9 @@ class OrbaxFolder(Pretrained):
         for path, shape in wanted.items():
             sharding = shardings[path] if shardings else first
             name, begin = (cuts[path].path, cuts[path].first) if path in cuts else (path, 0)
-            until = (begin + shape.shape[0], *shape.shape[1:]) if begin else shape.shape  # Orbax leaves out last layers, and no first ones
+            until = (
+                (begin + shape.shape[0], *shape.shape[1:]) if begin else shape.shape
+            )  # Orbax leaves out last layers, and no first ones
             value = self._read(name, jax.ShapeDtypeStruct(until, shape.dtype, sharding=sharding))
             params[path] = value[begin:] if begin else value
             progress(math.prod(until) * jnp.dtype(self._found[name].dtype).itemsize)
@@ -149,7 +203,9 @@ class OrbaxFolder(Pretrained):
         with context, _quiet(), _readable(self._path):
             value = ocp.load(self._path / PARAMS, {path: wanted})[path]
         if not bool(_is_finite(value)):
-            raise InputError(f"{self._path}: {path} has numbers that are not finite (NaN or infinite).")
+            raise InputError(
+                f"{self._path}: {path} has numbers that are not finite (NaN or infinite)."
+            )
         return value
 
 
@@ -166,7 +222,10 @@ def _metadata(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
         tree = ocp.metadata(folder).metadata
         if not isinstance(tree, Mapping):
             raise ValueError("it does not say what is in it")
-        return {str(path): jax.ShapeDtypeStruct(tuple(found.shape), found.dtype) for path, found in tree.items()}
+        return {
+            str(path): jax.ShapeDtypeStruct(tuple(found.shape), found.dtype)
+            for path, found in tree.items()
+        }
 
 
 @contextlib.contextmanager
@@ -192,7 +251,9 @@ def _quiet() -> Iterator[None]:
     hook = sys.unraisablehook
 
     def ignore_closed_loops(unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, RuntimeError) or "loop is closed" not in str(unraisable.exc_value):
+        if not isinstance(unraisable.exc_value, RuntimeError) or "loop is closed" not in str(
+            unraisable.exc_value
+        ):
             hook(unraisable)
 
     for name in names:

@@ -19,16 +19,19 @@ def test_flops_of_a_full_shape_are_those_of_two_products():
 
 def test_causal_counts_half():
     shape = dict(batch=2, rows=64, keys=64, heads=4, kv_heads=2, head_dim=8)  # noqa: C408
-    assert Case("", "", form="causal", **shape).flops("forward") == Case("", "", **shape).flops("forward") / 2
+    assert (
+        Case("", "", form="causal", **shape).flops("forward")
+        == Case("", "", **shape).flops("forward") / 2
+    )
 
 
-def test_one_document_without_a_picture_counts_as_causal():
+def test_one_document_without_a_image_counts_as_causal():
     shape = {"batch": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
     causal = Case("", "", rows=64, keys=64, form="causal", **shape)
     assert packed("", "", 1, 64, 0, **shape).flops("forward") == causal.flops("forward")
 
 
-def test_documents_cost_as_much_as_apart_and_their_pictures_more():
+def test_documents_cost_as_much_as_apart_and_their_images_more():
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 8}
     together = packed("", "", 8, 64, 0, batch=2, **shape)
     assert together.flops("forward") == packed("", "", 1, 64, 0, batch=16, **shape).flops("forward")
@@ -62,15 +65,21 @@ def test_the_written_mask_is_the_one_of_the_kernels():
         mask = attention_jax.interval_mask(case)
         if mask is not None:
             written = np.broadcast_to(case.dense(), (case.batch, case.rows, case.keys))
-            np.testing.assert_array_equal(np.asarray(mask.dense(case.keys)), written, err_msg=case.name)
+            np.testing.assert_array_equal(
+                np.asarray(mask.dense(case.keys)), written, err_msg=case.name
+            )
 
 
 def test_the_gate_has_what_makes_kernels_go_wrong():
     cases = gate_cases()
-    assert any(case.prefixes is not None for case in cases) and any(case.blocks is not None for case in cases)
+    assert any(case.prefixes is not None for case in cases) and any(
+        case.blocks is not None for case in cases
+    )
     assert any(not case.dense().any(axis=2).all() for case in cases), "no row that sees nothing"
     assert {case.head_dim for case in cases} == {case.head_dim for case in GPU.values()}
-    assert any(case.rows % 8 for case in cases) and any(case.heads > case.kv_heads for case in cases)
+    assert any(case.rows % 8 for case in cases) and any(
+        case.heads > case.kv_heads for case in cases
+    )
 
 
 def test_every_shape_that_has_to_reach_something_says_so():
@@ -87,5 +96,8 @@ def test_every_shape_that_has_to_reach_something_says_so():
 def test_shrunk_shapes_keep_their_names_and_heads():
     small = attention_cases.gpu_cases(shrink=32)
     assert [case.name for case in small] == [*GPU]
-    assert all(case.batch == 1 and case.rows <= 256 and case.heads == GPU[case.name].heads for case in small)
+    assert all(
+        case.batch == 1 and case.rows <= 256 and case.heads == GPU[case.name].heads
+        for case in small
+    )
     assert jnp.asarray(small[6].segments).shape == (1, 256)

@@ -1,4 +1,4 @@
-"""Ratios, what must be reached, tables, JSON and picture of the attention benchmark, from figures that are made up."""
+"""Ratios, what must be reached, tables, JSON and image of the attention benchmark, from figures that are made up."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -23,8 +23,16 @@ def seconds(case: Case, direction: str, teraflops: float, rounds: int = 7) -> di
 
 def record() -> dict:
     case, wide = CASES["decoder-4096"], CASES["packed-8192"]
-    forward = {"mosaic_gpu": seconds(case, "forward", 520), "cudnn": seconds(case, "forward", 650), "xla": {"error": "RuntimeError: a|b"}}
-    backward = {"mosaic_gpu": seconds(case, "backward", 300), "cudnn": seconds(case, "backward", 450), "xla": {"error": "left out"}}
+    forward = {
+        "mosaic_gpu": seconds(case, "forward", 520),
+        "cudnn": seconds(case, "forward", 650),
+        "xla": {"error": "RuntimeError: a|b"},
+    }
+    backward = {
+        "mosaic_gpu": seconds(case, "backward", 300),
+        "cudnn": seconds(case, "backward", 450),
+        "xla": {"error": "left out"},
+    }
     dense = {
         "mosaic_gpu": seconds(wide, "backward", 360),
         "cudnn": seconds(wide, "backward", 100),
@@ -39,7 +47,10 @@ def record() -> dict:
         "ours": OURS,
         "directions": ["forward", "backward"],
         "ceilings": {"flops": 395e12, "bandwidth": 4.3e12},
-        "gate": {"mosaic_gpu": {"passed": True, "reason": None}, "mosaic_gpu_fused": {"passed": False, "reason": "dq is off"}},
+        "gate": {
+            "mosaic_gpu": {"passed": True, "reason": None},
+            "mosaic_gpu_fused": {"passed": False, "reason": "dq is off"},
+        },
         "cases": [
             {"case": case, "directions": {"forward": forward, "backward": backward}},
             {"case": wide, "directions": {"forward": {}, "backward": dense}},
@@ -55,7 +66,14 @@ def row(text: str, name: str, part: int) -> list[str]:
 
 def test_a_line_has_rate_ratio_floor_and_verdict():
     name, _, rate, ratio, floor, measured, must, _ = row(attention.page(record()), "mosaic_gpu", 0)
-    assert (name, rate, ratio, floor, measured, must) == ("mosaic_gpu", "520", "0.80", "66%", "132%", "500 TFLOP/s: met")
+    assert (name, rate, ratio, floor, measured, must) == (
+        "mosaic_gpu",
+        "520",
+        "0.80",
+        "66%",
+        "132%",
+        "500 TFLOP/s: met",
+    )
 
 
 def test_a_must_that_is_missed_is_said():
@@ -64,7 +82,9 @@ def test_a_must_that_is_missed_is_said():
 
 def test_the_dense_opponents_are_those_without_block_masks():
     assert row(attention.page(record()), "mosaic_gpu", 2)[6] == "3 x the dense ones: 3.6, met"
-    assert row(attention.page(record()), "mosaic_gpu", 2)[3] == "1.80", "the best opponent of all is another"
+    assert row(attention.page(record()), "mosaic_gpu", 2)[3] == "1.80", (
+        "the best opponent of all is another"
+    )
 
 
 def test_opponents_have_nothing_to_reach_and_the_best_says_so():
@@ -88,7 +108,9 @@ def test_ratios_are_taken_round_by_round():
 def test_gate_and_wrong_results_are_failures():
     found = record()
     assert attention.failures(found) == ["mosaic_gpu_fused: dq is off"]
-    found["cases"][0]["directions"]["forward"]["mosaic_gpu"] = {"error": "ArithmeticError: dv is off"}
+    found["cases"][0]["directions"]["forward"]["mosaic_gpu"] = {
+        "error": "ArithmeticError: dv is off"
+    }
     found["cases"][0]["directions"]["forward"]["cudnn"] = {"error": "ArithmeticError: dv is off"}
     assert len(attention.failures(found)) == 2, "what an opponent computes is not ours to mend"
     assert "FAILED. dq is off" in attention.page(found)
@@ -97,26 +119,40 @@ def test_gate_and_wrong_results_are_failures():
 def test_json_holds_every_round_and_the_shape():
     written = json.loads(attention.as_json(record()))
     entry = written["cases"][0]
-    assert entry["case"]["name"] == "decoder-4096" and entry["case"]["kv_heads"] == 8 and "segments" not in entry["case"]
+    assert (
+        entry["case"]["name"] == "decoder-4096"
+        and entry["case"]["kv_heads"] == 8
+        and "segments" not in entry["case"]
+    )
     assert len(entry["directions"]["forward"]["mosaic_gpu"]["seconds"]) == 7
     assert entry["case"]["flops"]["backward"] == CASES["decoder-4096"].flops("backward")
-    assert written["ceilings"]["flops"] == 395e12 and written["command"] and written["date"] and written["versions"]
+    assert (
+        written["ceilings"]["flops"] == 395e12
+        and written["command"]
+        and written["date"]
+        and written["versions"]
+    )
 
 
-def test_the_picture_has_a_bar_for_every_figure_and_a_line_for_every_floor():
+def test_the_image_has_a_bar_for_every_figure_and_a_line_for_every_floor():
     root = ElementTree.fromstring(attention_chart.draw(record()))
     bars = [title.text for title in root.iter(f"{SVG}title")]
     assert len(bars) == 7 and "mosaic_gpu: 520" in bars
     floors = [line for line in root.iter(f"{SVG}line") if line.get("stroke-width") == "2"]
     assert len(floors) == 4
-    heights = {bar.findtext(f"{SVG}title"): float(bar.get("height")) for bar in root.iter(f"{SVG}rect")}
+    heights = {
+        bar.findtext(f"{SVG}title"): float(bar.get("height")) for bar in root.iter(f"{SVG}rect")
+    }
     assert heights["mosaic_gpu: 520"] / heights["cudnn: 650"] == pytest.approx(0.8, abs=0.01)
 
 
 def test_memory_is_linear_or_is_not():
     memory = {"chunked": {"4096": 10, "16384": 41}, "dense": {"4096": 10, "16384": 160}}
     chunked, dense = attention_table.memory_lines(memory)[2:]
-    assert "4.1 times over 4 times the length: linear" in chunked and "16.0 times over 4 times the length: not linear" in dense
+    assert (
+        "4.1 times over 4 times the length: linear" in chunked
+        and "16.0 times over 4 times the length: not linear" in dense
+    )
     found = record() | {"memory": memory}
     assert "not linear" in attention.page(found)
     assert attention_chart.panels(found)[-1].logarithmic
@@ -124,4 +160,7 @@ def test_memory_is_linear_or_is_not():
 
 
 def test_made_up_rounds_have_the_median_that_they_should():
-    assert quartiles(seconds(CASES["vit-257"], "forward", 100)["seconds"])[1] == CASES["vit-257"].flops("forward") / 100e12
+    assert (
+        quartiles(seconds(CASES["vit-257"], "forward", 100)["seconds"])[1]
+        == CASES["vit-257"].flops("forward") / 100e12
+    )

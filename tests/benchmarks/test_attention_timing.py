@@ -1,7 +1,16 @@
 """Rounds, samples and time budgets, with a clock that only moves when something runs."""
 
 import pytest
-from attention_timing import FEWEST_ROUNDS, Clock, LeftOut, Measured, attempt, dispatches, interleaved, quartiles
+from attention_timing import (
+    FEWEST_ROUNDS,
+    Clock,
+    LeftOut,
+    Measured,
+    attempt,
+    dispatches,
+    interleaved,
+    quartiles,
+)
 
 
 class Machine:
@@ -10,7 +19,14 @@ class Machine:
     def __init__(self):
         self.time, self.order = 0.0, []
 
-    def work(self, name: str, seconds: float, calls: int = 1, overhead: float = 0.0, fails_after: float = float("inf")) -> Measured:
+    def work(
+        self,
+        name: str,
+        seconds: float,
+        calls: int = 1,
+        overhead: float = 0.0,
+        fails_after: float = float("inf"),
+    ) -> Measured:
         def run(number: int) -> float:
             if self.time >= fails_after:
                 raise RuntimeError("out of memory\nand more")
@@ -43,7 +59,9 @@ def test_rounds_are_interleaved(machine: Machine):
 
 
 def test_seconds_are_those_of_one_call(machine: Machine):
-    results = interleaved({"a": machine.work("a", 0.8, calls=4)}, 5, 4.0, Clock(1e9, lambda: machine.time))
+    results = interleaved(
+        {"a": machine.work("a", 0.8, calls=4)}, 5, 4.0, Clock(1e9, lambda: machine.time)
+    )
     assert results["a"]["seconds"] == pytest.approx([0.2] * 5)
 
 
@@ -51,19 +69,28 @@ def test_one_that_fails_midway_keeps_its_rounds_and_the_others_go_on(machine: Ma
     work = {"a": machine.work("a", 1.0), "b": machine.work("b", 1.0, fails_after=7.5)}
     results = interleaved(work, 5, 0.5, Clock(1e9, lambda: machine.time))
     assert len(results["a"]["seconds"]) == 5 and "error" not in results["a"]
-    assert len(results["b"]["seconds"]) == 2 and results["b"]["error"] == "RuntimeError: out of memory"
+    assert (
+        len(results["b"]["seconds"]) == 2 and results["b"]["error"] == "RuntimeError: out of memory"
+    )
 
 
 def test_one_that_cannot_start_is_a_line(machine: Machine):
-    results = interleaved({"a": machine.work("a", 1.0, fails_after=0)}, 5, 0.5, Clock(1e9, lambda: machine.time))
+    results = interleaved(
+        {"a": machine.work("a", 1.0, fails_after=0)}, 5, 0.5, Clock(1e9, lambda: machine.time)
+    )
     assert results == {"a": {"seconds": [], "error": "RuntimeError: out of memory"}}
 
 
 def test_rounds_end_with_the_time_but_not_before_the_fewest(machine: Machine):
     clock = Clock(10.0, lambda: machine.time)
-    assert len(interleaved({"a": machine.work("a", 1.0)}, 50, 0.5, clock)["a"]["seconds"]) == 8  # two to warm up
+    assert (
+        len(interleaved({"a": machine.work("a", 1.0)}, 50, 0.5, clock)["a"]["seconds"]) == 8
+    )  # two to warm up
     assert clock.is_up()
-    assert len(interleaved({"a": machine.work("a", 1.0)}, 50, 0.5, clock)["a"]["seconds"]) == FEWEST_ROUNDS
+    assert (
+        len(interleaved({"a": machine.work("a", 1.0)}, 50, 0.5, clock)["a"]["seconds"])
+        == FEWEST_ROUNDS
+    )
 
 
 def test_every_shape_has_a_share_of_what_is_left(machine: Machine):
@@ -89,5 +116,12 @@ def test_what_an_error_says_is_one_line():
 
     results = [{} for _ in range(3)]
     errors = LeftOut("it takes no mask"), ValueError("first\nsecond"), KeyError()
-    assert not any(attempt(result, lambda error=error: fail(error)) for result, error in zip(results, errors, strict=True))
-    assert [result["error"] for result in results] == ["it takes no mask", "ValueError: first", "KeyError"]
+    assert not any(
+        attempt(result, lambda error=error: fail(error))
+        for result, error in zip(results, errors, strict=True)
+    )
+    assert [result["error"] for result in results] == [
+        "it takes no mask",
+        "ValueError: first",
+        "KeyError",
+    ]

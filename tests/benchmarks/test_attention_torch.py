@@ -11,7 +11,9 @@ from attention_cases import gate_cases
 ROOT = pathlib.Path(__file__).parents[2]
 ORACLE = os.environ.get("MMJAX_ORACLE", str(ROOT / ".oracle/bin/python"))
 
-pytestmark = pytest.mark.skipif(not pathlib.Path(ORACLE).exists(), reason="no environment with PyTorch (make oracle)")
+pytestmark = pytest.mark.skipif(
+    not pathlib.Path(ORACLE).exists(), reason="no environment with PyTorch (make oracle)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def test_torch_sees_the_same_mask(worker: attention_cpu.Worker, case):
     assert attention_gate.wrong(errors, attention_cpu.BOUNDS) is None
 
 
-@pytest.mark.parametrize("case", [case for case in gate_cases() if case.form != "full"], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in gate_cases() if case.form != "full"], ids=lambda case: case.name
+)
 def test_flex_attention_sees_the_same_mask(worker: attention_cpu.Worker, case):
     """Forward only: on a CPU it has no backward pass."""
     prepared = worker.prepared("torch_flex", case)

@@ -12,13 +12,20 @@ from mmjax.models.config import DecoderConfig, LanguageModelConfig
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_logit_is_the_same_and_no_embedding_is(tied):
-    decoder = DecoderConfig(40, 16, 3, 4, 2, 4, 24, tied_head=tied, weight_std=0.3, embedding_std=1.0)
+    decoder = DecoderConfig(
+        40, 16, 3, 4, 2, 4, 24, tie_word_embeddings=tied, weight_std=0.3, embedding_std=1.0
+    )
     config = LanguageModelConfig(decoder, compute_dtype="float32")
     params = parameters.initialize(config, jax.random.key(0))
-    params = {path: value + 0.3 * jax.random.normal(jax.random.key(1), value.shape) for path, value in params.items()}
+    params = {
+        path: value + 0.3 * jax.random.normal(jax.random.key(1), value.shape)
+        for path, value in params.items()
+    }
     moved = foreign(params, config, seed=0)
-    structure = parameters.abstract(config)[0]
+    model_def = parameters.abstract(config)[0]
     tokens = jnp.arange(12)[None]
-    np.testing.assert_allclose(structure.merge(moved)(tokens), structure.merge(params)(tokens), atol=1e-4)
+    np.testing.assert_allclose(
+        model_def.merge(moved)(tokens), model_def.merge(params)(tokens), atol=1e-4
+    )
     for path, value in params.items():
         assert not np.allclose(moved[path], value), path

@@ -58,21 +58,32 @@ def test_every_script_of_a_part_is_there():
     for one in gpu_plan.parts(torch=False):
         for command in (one.command, one.trial):
             assert command[0].startswith("-") or (ROOT / command[0]).is_file(), command
-    assert "--torch_python" in str(gpu_plan.parts(torch=True)) and "--torch_python" not in str(gpu_plan.parts(torch=False))
+    assert "--torch_python" in str(gpu_plan.parts(torch=True)) and "--torch_python" not in str(
+        gpu_plan.parts(torch=False)
+    )
 
 
 def test_commands_are_filled_but_for_nothing():
     for one in gpu_plan.parts(torch=True):
         for command in (one.command, one.trial):
-            words = gpu_plan.filled(command, pathlib.Path("/results"), pathlib.Path("/scratch"), 90.0)
+            words = gpu_plan.filled(
+                command, pathlib.Path("/results"), pathlib.Path("/scratch"), 90.0
+            )
             assert not [word for word in words if "{" in word]
-    assert gpu_plan.filled(["{out}/x", "{seconds}", "{minutes}"], pathlib.Path("/r"), pathlib.Path("/s"), 90.0) == ["/r/x", "90", "1.50"]
+    assert gpu_plan.filled(
+        ["{out}/x", "{seconds}", "{minutes}"], pathlib.Path("/r"), pathlib.Path("/s"), 90.0
+    ) == ["/r/x", "90", "1.50"]
 
 
 def test_what_is_missing_is_named(tmp_path):
     one = part("a", packages=("json", "grain", "clu"), files=("smollm2",))
-    assert gpu_plan.lacking(one, tmp_path, trial=False, has=lambda name: name == "json") == "missing: grain, clu"
-    assert gpu_plan.lacking(one, tmp_path, trial=False, has=lambda name: True).startswith("not fetched: smollm2 (python -m mmjax.fetch")
+    assert (
+        gpu_plan.lacking(one, tmp_path, trial=False, has=lambda name: name == "json")
+        == "missing: grain, clu"
+    )
+    assert gpu_plan.lacking(one, tmp_path, trial=False, has=lambda name: True).startswith(
+        "not fetched: smollm2 (python -m mmjax.fetch"
+    )
     assert gpu_plan.lacking(one, tmp_path, trial=True, has=lambda name: True) == ""
     (tmp_path / "smollm2").mkdir()
     assert gpu_plan.lacking(one, tmp_path, trial=False, has=lambda name: True) == ""
@@ -83,19 +94,35 @@ def test_parts_run_fail_and_are_left_out_each_with_its_reason(tmp_path):
         part("good"),
         part("bad", "import sys; print('a | b'); sys.exit(3)"),
         part("absent", packages=("no_such_package",)),
-        part("late", least=1e6),
+        part("separate_last_layers", least=1e6),
     ]
     outcomes = gpu_parts.run_all(parts, options(tmp_path), tmp_path)
-    assert statuses(outcomes) == {"good": "ran", "bad": "failed", "absent": "left out", "late": "left out"}
+    assert statuses(outcomes) == {
+        "good": "ran",
+        "bad": "failed",
+        "absent": "left out",
+        "separate_last_layers": "left out",
+    }
     text = (tmp_path / "summary.md").read_text()
     assert "| bad | failed | " in text and "exit code 3: a / b |" in text
-    assert "missing: no_such_package" in text and "no time left" in text and "the figures mean nothing" in text
-    assert (tmp_path / "good.log").read_text() == "done\n" and not (tmp_path / "absent.log").exists()
+    assert (
+        "missing: no_such_package" in text
+        and "no time left" in text
+        and "the figures mean nothing" in text
+    )
+    assert (tmp_path / "good.log").read_text() == "done\n" and not (
+        tmp_path / "absent.log"
+    ).exists()
 
 
 def test_a_part_whose_time_is_up_is_stopped_with_what_it_has_started(tmp_path):
-    outcome = gpu_parts.run_part(part("slow", CHILD.replace("MARK", str(tmp_path))), options(tmp_path), 2.0, 2.0)
-    assert outcome.status == "stopped" and outcome.said == "its time of 2 s was up; it said last: began"
+    outcome = gpu_parts.run_part(
+        part("slow", CHILD.replace("MARK", str(tmp_path))), options(tmp_path), 2.0, 2.0
+    )
+    assert (
+        outcome.status == "stopped"
+        and outcome.said == "its time of 2 s was up; it said last: began"
+    )
     assert str(tmp_path).encode() not in b"".join(command_lines())
 
 
@@ -110,20 +137,30 @@ def test_the_files_that_are_results_are_kept(tmp_path):
     program = "import pathlib; pathlib.Path(r'{scratch}/run').mkdir(); pathlib.Path(r'{scratch}/run/summary.json').write_text('{{}}')"
     one = part("training", program.replace("{{}}", "[]"), keep=("run/summary.json", "run/absent"))
     assert gpu_parts.run_part(one, options(tmp_path), 20.0, 20.0).status == "ran"
-    assert (tmp_path / "training_summary.json").read_text() == "[]" and not (tmp_path / "training_absent").exists()
+    assert (tmp_path / "training_summary.json").read_text() == "[]" and not (
+        tmp_path / "training_absent"
+    ).exists()
 
 
 def test_nothing_is_run_on_a_device_that_is_no_gpu(tmp_path):
     parts = [part("device", "print('cpu cpu')"), part("attention")]
-    assert statuses(gpu_parts.run_all(parts, options(tmp_path, device="gpu"), tmp_path)) == {"device": "ran"}
+    assert statuses(gpu_parts.run_all(parts, options(tmp_path, device="gpu"), tmp_path)) == {
+        "device": "ran"
+    }
     parts = [part("device", "print('gpu NVIDIA H200')"), part("attention")]
-    assert statuses(gpu_parts.run_all(parts, options(tmp_path, device="gpu"), tmp_path)) == {"device": "ran", "attention": "ran"}
+    assert statuses(gpu_parts.run_all(parts, options(tmp_path, device="gpu"), tmp_path)) == {
+        "device": "ran",
+        "attention": "ran",
+    }
 
 
 def test_without_a_gpu_there_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(gpu_parts, "has_gpu", lambda: False)
     assert gpu_parts.main([]) == 2
-    assert capsys.readouterr().err == "This machine has no NVIDIA GPU; --device cpu runs a trial with the smallest shapes.\n"
+    assert (
+        capsys.readouterr().err
+        == "This machine has no NVIDIA GPU; --device cpu runs a trial with the smallest shapes.\n"
+    )
 
 
 def test_an_unknown_part_is_refused(capsys):
@@ -133,7 +170,17 @@ def test_an_unknown_part_is_refused(capsys):
 
 @pytest.mark.slow
 def test_a_trial_of_the_script(tmp_path):
-    command = ["bash", str(ROOT / "benchmarks/gpu.sh"), "--device", "cpu", "--out", str(tmp_path), "--parts", "device", "profile"]
+    command = [
+        "bash",
+        str(ROOT / "benchmarks/gpu.sh"),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        "--parts",
+        "device",
+        "profile",
+    ]
     environment = os.environ | {"PYTHON": sys.executable, "SECONDS_BUDGET": "300"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert not done.returncode, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Picture sets, processes, phases and tables of the loader's benchmark."""
+"""Image sets, processes, phases and tables of the loader's benchmark."""
 
 import argparse
 import json
@@ -15,12 +15,12 @@ import pytest
 from PIL import Image as Pillow
 
 from mmjax.data.sources import open_source
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.text.tokenizer import WordTokenizer
 
 WHEN = ("imports", "planned", "reading")
 
 
-def test_the_pictures_are_shared_among_the_sources(tmp_path):
+def test_the_images_are_shared_among_the_sources(tmp_path):
     sources = loader_data.write_sources(tmp_path, 3, "jpeg", (40, 30), 71)
     assert [len(open_source(config)) for config in sources.values()] == [24, 24, 23]
     assert sum(config.weight for config in sources.values()) == pytest.approx(1)
@@ -28,14 +28,18 @@ def test_the_pictures_are_shared_among_the_sources(tmp_path):
     assert len(files) == 71 and {Pillow.open(path).size for path in files} == {(40, 30)}
 
 
-def test_names_beyond_the_distinct_pictures_are_the_same_files(tmp_path, monkeypatch):
+def test_names_beyond_the_distinct_images_are_the_same_files(tmp_path, monkeypatch):
     monkeypatch.setattr(loader_data, "DISTINCT", 2)
-    names = loader_data.write_pictures(tmp_path / "pictures", "png", (20, 10), 5)
-    numbers = [(tmp_path / "pictures" / name).stat().st_ino for name in names]
-    assert numbers[0] == numbers[2] == numbers[4] and numbers[1] == numbers[3] and numbers[0] != numbers[1]
+    names = loader_data.write_images(tmp_path / "images", "png", (20, 10), 5)
+    numbers = [(tmp_path / "images" / name).stat().st_ino for name in names]
+    assert (
+        numbers[0] == numbers[2] == numbers[4]
+        and numbers[1] == numbers[3]
+        and numbers[0] != numbers[1]
+    )
 
 
-def test_rows_of_many_sources_hold_every_picture_of_each_once_in_a_pass(tmp_path):
+def test_rows_of_many_sources_hold_every_image_of_each_once_in_a_pass(tmp_path):
     rows = loader_data.make(loader_data.write_sources(tmp_path, 3, "png", (20, 10), 9), 16)
     found = sorted(name for index in range(9) for name in rows.sample_ids(index))
     assert found == sorted(f"source{source}.jsonl/{row}" for source in range(3) for row in range(3))
@@ -54,7 +58,12 @@ def test_a_family_is_a_process_and_all_below_it():
 
 
 def test_processes_are_found_and_measured():
-    child = subprocess.Popen([sys.executable, "-c", "print(sum(range(3 * 10**6)), flush=True); input()"], stdin=-1, stdout=-1, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "print(sum(range(3 * 10**6)), flush=True); input()"],
+        stdin=-1,
+        stdout=-1,
+        text=True,
+    )
     assert child.stdout.readline()
     assert child.pid in processes.family()
     found = processes.memory({child.pid})
@@ -69,7 +78,7 @@ def test_fields_are_read_behind_any_name():
     assert processes.of_rollup("Rss:  12 kB\nPss:   3 kB\nPss_Dirty: 1 kB\n", "pss") == 3 * 1024
 
 
-def test_phases_are_timed_over_every_picture(tmp_path):
+def test_phases_are_timed_over_every_image(tmp_path):
     (config,) = loader_data.write_sources(tmp_path, 1, "jpeg", (64, 48), 6).values()
     rows = loader_data.make({"one": config}, 32)
     tokenizer = WordTokenizer.build(open_source(config).texts())
@@ -79,7 +88,13 @@ def test_phases_are_timed_over_every_picture(tmp_path):
 
 
 def log(stage, step, input_share, step_share, rate):
-    return {"stage": stage, "step": step, "time_share/input": input_share, "time_share/step": step_share, "steps_per_second": rate}
+    return {
+        "stage": stage,
+        "step": step,
+        "time_share/input": input_share,
+        "time_share/step": step_share,
+        "steps_per_second": rate,
+    }
 
 
 def test_waiting_is_its_share_of_input_and_step_over_all_windows():
@@ -89,23 +104,40 @@ def test_waiting_is_its_share_of_input_and_step_over_all_windows():
         log("one", 31, 0.0, 1.0, 20.0),  # 20 steps of 0.05 s
         log("two", 5, 0.5, 0.5, 1.0),
     ]
-    found = loader_wait.shares(lines, {"one": {"input": 3.25}, "two": {"input": 2.0}, "three": {"input": 0.0}})
+    found = loader_wait.shares(
+        lines, {"one": {"input": 3.25}, "two": {"input": 2.0}, "three": {"input": 0.0}}
+    )
     assert set(found) == {"one", "two"}
-    assert found["one"] == pytest.approx({"input": 0.25 / 30, "step": 1.75 / 30, "share": 0.125, "most": 0.25, "first": 3.0})
-    assert found["two"] == pytest.approx({"input": 0.5, "step": 0.5, "share": 0.5, "most": 0.5, "first": 0.0})
+    assert found["one"] == pytest.approx(
+        {"input": 0.25 / 30, "step": 1.75 / 30, "share": 0.125, "most": 0.25, "first": 3.0}
+    )
+    assert found["two"] == pytest.approx(
+        {"input": 0.5, "step": 0.5, "share": 0.5, "most": 0.5, "first": 0.0}
+    )
 
 
 def test_tables_say_what_is_met_and_what_grows():
     waits = {"one": {"input": 1e-5, "step": 1e-2, "share": 0.001, "most": 0.02, "first": 1.0}}
     assert loader_table.wait(waits, 0.01)[2].endswith("under 1%: met |")
     assert loader_table.wait(waits, 0.0005)[2].endswith("NOT met |")
-    line = {"sources": 1, "easy_vqa": True, "memory": {when: {"rss": 4e8, "pss": 2e8} for when in WHEN}}
+    line = {
+        "sources": 1,
+        "easy_vqa": True,
+        "memory": {when: {"rss": 4e8, "pss": 2e8} for when in WHEN},
+    }
     more = line | {"sources": 30, "memory": line["memory"] | {"reading": {"rss": 4e8, "pss": 5e8}}}
     assert loader_table.memory([line, more])[2:] == [
         "| 1 JSONL + easy-vqa | 200 | 200 | 200 | 400 | 1.00 |",
         "| 30 JSONL + easy-vqa | 200 | 200 | 500 | 400 | 2.50 |",
     ]
-    one = {"form": "png", "size": (64, 48), "workers": 2, "images": 300, "seconds": 2.0, "cpu_seconds": 3.0}
+    one = {
+        "form": "png",
+        "size": (64, 48),
+        "workers": 2,
+        "images": 300,
+        "seconds": 2.0,
+        "cpu_seconds": 3.0,
+    }
     assert loader_table.rate([one])[2] == "| png, 64x48 | 2 | 150 | 1.50 | 100 |"
 
 
@@ -123,15 +155,41 @@ def test_a_size_that_is_none_is_refused(text):
 
 @pytest.mark.slow
 def test_the_command_measures_rate_phases_and_memory(tmp_path):
-    given = ["--parts", "rate", "phases", "memory", "--forms", "jpeg", "--sizes", "64x48", "--image_size", "32", "--batch", "4"]
-    given += ["--workers", "0", "1", "--pictures", "8", "--sources", "1", "2", "--memory_pictures", "8", "--memory_image_size", "32"]
+    given = [
+        "--parts",
+        "rate",
+        "phases",
+        "memory",
+        "--forms",
+        "jpeg",
+        "--sizes",
+        "64x48",
+        "--image_size",
+        "32",
+        "--batch",
+        "4",
+    ]
+    given += [
+        "--workers",
+        "0",
+        "1",
+        "--images",
+        "8",
+        "--sources",
+        "1",
+        "2",
+        "--memory_images",
+        "8",
+        "--memory_image_size",
+        "32",
+    ]
     assert loader.main([*given, "--memory_workers", "1", "--out", str(tmp_path / "loader")]) == 0
     record = json.loads((tmp_path / "loader.json").read_text())
     assert [(line["workers"], line["images"]) for line in record["rate"]] == [(0, 8), (1, 8)]
     assert [line["sources"] for line in record["memory"]["lines"]] == [1, 2]
     reading = record["memory"]["lines"][0]["memory"]
     assert reading["reading"]["rss"] > 1.5 * reading["imports"]["rss"], "the worker is not counted"
-    assert "Microseconds per picture" in (tmp_path / "loader.md").read_text()
+    assert "Microseconds per image" in (tmp_path / "loader.md").read_text()
 
 
 @pytest.mark.slow
@@ -139,4 +197,6 @@ def test_waiting_is_measured_in_a_real_run():
     pytest.importorskip("easy_vqa")
     found = loader_wait.measure("configs/cos.py", workers=1, steps=3)
     assert set(found) == {"pretrain", "finetune"}
-    assert all(line["step"] > line["input"] > 0 and 0 < line["share"] < 1 for line in found.values())
+    assert all(
+        line["step"] > line["input"] > 0 and 0 < line["share"] < 1 for line in found.values()
+    )

@@ -7,7 +7,13 @@ import scaling
 
 
 def line(images=1, text=10, flops=100.0, attention=10.0, **measured):
-    return {"images": images, "text": text, "tokens": text + images, "flops": flops, "attention": attention} | measured
+    return {
+        "images": images,
+        "text": text,
+        "tokens": text + images,
+        "flops": flops,
+        "attention": attention,
+    } | measured
 
 
 def test_what_is_not_attention_grows_as_the_row_does():
@@ -37,10 +43,13 @@ def test_time_per_flop_is_relative_to_the_first_line_that_was_measured():
 
 
 def test_a_table_without_any_figure_is_one_of_reasons():
-    assert "out of memory" in scaling.table([line(seconds=[], error="XlaRuntimeError: out of memory")])[2]
+    assert (
+        "out of memory"
+        in scaling.table([line(seconds=[], error="XlaRuntimeError: out of memory")])[2]
+    )
 
 
-def test_pictures_stand_beside_text_and_text_beside_a_picture():
+def test_images_stand_beside_text_and_text_beside_a_image():
     assert scaling.axes([1, 8], [512]) == {"images": [(1, 128), (8, 128)], "text": [(1, 512)]}
 
 
@@ -51,9 +60,20 @@ def test_an_unknown_shape_is_refused(capsys):
 
 @pytest.mark.slow
 def test_the_command_measures_and_writes(tmp_path):
-    given = ["--shapes", "tiny", "--images", "1", "--text", "16", "--rounds", "2", "--sample", "0.001"]
+    given = [
+        "--shapes",
+        "tiny",
+        "--images",
+        "1",
+        "--text",
+        "16",
+        "--rounds",
+        "2",
+        "--sample",
+        "0.001",
+    ]
     assert scaling.main([*given, "--out", str(tmp_path / "scaling")]) == 0
     record = json.loads((tmp_path / "scaling.json").read_text())
     for axis in ("images", "text"):
         assert len(record["shapes"]["tiny"][axis][0]["seconds"]) == 2
-    assert "Text tokens a row, beside 1 picture:" in (tmp_path / "scaling.md").read_text()
+    assert "Text tokens a row, beside 1 image:" in (tmp_path / "scaling.md").read_text()

@@ -9,7 +9,15 @@ import sys
 import jax.numpy as jnp
 
 ROOT = pathlib.Path(__file__).parents[2]
-ABSENT = ("grain", "clu", "ml_collections", "tensorflow_datasets", "array_record", "tensorboardX", "easy_vqa")
+ABSENT = (
+    "grain",
+    "clu",
+    "ml_collections",
+    "tensorflow_datasets",
+    "array_record",
+    "tensorboardX",
+    "easy_vqa",
+)
 BLOCKED = """
 import importlib.abc, json, pathlib, sys, tempfile
 

@@ -1,4 +1,4 @@
-"""Tables, JSON and picture of the step-time benchmark, from figures that are made up."""
+"""Tables, JSON and image of the step-time benchmark, from figures that are made up."""
 
 import json
 import pathlib
@@ -10,7 +10,12 @@ import step_time_chart
 import step_time_table
 
 SVG = "{http://www.w3.org/2000/svg}"
-FIRST = {"first_steps": [3.0, 0.2, 0.2], "losses": [2.5, 2.4, 2.3], "norms": [1.25, 1.0, 1.0], "steps": 5}
+FIRST = {
+    "first_steps": [3.0, 0.2, 0.2],
+    "losses": [2.5, 2.4, 2.3],
+    "norms": [1.25, 1.0, 1.0],
+    "steps": 5,
+}
 
 
 def worker(*seconds: float, memory: float = 2**31, **more) -> dict:
@@ -34,8 +39,17 @@ def record() -> dict:
             "max-autotune": worker(0.5, 0.5, beside=[0.25, 0.25]),
         },
     }
-    failed = {**timed, "name": "llm_1b", "scaled": {}, "compared": False, "padding": {"mmjax": 0.0, "torch": 0.0}}
-    failed |= {"failed": "torch eager: the loss is off", "workers": {"mmjax": dict(FIRST), "eager": {"error": "RuntimeError: a|b"}}}
+    failed = {
+        **timed,
+        "name": "llm_1b",
+        "scaled": {},
+        "compared": False,
+        "padding": {"mmjax": 0.0, "torch": 0.0},
+    }
+    failed |= {
+        "failed": "torch eager: the loss is off",
+        "workers": {"mmjax": dict(FIRST), "eager": {"error": "RuntimeError: a|b"}},
+    }
     return {
         "date": "2026-01-01", "command": "python benchmarks/step_time.py", "versions": {"jax": "0"},
         "device": "a processor", "on_cpu": True,
@@ -45,13 +59,24 @@ def record() -> dict:
 
 def row(text: str, shape: str, name: str) -> dict[str, str]:
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {shape} | {name} |")]
-    return dict(zip(step_time_table.COLUMNS, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+    return dict(
+        zip(
+            step_time_table.COLUMNS,
+            (cell.strip() for cell in line.strip("|").split("|")),
+            strict=True,
+        )
+    )
 
 
 def test_a_line_has_time_rates_utilisation_and_memory():
     cells = row(step_time_table.page(record()), "packed", "mmjax")
     assert cells["ms per step: median (min-max)"] == "200 (100-400)"
-    assert (cells["samples/s"], cells["tokens/s"], cells["MFU"], cells["peak memory"]) == ("80", "4000", "50.0%", "2.00 GiB")
+    assert (cells["samples/s"], cells["tokens/s"], cells["MFU"], cells["peak memory"]) == (
+        "80",
+        "4000",
+        "50.0%",
+        "2.00 GiB",
+    )
     assert (cells["first step"], cells["first loss, gradient norm"]) == ("3.0 s", "2.5, 1.25")
     assert cells["mmjax / worker: median of rounds (min-max)"] == "-"
 
@@ -60,8 +85,12 @@ def test_ratios_are_taken_round_by_round():
     page = step_time_table.page(record())
     column = "mmjax / worker: median of rounds (min-max)"
     assert row(page, "packed", "torch eager")[column] == "0.50 (0.25-1.00)"
-    assert row(page, "packed", "torch.compile")[column] == "0.50 (0.50-2.00)", "the ratio of the medians would be 1"
-    assert row(page, "packed", "torch.compile max-autotune")[column] == "0.50 (0.50-0.50)", "its rounds are its own"
+    assert row(page, "packed", "torch.compile")[column] == "0.50 (0.50-2.00)", (
+        "the ratio of the medians would be 1"
+    )
+    assert row(page, "packed", "torch.compile max-autotune")[column] == "0.50 (0.50-0.50)", (
+        "its rounds are its own"
+    )
     assert row(page, "packed", "torch.compile")["remarks"] == "compiled whole"
 
 
@@ -89,7 +118,7 @@ def test_without_a_peak_there_is_no_utilisation():
     assert len(step_time_chart.panels(found)) == 2
 
 
-def test_the_picture_has_a_bar_for_every_figure():
+def test_the_image_has_a_bar_for_every_figure():
     root = ElementTree.fromstring(step_time_chart.draw(record()))
     bars = [title.text for title in root.iter(f"{SVG}title")]
     assert len(bars) == 3 * 4 and {"mmjax: 1", "torch eager: 2", "torch.compile: 2"} <= set(bars)
@@ -102,19 +131,33 @@ def test_json_holds_every_round(tmp_path: pathlib.Path):
     step_time.save(record(), tmp_path / "new")
     written = json.loads((tmp_path / "new" / "step_time.json").read_text())
     assert written["shapes"][0]["workers"]["compile"]["seconds"] == [0.2, 0.1, 0.8]
-    assert written["shapes"][0]["scaled"] == {"model.decoder.width": [2048, 256]} and written["command"] and written["date"]
+    assert (
+        written["shapes"][0]["scaled"] == {"model.decoder.width": [2048, 256]}
+        and written["command"]
+        and written["date"]
+    )
 
 
 def test_what_workers_saw_is_noticed():
     found = record() | {"shapes": [], "on_cpu": False, "peak_flops": None}
     seen = worker(0.1, device="a GPU", peak_flops=9e14, versions={"jax": "1"})
-    result = {"name": "llm_1b", "workers": {"mmjax": seen, "eager": worker(0.1, versions={"torch": "2"})}}
+    result = {
+        "name": "llm_1b",
+        "workers": {"mmjax": seen, "eager": worker(0.1, versions={"torch": "2"})},
+    }
     step_time.notice(found, result)
     assert (found["device"], found["peak_flops"]) == ("a GPU", 9e14)
     assert found["versions"] == {"jax": "1", "torch": "2"} and found["shapes"] == [result]
-    late = {"name": "packed", "failed": "mmjax: the time was up", "workers": {"mmjax": {"error": "the time was up"}}}
+    late = {
+        "name": "packed",
+        "failed": "mmjax: the time was up",
+        "workers": {"mmjax": {"error": "the time was up"}},
+    }
     step_time.notice(found, late)
-    assert found["shapes"] == [result] and found["left_out"]["packed"] == "its time was up before anything was timed"
+    assert (
+        found["shapes"] == [result]
+        and found["left_out"]["packed"] == "its time was up before anything was timed"
+    )
 
 
 @pytest.mark.parametrize("given", [["--variants", "quick"], ["--rounds", "many"]])

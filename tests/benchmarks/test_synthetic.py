@@ -11,11 +11,20 @@ import pytest
 from measured_step import MeasuredStep
 from synthetic import MODELS, make_batch, make_stage, small
 
-from mmjax.config import load
+from mmjax.config.load import load
 from mmjax.models import parameters
 
 ROOT = pathlib.Path(__file__).parents[2]
-ABSENT = ("grain", "clu", "ml_collections", "tensorflow_datasets", "tensorflow", "array_record", "tensorboardX", "easy_vqa")
+ABSENT = (
+    "grain",
+    "clu",
+    "ml_collections",
+    "tensorflow_datasets",
+    "tensorflow",
+    "array_record",
+    "tensorboardX",
+    "easy_vqa",
+)
 BLOCKED = """
 import importlib, sys
 class Absent:
@@ -42,18 +51,20 @@ def test_nothing_of_a_step_or_of_generation_needs_the_packages_for_data(modules)
     assert not done.returncode, done.stderr[-500:]
 
 
-def test_a_row_has_its_pictures_then_its_text():
+def test_a_row_has_its_images_then_its_text():
     stage = make_stage("tiny", images=3, text=10, batch=2)
     batch, visual = make_batch(stage), 3 * stage.model.visual_tokens
     assert batch.tokens.shape == (2, visual + 10) and batch.images.shape == (2, 3, 8, 8, 3)
-    np.testing.assert_array_equal(batch.image_slot[0], [*range(visual), *[-1] * 10])
+    np.testing.assert_array_equal(batch.visual_embedding_index[0], [*range(visual), *[-1] * 10])
     assert (batch.targets[:, :visual] == -1).all() and (batch.targets[:, -1] == -1).all()
     np.testing.assert_array_equal(batch.targets[:, visual:-1], batch.tokens[:, visual + 1 :])
 
 
 def test_small_has_the_shapes_of_the_default_recipe():
     model, recipe = small(), next(iter(load(str(ROOT / "configs/cos.py")).stages.values())).model
-    recipe = dataclasses.replace(recipe, decoder=dataclasses.replace(recipe.decoder, vocabulary=model.decoder.vocabulary))
+    recipe = dataclasses.replace(
+        recipe, decoder=dataclasses.replace(recipe.decoder, vocabulary=model.decoder.vocabulary)
+    )
 
     def shapes(config):
         return {path: value.shape for path, value in parameters.abstract(config)[1].items()}
@@ -66,7 +77,9 @@ def test_small_has_the_shapes_of_the_default_recipe():
 def test_every_model_can_be_built(name):
     stage = make_stage(name, images=2, text=16, batch=1)
     assert parameters.abstract(stage.model)[1]
-    assert any(parameters.matches(path, stage.trainable) for path in parameters.abstract(stage.model)[1])
+    assert any(
+        parameters.matches(path, stage.trainable) for path in parameters.abstract(stage.model)[1]
+    )
 
 
 def test_a_model_that_there_is_not_is_named():
@@ -80,6 +93,6 @@ def test_steps_go_on_after_one_that_failed():
     measured = MeasuredStep(stage)
     batch = measured.place(stage)
     assert measured.run(batch, 2) > 0
-    with pytest.raises(ZeroDivisionError):  # pictures without pixels
+    with pytest.raises(ZeroDivisionError):  # images without pixels
         measured.run(jax.tree.map(lambda value: value[..., :0, :], batch), 1)
     assert measured.run(batch, 1) > 0

@@ -17,7 +17,15 @@ def row(pid, tid, name):
 
 
 def event(name, ts, dur, pid=1, tid=1, **arguments):
-    return {"ph": "X", "pid": pid, "tid": tid, "ts": ts, "dur": dur, "name": name, "args": arguments}
+    return {
+        "ph": "X",
+        "pid": pid,
+        "tid": tid,
+        "ts": ts,
+        "dur": dur,
+        "name": name,
+        "args": arguments,
+    }
 
 
 # As on a CPU: the program's operations on a thread among events of the runtime, one operation within another.
@@ -65,7 +73,9 @@ def test_kernels_of_a_device_count_once_and_the_host_does_not():
 
 
 def test_a_device_that_shows_no_streams_is_read_by_operation():
-    assert times(trace_events.operations([one for one in DEVICE if one.get("tid") not in (13, 14)])) == {"dot.7": (40.0, 1)}
+    assert times(
+        trace_events.operations([one for one in DEVICE if one.get("tid") not in (13, 14)])
+    ) == {"dot.7": (40.0, 1)}
 
 
 def test_rows_do_not_shadow_each_other():
@@ -74,13 +84,22 @@ def test_rows_do_not_shadow_each_other():
 
 
 def test_an_event_right_behind_another_is_not_within_it():
-    alone = [time for _, time in trace_events.own_times([event("a", 0.0, 5.0), event("b", 5.0, 5.0), event("c", 5.0, 2.0)])]
+    alone = [
+        time
+        for _, time in trace_events.own_times(
+            [event("a", 0.0, 5.0), event("b", 5.0, 5.0), event("c", 5.0, 2.0)]
+        )
+    ]
     assert alone == [5.0, 3.0, 2.0]
 
 
 def test_the_table_has_shares_per_step_and_what_it_leaves_out():
     found = trace_events.table(trace_events.operations(HOST), steps=2, most=1)
-    assert found[2:] == ["| `dot.1` | 0.150 | 54.5% | 1.0 | `dot.1` |", "| 2 others | 0.125 | 45.5% | | |", "| all | 0.275 | 100% | | |"]
+    assert found[2:] == [
+        "| `dot.1` | 0.150 | 54.5% | 1.0 | `dot.1` |",
+        "| 2 others | 0.125 | 45.5% | | |",
+        "| all | 0.275 | 100% | | |",
+    ]
 
 
 def test_operations_are_found_in_the_program():
@@ -107,7 +126,12 @@ def test_the_newest_trace_of_a_folder_is_read(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_traces_a_step(tmp_path, capsys):
-    assert profile_step.main(["--shape", "tiny", "--text", "8", "--steps", "2", "--out", str(tmp_path)]) == 0
+    assert (
+        profile_step.main(
+            ["--shape", "tiny", "--text", "8", "--steps", "2", "--out", str(tmp_path)]
+        )
+        == 0
+    )
     record = json.loads((tmp_path / "profile.json").read_text())
     assert len(record["operations"]) > 20 and record["operations"][0]["microseconds"] > 0
     assert any("dot" in one["name"] or "fusion" in one["name"] for one in record["operations"])

@@ -13,15 +13,15 @@ import sys
 import threading
 import time
 
-from mmjax import host
+from mmjax.base import host
 
 host.prepare()
 
 from mmjax import main  # noqa: E402 - jax may start only now
+from mmjax.base.signals import StopSignal  # noqa: E402
 from mmjax.errors import InputError, NonFiniteError, Preempted  # noqa: E402
 from mmjax.training import loop as training_loop  # noqa: E402
-from mmjax.training.integrity import Record  # noqa: E402
-from mmjax.training.preemption import StopSignal  # noqa: E402
+from mmjax.training.checkpoint import Record  # noqa: E402
 from tests.training import toy  # noqa: E402
 
 CODES = {InputError: main.WRONG_INPUT, NonFiniteError: main.NOT_FINITE, Preempted: main.PREEMPTED}
@@ -96,7 +96,10 @@ def pause_saving(pause: Pause) -> None:
         await write(self, directory, host)
 
     def renaming(source, target, *arguments, **options):
-        if pathlib.Path(target).name == "4" and threading.current_thread() is not threading.main_thread():
+        if (
+            pathlib.Path(target).name == "4"
+            and threading.current_thread() is not threading.main_thread()
+        ):
             pause.at("publish", until=never)
         rename(source, target, *arguments, **options)
 
@@ -110,7 +113,12 @@ def run(data: str, workdir: str, where: str = "") -> int:
             pause = Pause(where, stop)
             pause_compiling(pause)
             pause_saving(pause)
-            result = toy.train(toy.small_recipe(pathlib.Path(data)), pathlib.Path(workdir), stop=stop, edit_rows=pause_rows(pause))
+            result = toy.train(
+                toy.small_recipe(pathlib.Path(data)),
+                pathlib.Path(workdir),
+                stop=stop,
+                edit_rows=pause_rows(pause),
+            )
             assert result.finished
         return main.DONE
     except tuple(CODES) as error:

@@ -1,4 +1,4 @@
-"""Whole runs from the command line: a picture that cannot be read, a kill, other loader processes, another recipe in the same folder."""
+"""Whole runs from the command line: an image that cannot be read, a kill, other loader processes, another recipe in the same folder."""
 
 import contextlib
 import json
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmjax.config import load
-from mmjax.data.rows import Rows, make_rows
-from mmjax.vocabulary import make_tokenizer
+from mmjax.config.load import load
+from mmjax.data.packing.rows import Rows, make_rows
+from mmjax.data.text.vocabulary import make_tokenizer
 from tests import squares
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ CAUSE = "corrupt image"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> pathlib.Path:
     folder = squares.write_data(tmp_path_factory.mktemp("data"))
-    (folder / "1.png").write_bytes(b"no picture")
+    (folder / "1.png").write_bytes(b"no image")
     return folder
 
 
@@ -66,23 +66,28 @@ def saved(workdir: pathlib.Path) -> dict:
 
 def losses(workdir: pathlib.Path) -> list[tuple]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line.get("loss"), line.get("holdout/loss"), line.get(f"skipped/{CAUSE}")) for line in lines]
+    return [
+        (line["step"], line.get("loss"), line.get("holdout/loss"), line.get(f"skipped/{CAUSE}"))
+        for line in lines
+    ]
 
 
-def test_a_corrupt_picture_is_skipped_counted_and_named(whole, rows):
+def test_a_corrupt_image_is_skipped_counted_and_named(whole, rows):
     workdir, said = whole
     met = [CORRUPT in rows.sample_ids(row) for row in range(squares.STEPS)]
     assert sum(met)
     counts = [(step, skipped) for step, loss, _, skipped in losses(workdir) if loss is not None]
     assert counts == [(step, sum(met[:step]) or None) for step in (2, 4, 6, 8)]
-    assert summary(workdir)["steps"] == squares.STEPS and summary(workdir)["skipped"] == {CAUSE: sum(met)}
+    assert summary(workdir)["steps"] == squares.STEPS and summary(workdir)["skipped"] == {
+        CAUSE: sum(met)
+    }
     assert summary(workdir)["skip_examples"][CAUSE].startswith(f"{CORRUPT}: ")
     assert f"  {sum(met)} skipped ({CAUSE}: {sum(met)})\n" in said
     assert f"{CAUSE}: {sum(met)}, such as {CORRUPT}" in (workdir / "report.html").read_text()
 
 
 def test_a_killed_run_ends_the_same_with_another_number_of_workers(data, whole, rows, tmp_path):
-    """A pipe in the place of a picture holds the run where that is read, after the save of step 4, until it is killed."""
+    """A pipe in the place of an image holds the run where that is read, after the save of step 4, until it is killed."""
     held = max(row for row in (4, 5) if CORRUPT not in rows.sample_ids(row))
     (name,) = rows.sample_ids(held)
     with pipe_in_place_of(data / f"{name.removeprefix('data.jsonl/')}.png"):
@@ -99,13 +104,13 @@ def test_a_killed_run_ends_the_same_with_another_number_of_workers(data, whole, 
 
 
 @contextlib.contextmanager
-def pipe_in_place_of(picture: pathlib.Path) -> Iterator[None]:
-    kept = picture.rename(picture.with_suffix(".kept"))
-    os.mkfifo(picture)
+def pipe_in_place_of(image: pathlib.Path) -> Iterator[None]:
+    kept = image.rename(image.with_suffix(".kept"))
+    os.mkfifo(image)
     try:
         yield
     finally:
-        kept.replace(picture)
+        kept.replace(image)
 
 
 def wait_for(path: pathlib.Path, child) -> None:
@@ -122,6 +127,10 @@ def test_the_folder_of_another_recipe_stays_as_it_is(data, whole):
     child = squares.train(data, workdir, steps="9")
     said, errors = child.communicate(timeout=LIMIT)
     assert (child.returncode, said) == (2, "")
-    assert errors.startswith("mmjax: ") and "holds a run of another recipe" in errors and "Traceback" not in errors
+    assert (
+        errors.startswith("mmjax: ")
+        and "holds a run of another recipe" in errors
+        and "Traceback" not in errors
+    )
     assert errors.splitlines()[1:] == ["  stages.squares.steps: 8 there, 9 here"]
     assert squares.contents(workdir) == before

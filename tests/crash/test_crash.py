@@ -26,7 +26,12 @@ def data(tmp_path_factory):
 def start(data: pathlib.Path, workdir: pathlib.Path, where: str = "") -> subprocess.Popen:
     command = [sys.executable, "tests/crash/run_toy.py", str(data), str(workdir), where]
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -51,11 +56,15 @@ def whole(data, tmp_path_factory):
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    return sorted(
+        int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()
+    )
 
 
 def record(workdir: pathlib.Path) -> dict:
-    content = json.loads((workdir / "checkpoints" / str(toy.STEPS) / "record" / "record.json").read_text())["content"]
+    content = json.loads(
+        (workdir / "checkpoints" / str(toy.STEPS) / "record" / "record.json").read_text()
+    )["content"]
     for name in ("seconds", "device_seconds"):
         content["metadata"].pop(name)
     return content
@@ -65,7 +74,9 @@ def assert_same_end(workdir: pathlib.Path, whole: pathlib.Path) -> None:
     assert record(workdir) == record(whole)
     assert toy.metric_lines(workdir) == toy.metric_lines(whole)
     assert steps(workdir) == steps(whole)
-    assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir()), "something was left behind"
+    assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir()), (
+        "something was left behind"
+    )
 
 
 # Where the signal comes, and the step at which the state is saved, where that is certain.
@@ -101,7 +112,9 @@ def test_a_kill_during_an_asynchronous_save_loses_that_save_alone(data, whole, t
     child.kill()
     assert child.wait() == -signal.SIGKILL
     assert steps(tmp_path) == [2]
-    assert any("tmp" in path.name for path in (tmp_path / "checkpoints").iterdir()), "the save had not begun"
+    assert any("tmp" in path.name for path in (tmp_path / "checkpoints").iterdir()), (
+        "the save had not begun"
+    )
     finish(data, tmp_path)
     assert_same_end(tmp_path, whole)
 
@@ -117,7 +130,9 @@ def test_kills_at_any_moment(data, whole, tmp_path):
     for _ in range(4):
         child = start(data, folder)
         try:
-            child.communicate(timeout=lifetime * moments.uniform(0.4, 1.0))  # imports take the first part
+            child.communicate(
+                timeout=lifetime * moments.uniform(0.4, 1.0)
+            )  # imports take the first part
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()

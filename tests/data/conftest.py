@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mmjax.data.encoding import Encoder
 from mmjax.data.examples import Example, Image, SampleError, Special, Text
-from mmjax.data.images import ImageCache
-from mmjax.data.layout import RowShape
-from mmjax.data.mixture import Mixture
-from mmjax.data.rows import Rows, SourceRows
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.images.decode import ImageCache
+from mmjax.data.packing.layout import RowShape
+from mmjax.data.packing.packing import Mixture
+from mmjax.data.packing.rows import Rows, SourceRows
+from mmjax.data.text.tokenizer import SegmentTokenizer, WordTokenizer
 
 VISUAL_TOKENS = 3
 WORDS = 40
@@ -34,8 +33,8 @@ def tokenizer() -> WordTokenizer:
 
 
 @pytest.fixture(scope="session")
-def encoder(tokenizer) -> Encoder:
-    return Encoder(tokenizer, VISUAL_TOKENS)
+def encoder(tokenizer) -> SegmentTokenizer:
+    return SegmentTokenizer(tokenizer, VISUAL_TOKENS)
 
 
 @pytest.fixture(scope="session")
@@ -44,23 +43,28 @@ def in_memory() -> type[Examples]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[[int], Image]:
-    """A picture of one colour; a negative one cannot be read."""
+def image() -> Callable[[int], Image]:
+    """An image of one colour; a negative one cannot be read."""
 
     def make(color: int = 0) -> Image:
-        return Image(np.full((4, 4, 3), color, np.uint8)) if color >= 0 else Image(b"no picture")
+        return Image(np.full((4, 4, 3), color, np.uint8)) if color >= 0 else Image(b"no image")
 
     return make
 
 
 @pytest.fixture(scope="session")
 def question() -> Callable[..., tuple]:
-    """A branch with so many words without loss, then with loss; it has two special tokens more. Its words count up from `first`."""
+    """A continuation with so many words without loss, then with loss; it has two special tokens more. Its words count up from `first`."""
 
     def make(prompt: int = 2, answer: int = 1, first: int = 0) -> tuple:
         words = [f" w{(first + number) % WORDS}" for number in range(prompt + answer)]
         end = Special("eos", loss=answer > 0)
-        return (Special("bos"), Text("".join(words[:prompt])), Text("".join(words[prompt:]), loss=answer > 0), end)
+        return (
+            Special("bos"),
+            Text("".join(words[:prompt])),
+            Text("".join(words[prompt:]), loss=answer > 0),
+            end,
+        )
 
     return make
 
@@ -82,29 +86,44 @@ def pack(tokenizer, encoder) -> Callable[..., Rows]:
     ) -> Rows:
         shape = RowShape(text_length, images_per_row, VISUAL_TOKENS, 4, tokenizer.pad)
         parts = [
-            SourceRows(name, Examples(source), encoder, shape, ImageCache(), seed=seed, skip_budget=skip_budget, shuffle=train, flip=flip)
+            SourceRows(
+                name,
+                Examples(source),
+                encoder,
+                shape,
+                ImageCache(),
+                seed=seed,
+                skip_budget=skip_budget,
+                shuffle=train,
+                flip=flip,
+            )
             for name, source in sources.items()
         ]
-        return Rows(parts, shape, Mixture(weights or [1.0] * len(parts)) if train else None, skip_budget)
+        return Rows(
+            parts, shape, Mixture(weights or [1.0] * len(parts)) if train else None, skip_budget
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def example_lists(picture, question) -> st.SearchStrategy[list[Example]]:
-    """Pictures with questions, questions without a picture, and conversations with pictures inside. Each branch has other words."""
+def example_lists(image, question) -> st.SearchStrategy[list[Example]]:
+    """Images with questions, questions without an image, and conversations with images inside. Each continuation has other words."""
 
     def build(draws: list[tuple]) -> list[Example]:
         examples = []
         for number, (kind, lengths) in enumerate(draws):
-            branches = tuple(question(prompt, answer, first=number * 7 + place * 3) for place, (prompt, answer) in enumerate(lengths))
+            continuations = tuple(
+                question(prompt, answer, first=number * 7 + place * 3)
+                for place, (prompt, answer) in enumerate(lengths)
+            )
             if kind == "conversation":
-                inside = [(picture(number), *branch) for branch in branches[:2]]
-                branches = (tuple(segment for part in inside for segment in part),)
-            prefix = (picture(number),) if kind == "picture" else ()
-            examples.append(Example(prefix, branches, f"example {number}"))
+                inside = [(image(number), *continuation) for continuation in continuations[:2]]
+                continuations = (tuple(segment for part in inside for segment in part),)
+            prefix = (image(number),) if kind == "image" else ()
+            examples.append(Example(prefix, continuations, f"example {number}"))
         return examples
 
     lengths = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=6)
-    kinds = st.sampled_from(["picture", "text", "conversation"])
+    kinds = st.sampled_from(["image", "text", "conversation"])
     return st.lists(st.tuples(kinds, lengths), min_size=1, max_size=12).map(build)

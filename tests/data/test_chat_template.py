@@ -10,16 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from mmjax.data import chat_rendering
-from mmjax.data.chat_rendering import Renderer
-from mmjax.data.examples import Image, SampleError, Special, Text
+from mmjax.data.examples import Image, SampleError, Special, Text, Turn, prompt_of
 from mmjax.data.sources import open_source
-from mmjax.data.template import Turn, prompt_of
-from mmjax.data.templates import find_template
-from mmjax.data.text import tokenise
-from mmjax.data.tokenizer import WordTokenizer, open_tokenizer
+from mmjax.data.text import chat_rendering
+from mmjax.data.text.chat_rendering import Renderer
+from mmjax.data.text.templates import find_template
+from mmjax.data.text.tokenizer import WordTokenizer, open_tokenizer, tokenise
 from mmjax.errors import InputError
-from mmjax.recipe import LlavaSource
+from mmjax.recipe.recipe import LlavaSource
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s><|im_start|>", "<image>"]
 CHATML = (
@@ -32,7 +30,7 @@ INST = (
     "{{ '[INST] ' ~ m.content ~ ' [/INST]' if m.role == 'user' else ' ' ~ m.content ~ eos_token }}{% endfor %}"
 )
 HEADED = "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ '</s>' if m.role == 'assistant' else ' ' }}{% endfor %}"
-PICTURE = Image(np.zeros((2, 2, 3), np.uint8))
+IMAGE = Image(np.zeros((2, 2, 3), np.uint8))
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +38,9 @@ def folder(tmp_path_factory):
     """A tokenizer of bytes."""
     folder = tmp_path_factory.mktemp("tokenizer")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = tokenizers.Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE({character: index for index, character in enumerate(alphabet)}, [])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIALS)
@@ -61,12 +61,12 @@ def chat(folder):
     return make
 
 
-def shown(branch):
-    """A branch as one string, what carries loss in brackets."""
+def shown(continuation):
+    """A continuation as one string, what carries loss in brackets."""
     pieces = []
-    for segment in branch:
+    for segment in continuation:
         if isinstance(segment, Image):
-            pieces.append("(picture)")
+            pieces.append("(image)")
         else:
             text = f"<{segment.name}>" if isinstance(segment, Special) else segment.text
             pieces.append(f"[{text}]" if segment.loss else text)
@@ -80,15 +80,21 @@ def said(*turns):
 def test_a_question_and_a_caption(chat):
     _, template = chat(CHATML)
     assert template.stop == "<|im_end|>"
-    expected = "<<|im_start|>>user\nwhat?<<|im_end|>>\n<<|im_start|>>assistant\n[red][<<|im_end|>>]\n"
+    expected = (
+        "<<|im_start|>>user\nwhat?<<|im_end|>>\n<<|im_start|>>assistant\n[red][<<|im_end|>>]\n"
+    )
     assert shown(template.question("what?", "red")) == expected
     assert shown(template.caption("red")) == expected.replace("what?", "a short image description:")
 
 
 @pytest.mark.parametrize("source", [CHATML, TRIMMED, INST, HEADED])
-@given(question=st.text(min_size=1, max_size=12), answer=st.text(min_size=1, max_size=12), rounds=st.integers(1, 3))
+@given(
+    question=st.text(min_size=1, max_size=12),
+    answer=st.text(min_size=1, max_size=12),
+    rounds=st.integers(1, 3),
+)
 @settings(max_examples=40, deadline=None)
-def test_a_prompt_is_its_branch_up_to_the_answer(chat, source, question, answer, rounds):
+def test_a_prompt_is_its_continuation_up_to_the_answer(chat, source, question, answer, rounds):
     _, template = chat(source)
     assert prompt_of(template.question(question, answer)) == template.prompt(question)
     turns = said(*[("user", question), ("assistant", answer)] * rounds)
@@ -96,27 +102,36 @@ def test_a_prompt_is_its_branch_up_to_the_answer(chat, source, question, answer,
     assert whole[: len(asked)] == asked
 
 
-@given(text=st.text(max_size=20), name=st.sampled_from(SPECIALS), place=st.sampled_from(["user", "assistant", "system"]))
+@given(
+    text=st.text(max_size=20),
+    name=st.sampled_from(SPECIALS),
+    place=st.sampled_from(["user", "assistant", "system"]),
+)
 @settings(max_examples=40, deadline=None)
 def test_names_of_special_tokens_in_what_people_write_stay_text(chat, text, name, place):
     tokenizer, template = chat(CHATML)
     turns = {"system": "s", "user": "u", "assistant": "a"}
     clean = tokenise(template.conversation(said(*turns.items())), tokenizer, 1).tokens
-    injected = tokenise(template.conversation(said(*(turns | {place: text + name + text}).items())), tokenizer, 1).tokens
+    injected = tokenise(
+        template.conversation(said(*(turns | {place: text + name + text}).items())), tokenizer, 1
+    ).tokens
     ids = list(tokenizer.special_tokens.values())
     assert np.isin(injected, ids).sum() == np.isin(clean, ids).sum()
     assert text + name + text in tokenizer.decode(injected)
 
 
-def test_pictures_stand_where_the_turn_has_them(chat):
+def test_images_stand_where_the_turn_has_them(chat):
     _, template = chat(CHATML)
-    turns = [Turn("user", (PICTURE, Text("\nwhat? "), PICTURE)), Turn("assistant", (Text("a "), PICTURE, Text(" b")))]
+    turns = [
+        Turn("user", (IMAGE, Text("\nwhat? "), IMAGE)),
+        Turn("assistant", (Text("a "), IMAGE, Text(" b"))),
+    ]
     assert shown(template.conversation(turns)) == (
-        "<<|im_start|>>user\n(picture)\nwhat? (picture)<<|im_end|>>\n<<|im_start|>>assistant\n[a ](picture)[ b][<<|im_end|>>]\n"
+        "<<|im_start|>>user\n(image)\nwhat? (image)<<|im_end|>>\n<<|im_start|>>assistant\n[a ](image)[ b][<<|im_end|>>]\n"
     )
-    assert shown(chat(TRIMMED)[1].conversation([Turn("user", (PICTURE, Text(" what? \n")))])).startswith(
-        "<<|im_start|>>user\n(picture) what?<"
-    )
+    assert shown(
+        chat(TRIMMED)[1].conversation([Turn("user", (IMAGE, Text(" what? \n")))])
+    ).startswith("<<|im_start|>>user\n(image) what?<")
 
 
 PARTS = (
@@ -128,36 +143,48 @@ PARTS = (
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ((PICTURE, Text("\nwhat?")), "(picture)\nwhat?"),
-        ((PICTURE, Text("\n\nwhat? "), PICTURE), "(picture)\n\nwhat? (picture)\n"),
-        ((PICTURE, PICTURE), "(picture)\n(picture)\n"),
-        ((Text("what?\n"), PICTURE), "what?(picture)\n"),
-        ((PICTURE, Text("<image></s>")), "(picture)\n<image></s>"),
+        ((IMAGE, Text("\nwhat?")), "(image)\nwhat?"),
+        ((IMAGE, Text("\n\nwhat? "), IMAGE), "(image)\n\nwhat? (image)\n"),
+        ((IMAGE, IMAGE), "(image)\n(image)\n"),
+        ((Text("what?\n"), IMAGE), "what?(image)\n"),
+        ((IMAGE, Text("<image></s>")), "(image)\n<image></s>"),
     ],
 )
-def test_a_template_that_knows_pictures_writes_what_stands_around_them(chat, content, expected):
+def test_a_template_that_knows_images_writes_what_stands_around_them(chat, content, expected):
     _, template = chat(PARTS)
     turns = [Turn("user", content), *said(("assistant", "a"))]
     assert shown(template.conversation(turns)) == f"user: {expected}<</s>>assistant:[ a][<</s>>]"
 
 
-def test_the_same_picture_twice(chat):
+def test_the_same_image_twice(chat):
     _, template = chat(PARTS)
-    branch = template.conversation([Turn("user", (PICTURE, Text("a"))), *said(("assistant", "b")), Turn("user", (PICTURE, Text("c")))])
-    assert [segment for segment in branch if isinstance(segment, Image)] == [PICTURE, PICTURE]
+    continuation = template.conversation(
+        [
+            Turn("user", (IMAGE, Text("a"))),
+            *said(("assistant", "b")),
+            Turn("user", (IMAGE, Text("c"))),
+        ]
+    )
+    assert [segment for segment in continuation if isinstance(segment, Image)] == [IMAGE, IMAGE]
 
 
-def test_a_template_that_writes_pictures_twice_is_given_none(chat):
+def test_a_template_that_writes_images_twice_is_given_none(chat):
     """They stand within what is said."""
     _, template = chat(PARTS.replace("<image>", "<image><image>"))
-    assert shown(template.conversation([Turn("user", (PICTURE, Text("\na")))])) == "user: (picture)\na<</s>>assistant:"
+    assert (
+        shown(template.conversation([Turn("user", (IMAGE, Text("\na")))]))
+        == "user: (image)\na<</s>>assistant:"
+    )
 
 
 def test_without_labels_an_answer_may_end_in_no_special_token(chat):
-    tokenizer, template = chat("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", labels=False)
+    tokenizer, template = chat(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", labels=False
+    )
     assert template.stop == "eos"
     assert (
-        shown(template.conversation(said(("user", "a"), ("assistant", "b"), ("user", "c")))) == "user: a\nassistant: b\nuser: c\nassistant:"
+        shown(template.conversation(said(("user", "a"), ("assistant", "b"), ("user", "c"))))
+        == "user: a\nassistant: b\nuser: c\nassistant:"
     )
     assert pickle.loads(pickle.dumps(template)).prompt("a") == template.prompt("a")
     assert tokenizer.begins == ""
@@ -170,7 +197,10 @@ def test_the_space_before_an_answer_belongs_to_it(chat):
     """No generation prompt has it, so the model writes it."""
     _, template = chat(INST)
     turns = said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    assert shown(template.conversation(turns)) == "<<s>>[INST] a [/INST][ b][<</s>>][INST] c [/INST][ d][<</s>>]"
+    assert (
+        shown(template.conversation(turns))
+        == "<<s>>[INST] a [/INST][ b][<</s>>][INST] c [/INST][ d][<</s>>]"
+    )
     assert shown(template.prompt("a")) == "<<s>>[INST] a [/INST]"
 
 
@@ -182,17 +212,24 @@ def test_a_template_without_generation_prompt_gets_what_it_writes_before_answers
 
 def test_words_that_look_like_marks_are_words(chat):
     _, template = chat(CHATML)
-    assert "turnmark0q turnmarkx1q" in shown(template.question("turnmark0q turnmarkx1q", "turnmark1q"))
+    assert "turnmark0q turnmarkx1q" in shown(
+        template.question("turnmark0q turnmarkx1q", "turnmark1q")
+    )
 
 
 def test_signs_that_mark_generated_parts_are_text_too(chat):
-    _, template = chat("{% for m in messages %}{% generation %}{{ m.content }}</s>{% endgeneration %}{% endfor %}")
+    _, template = chat(
+        "{% for m in messages %}{% generation %}{{ m.content }}</s>{% endgeneration %}{% endfor %}"
+    )
     assert shown(template.question("\x00[a", "b\x00]")) == "[\x00[a][<</s>>][b\x00]][<</s>>]"
 
 
 def test_empty_texts(chat):
     _, template = chat(CHATML)
-    assert shown(template.question("", "")) == "<<|im_start|>>user\n<<|im_end|>>\n<<|im_start|>>assistant\n[<<|im_end|>>]\n"
+    assert (
+        shown(template.question("", ""))
+        == "<<|im_start|>>user\n<<|im_end|>>\n<<|im_start|>>assistant\n[<<|im_end|>>]\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,23 +237,53 @@ def test_empty_texts(chat):
     [
         ("{% for %}", "no valid jinja"),
         ("{{ messages[0].content[:3] }}", "leaves out or changes what the user says"),
-        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}</s>", "writes 2 times what the user says"),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token.*data.template=vicuna_v1"),
+        (
+            "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}</s>",
+            "writes 2 times what the user says",
+        ),
+        (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+            "no special token.*data.template=vicuna_v1",
+        ),
         ("{{ raise_exception('not today') }}", "not today"),
         ("{{ messages[0]['content'].__class__.__mro__ }}", "unsafe"),
         ("{{ nothing.at.all }}", "undefined"),
         ("{{ messages.append(1) }}", "unsafe"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{{ '0123456789' }}{% endfor %}{% endfor %}", "come to an end"),
-        ("{% set s = '0123456789' * 999 %}{% for i in range(99999) %}{{ s }}{% endfor %}", "more than"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{{ '0123456789' }}{% endfor %}{% endfor %}",
+            "come to an end",
+        ),
+        (
+            "{% set s = '0123456789' * 999 %}{% for i in range(99999) %}{{ s }}{% endfor %}",
+            "more than",
+        ),
         ("{{ 'a' * 10 ** 12 }}", "large"),
         ("{{ [0] * 999999999 }}", "large"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "come to an end"),
-        ("{% for i in range(99999) %}{% for j in range(99999) if j < 0 %}{% endfor %}{% endfor %}", "come to an end"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "come to an end",
+        ),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) if j < 0 %}{% endfor %}{% endfor %}",
+            "come to an end",
+        ),
         ("{% for i in range(9) recursive %}{{ loop(range(9)) }}{% endfor %}", "."),
-        ("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{% set x = m(30) %}", "come to an end"),
-        ("{% for i in range(99999) %}{% set x %}" + "y" * 999 + "{% endset %}{% endfor %}", "come to an end"),
-        ("{% set s = 'y' * 9999 %}{% for i in range(99999) %}{% set x %}{{ s }}{% endset %}{% endfor %}", "come to an end"),
-        ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "too long"),
+        (
+            "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{% set x = m(30) %}",
+            "come to an end",
+        ),
+        (
+            "{% for i in range(99999) %}{% set x %}" + "y" * 999 + "{% endset %}{% endfor %}",
+            "come to an end",
+        ),
+        (
+            "{% set s = 'y' * 9999 %}{% for i in range(99999) %}{% set x %}{{ s }}{% endset %}{% endfor %}",
+            "come to an end",
+        ),
+        (
+            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "too long",
+        ),
         ("{{ 'a' | center(10 ** 9) }}", "not allowed"),
         ("{{ 'a' | center(999999999) }}", "center of large values"),
         ("{{ ('a\n' * 99999) | indent(99999) }}", "indent of large values"),
@@ -231,7 +298,10 @@ def test_empty_texts(chat):
         ("{{ '{:>{}}'.format('a', 999999999) }}", "format with large widths"),
         ("{{ ('{:>999999999}' | attr('format'))('a') }}", "format with large widths"),
         ("{{ 'a'['ljust'](999999999) }}", "ljust of a text"),
-        *((f"{{{{ 'a'.{name}(999999999) }}}}", f"{name} of a text") for name in ("center", "ljust", "rjust", "zfill", "expandtabs")),
+        *(
+            (f"{{{{ 'a'.{name}(999999999) }}}}", f"{name} of a text")
+            for name in ("center", "ljust", "rjust", "zfill", "expandtabs")
+        ),
         ("{{ messages | tojson(indent=999999999) }}", "indent of more than 64"),
         ("{{ lipsum(n=999999) }}", "undefined"),
         ("{{ {} | xmlattr }}", "xmlattr"),
@@ -257,26 +327,39 @@ def test_what_bounds_leave_as_it_is():
 def test_texts_that_grow_are_stopped(chat, monkeypatch):
     monkeypatch.setattr(chat_rendering, "MAX_CHARACTERS", 1000)
     with pytest.raises(InputError, match="too long"):
-        chat("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}")
+        chat(
+            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}"
+        )
 
 
 def test_refused_conversations(chat):
-    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + CHATML
+    refusing = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        + CHATML
+    )
     _, template = chat(refusing)
     with pytest.raises(InputError, match="system, user: no system turns"):
         template.conversation(said(("system", "be brief"), ("user", "what?")))
     _, silent = chat("{% for m in messages if m.role != 'system' %}{{ m.content }}</s>{% endfor %}")
     with pytest.raises(InputError, match="what the system says"):
         silent.conversation(said(("system", "be brief"), ("user", "what?")))
-    _, unending = chat("{% for m in messages %}{{ m.content }}{% if loop.index < 3 %}</s>{% endif %}{% endfor %}")
+    _, unending = chat(
+        "{% for m in messages %}{{ m.content }}{% if loop.index < 3 %}</s>{% endif %}{% endfor %}"
+    )
     with pytest.raises(InputError, match="does not end everything"):
-        unending.conversation(said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+        unending.conversation(
+            said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+        )
 
 
 def test_turns_that_end_in_another_token_are_refused(chat):
     source = "{% for m in messages %}{{ m.content }}{{ '</s>' if loop.index < 3 else '<|im_end|>' }}{% endfor %}"
-    with pytest.raises(InputError, match="does not end everything that the assistant says with </s>"):
-        chat(source)[1].conversation(said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+    with pytest.raises(
+        InputError, match="does not end everything that the assistant says with </s>"
+    ):
+        chat(source)[1].conversation(
+            said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+        )
 
 
 def test_the_longest_name_of_a_special_token_counts(chat):
@@ -297,9 +380,14 @@ def test_swallowed_white_space(folder, tmp_path):
     for token in content["added_tokens"]:
         token["rstrip"] = token["content"] == "<|im_end|>"
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "chat_template": CHATML}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "</s>", "chat_template": CHATML})
+    )
     template = find_template("chat", open_tokenizer(tmp_path))
-    assert shown(template.question("a", "b")) == "<<|im_start|>>user\na<<|im_end|>><<|im_start|>>assistant\n[b][<<|im_end|>>]"
+    assert (
+        shown(template.question("a", "b"))
+        == "<<|im_start|>>user\na<<|im_end|>><<|im_start|>>assistant\n[b][<<|im_end|>>]"
+    )
 
 
 def test_a_template_goes_to_other_processes(chat):
@@ -309,15 +397,23 @@ def test_a_template_goes_to_other_processes(chat):
 
 def test_sources_write_with_it(chat, tmp_path):
     tokenizer, _ = chat(CHATML)
-    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}, {"from": "human", "value": "sure?"}]
+    turns = [
+        {"from": "human", "value": "<image>\nwhat?"},
+        {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "sure?"},
+    ]
     record = {"image": "a.png", "conversations": [*turns, {"from": "gpt", "value": "yes"}]}
     (tmp_path / "talk.json").write_text(json.dumps([record]))
-    source = open_source(LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path)), template="chat", tokenizer=tokenizer)
-    assert shown(source[0].branches[0]) == (
-        "<<|im_start|>>user\n(picture)\nwhat?<<|im_end|>>\n<<|im_start|>>assistant\n[red][<<|im_end|>>]\n"
+    source = open_source(
+        LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path)),
+        template="chat",
+        tokenizer=tokenizer,
+    )
+    assert shown(source[0].continuations[0]) == (
+        "<<|im_start|>>user\n(image)\nwhat?<<|im_end|>>\n<<|im_start|>>assistant\n[red][<<|im_end|>>]\n"
         "<<|im_start|>>user\nsure?<<|im_end|>>\n<<|im_start|>>assistant\n[yes][<<|im_end|>>]\n"
     )
-    assert pickle.loads(pickle.dumps(source))[0].branches[0][0] == Special("<|im_start|>")
+    assert pickle.loads(pickle.dumps(source))[0].continuations[0][0] == Special("<|im_start|>")
 
 
 def test_only_published_tokenizers_have_one(folder):

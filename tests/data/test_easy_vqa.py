@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 
 from mmjax.data.examples import Image, Text
-from mmjax.data.images import load_image
+from mmjax.data.images.decode import load_image
 from mmjax.data.sources import open_source
 from mmjax.data.sources.easy_vqa import COLORS, SHAPES, compose_caption, question_type
 from mmjax.errors import InputError
-from mmjax.recipe import EasyVqaSource
+from mmjax.recipe.recipe import EasyVqaSource
 
 pytest.importorskip("easy_vqa")
 
@@ -25,20 +25,22 @@ def split(request):
 
 
 @pytest.mark.parametrize(
-    ("split", "pictures", "questions", "types"),
+    ("split", "images", "questions", "types"),
     [
         ("train", 4000, 38575, {"yes_no": 28407, "shape": 5002, "color": 5166}),
         ("test", 1000, 9673, {"yes_no": 7136, "shape": 1257, "color": 1280}),
     ],
 )
-def test_every_official_question_is_there_once_and_has_its_type(split, pictures, questions, types):
+def test_every_official_question_is_there_once_and_has_its_type(split, images, questions, types):
     source = opened(split)
     pairs = [pair for index in range(len(source)) for pair in source.questions(index)]
-    assert (len(source), len(pairs)) == (pictures, questions)
+    assert (len(source), len(pairs)) == (images, questions)
     assert Counter(question_type(answer) for _, answer in pairs) == types
 
 
-@pytest.mark.parametrize(("split", "expected"), [("train", (3837, 3712, 3578, 29)), ("test", (954, 922, 888, 12))])
+@pytest.mark.parametrize(
+    ("split", "expected"), [("train", (3837, 3712, 3578, 29)), ("test", (954, 922, 888, 12))]
+)
 def test_captions_say_what_the_questions_determine(split, expected):
     source = opened(split)
     words = [set((source.caption(index) or "").split()) for index in range(len(source))]
@@ -61,7 +63,9 @@ def test_no_question_contradicts_its_caption(split):
             for kind in kinds:
                 if asked := set(words) & kind:
                     there = bool(asked & set(known))
-                    assert answer == ("yes" if there != ("not" in words or "no" in words) else "no"), (known, question, answer)
+                    assert answer == (
+                        "yes" if there != ("not" in words or "no" in words) else "no"
+                    ), (known, question, answer)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +75,18 @@ def test_no_question_contradicts_its_caption(split):
         ((("is there not a circle?", "no"),), "a circle"),
         ((("is no red shape present?", "no"),), "a red shape"),
         ((("what is the teal shape?", "triangle"),), "a teal triangle"),
-        ((("what color is the shape?", "blue"), ("is there a circle?", "no"), ("is no triangle present?", "yes")), "a blue rectangle"),
-        (tuple((f"is there a {color} shape?", "no") for color in sorted(COLORS - {"gray"})), "a gray shape"),
+        (
+            (
+                ("what color is the shape?", "blue"),
+                ("is there a circle?", "no"),
+                ("is no triangle present?", "yes"),
+            ),
+            "a blue rectangle",
+        ),
+        (
+            tuple((f"is there a {color} shape?", "no") for color in sorted(COLORS - {"gray"})),
+            "a gray shape",
+        ),
     ],
 )
 def test_elimination(pairs, caption):
@@ -81,7 +95,14 @@ def test_elimination(pairs, caption):
 
 def test_captions_agree_with_the_pixels():
     """The mean colour of what is not background is nearest to the one that the caption names."""
-    reference = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "black": (0, 0, 0), "yellow": (1, 1, 0), "teal": (0, 0.5, 0.5)}
+    reference = {
+        "red": (1, 0, 0),
+        "green": (0, 1, 0),
+        "blue": (0, 0, 1),
+        "black": (0, 0, 0),
+        "yellow": (1, 1, 0),
+        "teal": (0, 0.5, 0.5),
+    }
     source = opened("test")
     seen = wrong = 0
     for index in range(0, 200):
@@ -96,34 +117,52 @@ def test_captions_agree_with_the_pixels():
     assert seen > 100 and wrong == 0
 
 
-def test_an_example_has_its_picture_first_then_caption_and_questions_in_file_order():
+def test_an_example_has_its_image_first_then_caption_and_questions_in_file_order():
     source = opened("test", ("caption", "question"))
     example = source[0]
     assert example.id == "easy_vqa/test/0" and isinstance(example.prefix[0], Image)
-    texts = ["".join(part.text for part in branch if isinstance(part, Text)) for branch in example.branches]
-    assert texts == [source.caption(0), *(f"{question} {answer}" for question, answer in source.questions(0))]
+    texts = [
+        "".join(part.text for part in continuation if isinstance(part, Text))
+        for continuation in example.continuations
+    ]
+    assert texts == [
+        source.caption(0),
+        *(f"{question} {answer}" for question, answer in source.questions(0)),
+    ]
 
 
-def test_a_picture_that_nothing_is_known_of_keeps_its_questions_and_has_no_caption():
+def test_a_image_that_nothing_is_known_of_keeps_its_questions_and_has_no_caption():
     source = opened("train", ("caption", "question"))
     silent = [index for index in range(len(source)) if source.caption(index) is None]
-    assert len(source) == 4000 and len(source[silent[0]].branches) == len(source.questions(silent[0]))
+    assert len(source) == 4000 and len(source[silent[0]].continuations) == len(
+        source.questions(silent[0])
+    )
     captions = opened("train", ("caption",))
-    assert len(captions) == 4000 - 29 and all(len(captions[index].branches) == 1 for index in range(len(captions)))
+    assert len(captions) == 4000 - 29 and all(
+        len(captions[index].continuations) == 1 for index in range(len(captions))
+    )
 
 
 @pytest.mark.parametrize("tasks", [("question",), ("caption",), ("caption", "question")])
-def test_the_holdout_is_the_last_pictures_whatever_the_task(tasks):
+def test_the_holdout_is_the_last_images_whatever_the_task(tasks):
     parts = {part: opened("train", tasks, holdout=300, part=part) for part in ("train", "holdout")}
-    numbers = {part: [int(source[index].id.split("/")[-1]) for index in range(len(source))] for part, source in parts.items()}
+    numbers = {
+        part: [int(source[index].id.split("/")[-1]) for index in range(len(source))]
+        for part, source in parts.items()
+    }
     assert max(numbers["train"]) < 3700 <= min(numbers["holdout"])
     assert len(parts["train"]) + len(parts["holdout"]) == len(opened("train", tasks))
 
 
-def test_the_files_are_in_random_order_so_the_last_pictures_are_a_fair_holdout():
+def test_the_files_are_in_random_order_so_the_last_images_are_a_fair_holdout():
     source = opened("train", holdout=400, part="holdout")
     for kind in (SHAPES, COLORS):
-        counts = Counter(word for index in range(len(source)) for word in (source.caption(index) or "").split() if word in kind)
+        counts = Counter(
+            word
+            for index in range(len(source))
+            for word in (source.caption(index) or "").split()
+            if word in kind
+        )
         expected = sum(counts.values()) / len(kind)
         assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
 
@@ -131,11 +170,19 @@ def test_the_files_are_in_random_order_so_the_last_pictures_are_a_fair_holdout()
 def test_texts_are_what_the_examples_hold():
     source = opened("test", ("caption", "question"), holdout=990)
     texts = list(source.texts())
-    assert texts == [part.text for index in range(10) for part in source[index].segments() if isinstance(part, Text)]
+    assert texts == [
+        part.text
+        for index in range(10)
+        for part in source[index].segments()
+        if isinstance(part, Text)
+    ]
 
 
 def test_templates_reach_the_examples():
-    assert any("Short answer:" in text for text in opened("test", template="short_prompt", holdout=999).texts())
+    assert any(
+        "Short answer:" in text
+        for text in opened("test", template="short_prompt", holdout=999).texts()
+    )
 
 
 def test_wrong_tasks_holdouts_and_indices():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from mmjax.data import images
 from mmjax.data.examples import SampleError
-from mmjax.data.image_processor import ImageProcessor, open_image_processor
+from mmjax.data.images import decode
+from mmjax.data.images.processor import ImageProcessor, open_image_processor
 from mmjax.errors import InputError
 
 BICUBIC, BILINEAR = Pillow.Resampling.BICUBIC, Pillow.Resampling.BILINEAR
@@ -33,7 +33,9 @@ def test_what_a_class_does_by_itself(tmp_path, name, expected):
     assert read(tmp_path, image_processor_type=name) == expected
 
 
-@pytest.mark.parametrize("name", ["CLIPImageProcessor", "BitImageProcessor", "CLIPFeatureExtractor"])
+@pytest.mark.parametrize(
+    "name", ["CLIPImageProcessor", "BitImageProcessor", "CLIPFeatureExtractor"]
+)
 def test_clip_and_bit(tmp_path, name):
     processor = read(tmp_path, feature_extractor_type=name)
     assert (processor.size, processor.resample, processor.crop) == (224, BICUBIC, (224, 224))
@@ -41,15 +43,25 @@ def test_clip_and_bit(tmp_path, name):
 
 
 def test_sizes_as_numbers(tmp_path):
-    assert read(tmp_path, image_processor_type="CLIPImageProcessor", size=336, crop_size=320).size == 336
-    assert read(tmp_path, image_processor_type="CLIPImageProcessor", size=336, crop_size=320).crop == (320, 320)
+    assert (
+        read(tmp_path, image_processor_type="CLIPImageProcessor", size=336, crop_size=320).size
+        == 336
+    )
+    assert read(
+        tmp_path, image_processor_type="CLIPImageProcessor", size=336, crop_size=320
+    ).crop == (320, 320)
     assert read(tmp_path, image_processor_type="ViTImageProcessor", size=96).size == (96, 96)
 
 
 def test_steps_that_are_left_out(tmp_path):
     off = {"do_resize": False, "do_center_crop": False, "do_normalize": False}
     processor = read(tmp_path, image_processor_type="CLIPImageProcessor", **off)
-    assert (processor.size, processor.crop, processor.mean, processor.std) == (None, None, (0.0,) * 3, (1.0,) * 3)
+    assert (processor.size, processor.crop, processor.mean, processor.std) == (
+        None,
+        None,
+        (0.0,) * 3,
+        (1.0,) * 3,
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), np.uint8)
     np.testing.assert_array_equal(processor.load(pixels), pixels)
 
@@ -58,7 +70,10 @@ def test_steps_that_are_left_out(tmp_path):
     ("content", "message"),
     [
         ({}, "without a name"),
-        ({"image_processor_type": "Qwen2VLImageProcessor"}, "Qwen2VLImageProcessor, which mmjax does not know"),
+        (
+            {"image_processor_type": "Qwen2VLImageProcessor"},
+            "Qwen2VLImageProcessor, which mmjax does not know",
+        ),
         ({"do_rescale": False}, "not divided by 255"),
         ({"rescale_factor": 1 / 127.5}, "not divided by 255"),
         ({"rescale_factor": "much"}, "not divided by 255"),
@@ -80,7 +95,11 @@ def test_steps_that_are_left_out(tmp_path):
     ],
 )
 def test_what_mmjax_does_not_do_is_refused(tmp_path, content, message):
-    named = content if not content or "image_processor_type" in content else {"image_processor_type": "CLIPImageProcessor", **content}
+    named = (
+        content
+        if not content or "image_processor_type" in content
+        else {"image_processor_type": "CLIPImageProcessor", **content}
+    )
     with pytest.raises(InputError, match=message):
         read(tmp_path, **named)
 
@@ -94,13 +113,15 @@ def test_unreadable_files(tmp_path):
             open_image_processor(tmp_path)
 
 
-def test_a_thin_picture_that_would_become_huge_is_oversized(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 224 * 224 * 4)
+def test_a_thin_image_that_would_become_huge_is_oversized(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 224 * 224 * 4)
     processor = read(tmp_path, image_processor_type="CLIPImageProcessor")
-    with pytest.raises(SampleError, match="oversized image: 1 x 100 pixels would become 224 x 22400"):
+    with pytest.raises(
+        SampleError, match="oversized image: 1 x 100 pixels would become 224 x 22400"
+    ):
         processor.load(np.zeros((100, 1, 3), np.uint8))
     with pytest.raises(SampleError, match="oversized image"):
-        images.load_image(np.zeros((1, 100, 3), np.uint8), 224, resize="crop")
+        decode.load_image(np.zeros((1, 100, 3), np.uint8), 224, resize="crop")
 
 
 def test_what_is_no_regular_file_of_settings(tmp_path):

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from mmjax.data.examples import SampleError, Text
-from mmjax.data.images import load_image
+from mmjax.data.images.decode import load_image
 from mmjax.data.sources import open_source
-from mmjax.data.sources.files import open_lines, open_list
+from mmjax.data.sources.readers import open_lines, open_list
 from mmjax.errors import InputError
-from mmjax.recipe import JsonlSource
+from mmjax.recipe.recipe import JsonlSource
 
 RECORDS = [
     {"image": "a.png", "text": "a red circle"},
     {"image": "a.png", "questions": [["what?", "circle"], ["red?", "yes"]]},
-    {"text": "no picture here"},
+    {"text": "no image here"},
     {"image": "a.png", "text": "Grüße", "questions": [["wer?", "ich"]]},
 ]
 
@@ -31,22 +31,32 @@ def folder(tmp_path):
 
 
 def opened(folder, lines, **options):
-    data = b"\n".join(line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines)
+    data = b"\n".join(
+        line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode()
+        for line in lines
+    )
     (folder / "data.jsonl").write_bytes(data)
-    return open_source(JsonlSource("jsonl", path=str(folder / "data.jsonl"), image_dir=str(folder)), **options)
+    return open_source(
+        JsonlSource("jsonl", path=str(folder / "data.jsonl"), image_dir=str(folder)), **options
+    )
 
 
 def texts(example):
-    return [[part.text for part in branch if isinstance(part, Text)] for branch in example.branches]
+    return [
+        [part.text for part in continuation if isinstance(part, Text)]
+        for continuation in example.continuations
+    ]
 
 
-def test_captions_questions_and_samples_without_a_picture(folder):
+def test_captions_questions_and_samples_without_a_image(folder):
     source = opened(folder, RECORDS)
-    assert len(source) == 4 and [source[index].id for index in range(4)] == [f"data.jsonl/{row}" for row in range(4)]
+    assert len(source) == 4 and [source[index].id for index in range(4)] == [
+        f"data.jsonl/{row}" for row in range(4)
+    ]
     assert [texts(source[index]) for index in range(4)] == [
         [["a red circle"]],
         [["what?", " circle"], ["red?", " yes"]],
-        [["no picture here"]],
+        [["no image here"]],
         [["Grüße"], ["wer?", " ich"]],
     ]
     assert [len(source[index].prefix) for index in range(4)] == [1, 1, 0, 1]
@@ -76,15 +86,15 @@ def test_a_damaged_line_names_its_cause_and_spoils_no_other(folder, line, cause)
     with pytest.raises(SampleError) as error:
         source[1]
     assert error.value.cause == cause
-    assert texts(source[0]) == [["a red circle"]] and texts(source[2]) == [["no picture here"]]
-    assert list(source.texts()) == ["a red circle", "no picture here"]
+    assert texts(source[0]) == [["a red circle"]] and texts(source[2]) == [["no image here"]]
+    assert list(source.texts()) == ["a red circle", "no image here"]
 
 
 def test_an_escaped_surrogate_pair_is_good_text(folder):
     assert texts(opened(folder, [rb'{"text": "a \ud83d\ude00"}'])[0]) == [["a 😀"]]
 
 
-def test_a_missing_picture_is_met_when_it_is_loaded(folder):
+def test_a_missing_image_is_met_when_it_is_loaded(folder):
     source = opened(folder, [{"image": "b.png", "text": "a"}])
     with pytest.raises(SampleError, match="missing image"):
         load_image(source[0].prefix[0].source, 4)
@@ -94,14 +104,18 @@ def test_what_is_missing_at_opening_is_an_input_error(folder):
     with pytest.raises(InputError, match=r"nowhere\.jsonl cannot be read"):
         open_source(JsonlSource("jsonl", path=str(folder / "nowhere.jsonl"), image_dir=str(folder)))
     with pytest.raises(InputError, match="image_dir: there is no folder"):
-        open_source(JsonlSource("jsonl", path=str(folder / "data.jsonl"), image_dir=str(folder / "nowhere")))
+        open_source(
+            JsonlSource("jsonl", path=str(folder / "data.jsonl"), image_dir=str(folder / "nowhere"))
+        )
     with pytest.raises(InputError, match="no records"):
         opened(folder, [b"", b"  "])
 
 
 def test_holdout_is_the_end_of_the_file(folder):
     rows = {part: opened(folder, RECORDS, holdout=1, part=part) for part in ("train", "holdout")}
-    assert [rows["train"][index].id[-1] for index in range(3)] == ["0", "1", "2"] and len(rows["train"]) == 3
+    assert [rows["train"][index].id[-1] for index in range(3)] == ["0", "1", "2"] and len(
+        rows["train"]
+    ) == 3
     assert rows["holdout"][0].id == "data.jsonl/3" and len(rows["holdout"]) == 1
 
 
@@ -111,16 +125,24 @@ def test_a_source_works_after_pickling(folder):
 
 
 values = st.recursive(
-    st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6
+    st.none() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=6,
 )
 records = st.lists(st.dictionaries(st.text(), values), min_size=1, max_size=5)
 
 
 @settings(max_examples=30)
-@given(records, st.sampled_from([None, 1, "\t"]), st.booleans(), st.sampled_from(["", "\ufeff", "\n "]))
-def test_records_of_a_list_are_found_by_their_bytes(tmp_path_factory, expected, indent, ascii_only, before):
+@given(
+    records, st.sampled_from([None, 1, "\t"]), st.booleans(), st.sampled_from(["", "\ufeff", "\n "])
+)
+def test_records_of_a_list_are_found_by_their_bytes(
+    tmp_path_factory, expected, indent, ascii_only, before
+):
     path = tmp_path_factory.mktemp("list") / "data.json"
-    path.write_bytes((before + json.dumps(expected, indent=indent, ensure_ascii=ascii_only)).encode())
+    path.write_bytes(
+        (before + json.dumps(expected, indent=indent, ensure_ascii=ascii_only)).encode()
+    )
     found = open_list(path)
     assert [found[index] for index in range(len(found))] == expected
 
@@ -129,12 +151,16 @@ def test_records_of_a_list_are_found_by_their_bytes(tmp_path_factory, expected, 
 @given(records, st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_records_of_lines_are_found_by_their_bytes(tmp_path_factory, expected, ascii_only, between):
     path = tmp_path_factory.mktemp("lines") / "data.jsonl"
-    path.write_bytes(between.join(json.dumps(record, ensure_ascii=ascii_only) for record in expected).encode())
+    path.write_bytes(
+        between.join(json.dumps(record, ensure_ascii=ascii_only) for record in expected).encode()
+    )
     found = open_lines(path)
     assert [found[index] for index in range(len(found))] == expected
 
 
-@pytest.mark.parametrize("data", [b"{}", b"", b"[{}", b"[{} {}]", b"[{},", b"[{},]", b"nonsense", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "data", [b"{}", b"", b"[{}", b"[{} {}]", b"[{},", b"[{},]", b"nonsense", b"[" * 100_000]
+)
 def test_what_is_no_json_list_is_an_input_error(tmp_path, data):
     (tmp_path / "data.json").write_bytes(data)
     with pytest.raises(InputError, match=r"data\.json"):

@@ -1,4 +1,4 @@
-"""The LLaVA source: pictures where their marks stand, loss on the assistant alone, unusable conversations named."""
+"""The LLaVA source: images where their marks stand, loss on the assistant alone, unusable conversations named."""
 
 import json
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mmjax.data.examples import Image, SampleError, Special, Text
 from mmjax.data.sources import open_source
 from mmjax.errors import InputError
-from mmjax.recipe import LlavaSource
+from mmjax.recipe.recipe import LlavaSource
 
 
 def human(value):
@@ -23,7 +23,9 @@ def gpt(value):
 def opened(folder, records, **options):
     data = records if isinstance(records, bytes) else json.dumps(records).encode()
     (folder / "data.json").write_bytes(data)
-    return open_source(LlavaSource("llava", path=str(folder / "data.json"), image_dir=str(folder)), **options)
+    return open_source(
+        LlavaSource("llava", path=str(folder / "data.json"), image_dir=str(folder)), **options
+    )
 
 
 def only(folder, record, **options):
@@ -31,7 +33,11 @@ def only(folder, record, **options):
 
 
 def without_specials(example):
-    return [part.source.name if isinstance(part, Image) else part.text for part in example.branches[0] if not isinstance(part, Special)]
+    return [
+        part.source.name if isinstance(part, Image) else part.text
+        for part in example.continuations[0]
+        if not isinstance(part, Special)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -45,18 +51,29 @@ def without_specials(example):
         (None, "what?", ["what?", " red"]),
     ],
 )
-def test_pictures_stand_where_their_marks_are(tmp_path, image, question, expected):
-    example = only(tmp_path, {"id": "x", "image": image, "conversations": [human(question), gpt("red")]})
-    assert example.id == "data.json/x" and example.prefix == () and len(example.branches) == 1
+def test_images_stand_where_their_marks_are(tmp_path, image, question, expected):
+    example = only(
+        tmp_path, {"id": "x", "image": image, "conversations": [human(question), gpt("red")]}
+    )
+    assert example.id == "data.json/x" and example.prefix == () and len(example.continuations) == 1
     assert without_specials(example) == expected
 
 
-def test_several_turns_are_one_branch_and_only_the_assistant_carries_loss(tmp_path):
+def test_several_turns_are_one_continuation_and_only_the_assistant_carries_loss(tmp_path):
     turns = [human("<image>what?"), gpt("red"), human("sure? <image>"), gpt("yes")]
-    branch = only(tmp_path, {"image": ["a.png", "b.png"], "conversations": turns}).branches[0]
-    supervised = [segment for segment in branch if not isinstance(segment, Image) and segment.loss]
-    assert supervised == [Text(" red", True), Special("eos", True), Text(" yes", True), Special("eos", True)]
-    assert [type(segment).__name__ for segment in branch] == [
+    continuation = only(
+        tmp_path, {"image": ["a.png", "b.png"], "conversations": turns}
+    ).continuations[0]
+    supervised = [
+        segment for segment in continuation if not isinstance(segment, Image) and segment.loss
+    ]
+    assert supervised == [
+        Text(" red", True),
+        Special("eos", True),
+        Text(" yes", True),
+        Special("eos", True),
+    ]
+    assert [type(segment).__name__ for segment in continuation] == [
         "Special",
         "Image",
         "Text",
@@ -69,35 +86,56 @@ def test_several_turns_are_one_branch_and_only_the_assistant_carries_loss(tmp_pa
     ]
 
 
-@given(st.lists(st.lists(st.text("ab c?", max_size=4), min_size=1, max_size=4), min_size=1, max_size=4))
-def test_no_text_and_no_picture_is_lost(tmp_path_factory, questions):
+@given(
+    st.lists(st.lists(st.text("ab c?", max_size=4), min_size=1, max_size=4), min_size=1, max_size=4)
+)
+def test_no_text_and_no_image_is_lost(tmp_path_factory, questions):
     folder = tmp_path_factory.mktemp("llava")
     marks = sum(len(parts) - 1 for parts in questions)
     turns = [turn for parts in questions for turn in (human("<image>".join(parts)), gpt("yes"))]
     record = {"image": [f"{index}.png" for index in range(marks)], "conversations": turns}
-    branch = only(folder, record, template="plain").branches[0]
+    continuation = only(folder, record, template="plain").continuations[0]
     expected = "".join("<image>".join(parts).strip() + " yes" for parts in questions)
-    assert "".join("<image>" if isinstance(part, Image) else part.text for part in branch if not isinstance(part, Special)) == expected
-    assert [part.source.name for part in branch if isinstance(part, Image)] == record["image"]
+    assert (
+        "".join(
+            "<image>" if isinstance(part, Image) else part.text
+            for part in continuation
+            if not isinstance(part, Special)
+        )
+        == expected
+    )
+    assert [part.source.name for part in continuation if isinstance(part, Image)] == record["image"]
 
 
 def test_a_system_turn_replaces_the_template_s_own(tmp_path):
     turns = [{"from": "system", "value": "Be brief."}, human("what?"), gpt("red")]
-    branch = only(tmp_path, {"conversations": turns}, template="vicuna_v1").branches[0]
-    assert branch[1] == Text(" Be brief. USER: what? ASSISTANT:")
+    continuation = only(tmp_path, {"conversations": turns}, template="vicuna_v1").continuations[0]
+    assert continuation[1] == Text(" Be brief. USER: what? ASSISTANT:")
 
 
 def test_what_the_assistant_says_before_any_question_is_left_out(tmp_path):
     said, greeted = [human("what?"), gpt("red")], [gpt("Hello."), human("what?"), gpt("red")]
-    assert only(tmp_path, {"conversations": greeted}).branches == only(tmp_path, {"conversations": said}).branches
+    assert (
+        only(tmp_path, {"conversations": greeted}).continuations
+        == only(tmp_path, {"conversations": said}).continuations
+    )
 
 
 @pytest.mark.parametrize(
     ("record", "cause"),
     [
-        ({"image": "a.png", "conversations": [human("what?"), gpt("red")]}, "image marks do not match images"),
-        ({"conversations": [human("<image>what?"), gpt("red")]}, "image marks do not match images"),
-        ({"image": ["a.png"], "conversations": [human("<image><image>"), gpt("red")]}, "image marks do not match images"),
+        (
+            {"image": "a.png", "conversations": [human("what?"), gpt("red")]},
+            "image placeholders do not match images",
+        ),
+        (
+            {"conversations": [human("<image>what?"), gpt("red")]},
+            "image placeholders do not match images",
+        ),
+        (
+            {"image": ["a.png"], "conversations": [human("<image><image>"), gpt("red")]},
+            "image placeholders do not match images",
+        ),
         ({"conversations": []}, "no conversation"),
         ({"text": "a"}, "no conversation"),
         ({"conversations": [human("what?")]}, "no answer"),
@@ -120,15 +158,21 @@ def test_an_unusable_conversation_names_its_cause(tmp_path, record, cause):
 
 def test_bad_utf8_spoils_one_conversation(tmp_path):
     good = json.dumps({"conversations": [human("what?"), gpt("red")]}).encode()
-    source = opened(tmp_path, b"[" + good + b"," + good.replace(b"red", b"\xff") + b"," + good + b"]")
+    source = opened(
+        tmp_path, b"[" + good + b"," + good.replace(b"red", b"\xff") + b"," + good + b"]"
+    )
     with pytest.raises(SampleError, match="bad UTF-8"):
         source[1]
     assert without_specials(source[2]) == ["what?", " red"]
 
 
 def test_holdout_is_the_end_of_the_list(tmp_path):
-    records = [{"id": str(number), "conversations": [human("what?"), gpt("red")]} for number in range(5)]
-    assert [opened(tmp_path, records, holdout=2, part="holdout")[index].id for index in range(2)] == ["data.json/3", "data.json/4"]
+    records = [
+        {"id": str(number), "conversations": [human("what?"), gpt("red")]} for number in range(5)
+    ]
+    assert [
+        opened(tmp_path, records, holdout=2, part="holdout")[index].id for index in range(2)
+    ] == ["data.json/3", "data.json/4"]
     assert len(opened(tmp_path, records, holdout=2)) == 3
 
 
@@ -136,7 +180,9 @@ def test_what_is_missing_at_opening_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         open_source(LlavaSource("llava", path=str(tmp_path / "none.json"), image_dir=str(tmp_path)))
     with pytest.raises(InputError, match="image_dir"):
-        open_source(LlavaSource("llava", path=str(tmp_path / "none.json"), image_dir=str(tmp_path / "none")))
+        open_source(
+            LlavaSource("llava", path=str(tmp_path / "none.json"), image_dir=str(tmp_path / "none"))
+        )
     with pytest.raises(InputError, match="no records"):
         opened(tmp_path, [])
     with pytest.raises(InputError, match="jsonl source"):

@@ -16,15 +16,18 @@ import pytest
 from PIL import Image as Pillow
 
 from mmjax.data.loader import batches
-from mmjax.data.rows import make_rows
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.packing.rows import make_rows
+from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError
-from mmjax.models.config import DecoderConfig, LinearConfig, ViTConfig, VLMConfig
-from mmjax.recipe import DataConfig, JsonlSource
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
+from mmjax.recipe.recipe import DataConfig, JsonlSource
 from mmjax.typing import NO_TARGET, Batch
 
-MODEL = VLMConfig(ViTConfig(8, 4, 8, 1, 1, 8), LinearConfig("linear", (1,)), DecoderConfig(600, 8, 1, 1, 1, 8, 8))
-PICTURES = 12
+MODEL = VLMConfig(
+    ViTConfig(8, 4, 8, 1, 1, 8), LinearConfig("linear", (1,)), DecoderConfig(600, 8, 1, 1, 1, 8, 8)
+)
+IMAGES = 12
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +37,41 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> DataConfig:
-    """Two sources; one of the pictures is corrupt, and the last of them are held out."""
+    """Two sources; one of the images is corrupt, and the last of them are held out."""
     folder = tmp_path_factory.mktemp("data")
     records = []
-    for number in range(PICTURES):
-        Pillow.fromarray(np.random.default_rng(number).integers(0, 256, (9, 8, 3), np.uint8)).save(folder / f"{number}.png")
-        questions = [[f"what is {number + place}?", f" it is {number}"] for place in range(number % 4 + 1)]
+    for number in range(IMAGES):
+        Pillow.fromarray(np.random.default_rng(number).integers(0, 256, (9, 8, 3), np.uint8)).save(
+            folder / f"{number}.png"
+        )
+        questions = [
+            [f"what is {number + place}?", f" it is {number}"] for place in range(number % 4 + 1)
+        ]
         records.append({"image": f"{number}.png", "questions": questions})
-    (folder / "3.png").write_bytes(b"not a picture")
+    (folder / "3.png").write_bytes(b"not an image")
     (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, records)))
-    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": f"it is {number}"}) for number in range(20)))
+    (folder / "texts.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"it is {number}"}) for number in range(20))
+    )
     sources = {
-        name: JsonlSource("jsonl", str(folder / f"{name}.jsonl"), str(folder), weight) for name, weight in [("asked", 2.0), ("texts", 1.0)]
+        name: JsonlSource("jsonl", str(folder / f"{name}.jsonl"), str(folder), weight)
+        for name, weight in [("asked", 2.0), ("texts", 1.0)]
     }
-    return DataConfig(sources, text_length=24, images_per_row=2, flip=True, holdout=2, skip_budget=1.0)
+    return DataConfig(
+        sources, text_length=24, images_per_row=2, flip=True, holdout=2, skip_budget=1.0
+    )
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch))
+    return all(
+        np.array_equal(getattr(one, field.name), getattr(other, field.name))
+        for field in fields(Batch)
+    )
 
 
-def take(rows, count, *, batch_size=4, first_row=0, workers=0, stop_row=None) -> list[tuple[Batch, int]]:
+def take(
+    rows, count, *, batch_size=4, first_row=0, workers=0, stop_row=None
+) -> list[tuple[Batch, int]]:
     with batches(rows, batch_size, first_row, workers, stop_row) as iterator:
         return list(islice(iterator, count))
 
@@ -65,7 +82,10 @@ def test_batches_are_the_rows_in_order(data, tokenizer):
         assert first_row == 7 + 4 * number
         for place in range(4):
             row = rows.load(first_row + place)[0]
-            assert all(np.array_equal(getattr(batch, field.name)[place], getattr(row, field.name)) for field in fields(Batch))
+            assert all(
+                np.array_equal(getattr(batch, field.name)[place], getattr(row, field.name))
+                for field in fields(Batch)
+            )
 
 
 def test_the_number_of_workers_changes_nothing(data, tokenizer):
@@ -101,7 +121,7 @@ def test_the_last_batch_is_filled_with_empty_rows(data, tokenizer):
     assert [first for _, first in read] == [0, len(rows) - 1]
     last = read[-1][0]
     assert last.tokens.shape == read[0][0].tokens.shape
-    assert last.segments[0].any() and not last.segments[1:].any()
+    assert last.segment_ids[0].any() and not last.segment_ids[1:].any()
     assert np.all(last.targets[1:] == NO_TARGET) and not last.image_mask[1:].any()
     assert take(rows, None, first_row=len(rows)) == []
     assert len(take(make_rows(data, MODEL, tokenizer, 0), None, stop_row=9)) == 3
@@ -110,12 +130,17 @@ def test_the_last_batch_is_filled_with_empty_rows(data, tokenizer):
 def test_too_many_skipped_samples_stop_the_run(data, tokenizer):
     """In training once a hundred samples were seen; in a single pass also at its end."""
     rows = make_rows(replace(data, skip_budget=0.01), MODEL, tokenizer, 0)
-    with pytest.raises(InputError, match=r"samples cannot be used \(corrupt image: \d+\), more than skip_budget=0.01") as refused:
+    with pytest.raises(
+        InputError,
+        match=r"samples cannot be used \(corrupt image: \d+\), more than skip_budget=0.01",
+    ) as refused:
         take(rows, 1000)
     (folder,) = {source.image_dir for source in data.sources.values()}
-    assert f"\n  corrupt image: asked.jsonl/3: {folder}/3.png: cannot identify image file" in str(refused.value)
+    assert f"\n  corrupt image: asked.jsonl/3: {folder}/3.png: cannot identify image file" in str(
+        refused.value
+    )
     assert 100 <= rows.skips.total.seen < 120
-    few = replace(data, skip_budget=0.01, holdout=9)  # the corrupt picture is held out
+    few = replace(data, skip_budget=0.01, holdout=9)  # the corrupt image is held out
     with pytest.raises(InputError, match="corrupt image"):
         take(make_rows(few, MODEL, tokenizer, 0, "holdout"), None)
 
@@ -153,7 +178,9 @@ def script(data, tokenizer, tmp_path):
     def start() -> tuple[subprocess.Popen, int]:
         command = [sys.executable, str(tmp_path / "read.py"), str(tmp_path / "rows")]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        process = subprocess.Popen(command, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, **pipes)
+        process = subprocess.Popen(
+            command, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, **pipes
+        )
         return process, int(process.stdout.readline())
 
     return start

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.data.mixture import MAX_PERIOD, Mixture
+from mmjax.data.packing.packing import MAX_PERIOD, Mixture
 from mmjax.errors import InputError
 
 WEIGHTS = st.lists(st.integers(1, 50), min_size=1, max_size=6)
@@ -20,7 +20,9 @@ def sources(mixture: Mixture, count: int) -> np.ndarray:
 def deviations(mixture: Mixture, window: int) -> np.ndarray:
     """[sources, windows] count in each window less its share."""
     order = sources(mixture, 2 * mixture.period + 2 * window)
-    running = np.array([np.concatenate([[0], np.cumsum(order == source)]) for source in range(len(mixture.counts))])
+    running = np.array(
+        [np.concatenate([[0], np.cumsum(order == source)]) for source in range(len(mixture.counts))]
+    )
     return running[:, window:] - running[:, :-window] - window * np.array(mixture.shares)[:, None]
 
 
@@ -42,7 +44,9 @@ def test_no_source_is_ever_further_from_its_share_than_tijdemans_bound(weights):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.integers(1, 97), min_size=1, max_size=4).filter(lambda weights: sum(weights) < 100))
+@given(
+    st.lists(st.integers(1, 97), min_size=1, max_size=4).filter(lambda weights: sum(weights) < 100)
+)
 def test_whole_percents_are_exact_in_any_hundred_rows(percents):
     mixture = Mixture([percent / 100 for percent in [*percents, 100 - sum(percents)]])
     assert np.abs(deviations(mixture, 100)).max() < 1e-9
@@ -67,14 +71,19 @@ def test_each_source_is_read_in_order_without_gaps(weights):
 
 
 def test_only_the_ratio_of_weights_counts():
-    orders = [sources(Mixture(weights), 50).tolist() for weights in ([3, 1], [0.75, 0.25], [0.3, 0.1], [300, 100])]
+    orders = [
+        sources(Mixture(weights), 50).tolist()
+        for weights in ([3, 1], [0.75, 0.25], [0.3, 0.1], [300, 100])
+    ]
     assert all(order == orders[0] for order in orders)
     assert Mixture([0.3, 0.1]).counts == (3, 1)
 
 
 def test_an_odd_ratio_is_kept_to_a_ten_thousandth():
     mixture = Mixture([np.pi, np.e, 1])
-    assert mixture.shares == pytest.approx(np.array([np.pi, np.e, 1]) / (np.pi + np.e + 1), abs=1 / MAX_PERIOD)
+    assert mixture.shares == pytest.approx(
+        np.array([np.pi, np.e, 1]) / (np.pi + np.e + 1), abs=1 / MAX_PERIOD
+    )
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), 1e-6])

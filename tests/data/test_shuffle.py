@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.data.shuffle import shuffled
+from mmjax.data.packing.rows import shuffled
 
 
 @settings(deadline=None)
@@ -24,6 +24,10 @@ def test_a_large_range_needs_no_table():
 @pytest.mark.parametrize("count", [5, 64, 1000])
 def test_keys_give_unrelated_orders(count):
     """Over many keys, each element comes first about equally often."""
-    first = np.bincount([shuffled(0, count, (key, 1)) for key in range(20 * count)], minlength=count)
+    first = np.bincount(
+        [shuffled(0, count, (key, 1)) for key in range(20 * count)], minlength=count
+    )
     expected = 20
-    assert ((first - expected) ** 2 / expected).sum() < count + 6 * np.sqrt(2 * count)  # chi squared: mean count - 1, variance twice that
+    assert ((first - expected) ** 2 / expected).sum() < count + 6 * np.sqrt(
+        2 * count
+    )  # chi squared: mean count - 1, variance twice that

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.data.examples import Image, Special, Text
-from mmjax.data.templates import TEMPLATES, Turn, find_template, prompt_of
-from mmjax.data.text import tokenise
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.text.templates import TEMPLATES, Turn, find_template, prompt_of
+from mmjax.data.text.tokenizer import WordTokenizer, tokenise
 from mmjax.errors import InputError
 
-TOKENIZER = WordTokenizer.build(["what is there? a red circle USER: ASSISTANT:"], special_tokens=TEMPLATES["llama3"].special_tokens)
+TOKENIZER = WordTokenizer.build(
+    ["what is there? a red circle USER: ASSISTANT:"],
+    special_tokens=TEMPLATES["llama3"].special_tokens,
+)
 IMAGE = Image("a.png")
 words = st.text(st.sampled_from("ab <>|é?\n"), min_size=1, max_size=8)
 segments = st.lists(
@@ -26,9 +28,9 @@ segments = st.lists(
 template_names = st.sampled_from(list(TEMPLATES))
 
 
-def as_text(branch):
-    """A branch as one string, what carries loss in brackets."""
-    return "".join(map(segment_as_text, branch))
+def as_text(continuation):
+    """A continuation as one string, what carries loss in brackets."""
+    return "".join(map(segment_as_text, continuation))
 
 
 def segment_as_text(segment):
@@ -48,7 +50,11 @@ SYSTEM = (
     ("name", "question", "caption"),
     [
         ("plain", "<bos>what?[ red][<eos>]", "<bos>[a circle][<eos>]"),
-        ("short_prompt", "<bos>Question: what? Short answer:[ red][<eos>]", "<bos>a short image description:[ a circle][<eos>]"),
+        (
+            "short_prompt",
+            "<bos>Question: what? Short answer:[ red][<eos>]",
+            "<bos>a short image description:[ a circle][<eos>]",
+        ),
         (
             "vicuna_v1",
             f"<bos>{SYSTEM} USER: what? ASSISTANT:[ red][<eos>]",
@@ -68,8 +74,12 @@ def test_formats(name, question, caption):
     assert as_text(template.caption("a circle")) == caption
 
 
-def test_a_conversation_with_system_turn_two_rounds_and_a_picture_in_place():
-    turns = [Turn("system", (Text("Be brief."),)), Turn("user", (Text("see "), IMAGE, Text("\nwhat?"))), Turn("assistant", (Text("red"),))]
+def test_a_conversation_with_system_turn_two_rounds_and_a_image_in_place():
+    turns = [
+        Turn("system", (Text("Be brief."),)),
+        Turn("user", (Text("see "), IMAGE, Text("\nwhat?"))),
+        Turn("assistant", (Text("red"),)),
+    ]
     turns += [Turn("user", (Text("sure?"),)), Turn("assistant", (Text("yes"),))]
     expected = {
         "plain": "<bos>Be brief.see <image>\nwhat?[ red][<eos>]sure?[ yes][<eos>]",
@@ -77,31 +87,45 @@ def test_a_conversation_with_system_turn_two_rounds_and_a_picture_in_place():
     }
     assert {name: as_text(find_template(name).conversation(turns)) for name in expected} == expected
     llama3 = as_text(find_template("llama3").conversation(turns))
-    assert llama3.startswith("<bos><<|start_header_id|>>system<<|end_header_id|>>\n\nBe brief.<<|eot_id|>><<|start_header_id|>>user")
+    assert llama3.startswith(
+        "<bos><<|start_header_id|>>system<<|end_header_id|>>\n\nBe brief.<<|eot_id|>><<|start_header_id|>>user"
+    )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_role_decides_on_the_loss_whatever_a_text_says(name):
     conversations = [
-        [Turn("system", (Text("s", loss),)), Turn("user", (Text("u", loss),)), Turn("assistant", (Text("a", loss),))]
+        [
+            Turn("system", (Text("s", loss),)),
+            Turn("user", (Text("u", loss),)),
+            Turn("assistant", (Text("a", loss),)),
+        ]
         for loss in (False, True)
     ]
-    assert find_template(name).conversation(conversations[0]) == find_template(name).conversation(conversations[1])
+    assert find_template(name).conversation(conversations[0]) == find_template(name).conversation(
+        conversations[1]
+    )
 
 
 @given(template_names, words, words)
-def test_a_prompt_is_its_question_branch_up_to_the_answer(name, question, answer):
+def test_a_prompt_is_its_question_continuation_up_to_the_answer(name, question, answer):
     template = find_template(name)
-    branch = template.question(question, answer)
-    assert prompt_of(branch) == template.prompt(question) == branch[: len(branch) - 2]
-    assert branch[-1] == Special(template.stop, loss=True)
+    continuation = template.question(question, answer)
+    assert (
+        prompt_of(continuation)
+        == template.prompt(question)
+        == continuation[: len(continuation) - 2]
+    )
+    assert continuation[-1] == Special(template.stop, loss=True)
 
 
 @given(template_names, words, words)
 def test_neighbouring_texts_differ_in_loss(name, question, answer):
-    branch = find_template(name).question(question, answer)
-    for before, after in itertools.pairwise(branch):
-        assert not (isinstance(before, Text) and isinstance(after, Text) and before.loss == after.loss)
+    continuation = find_template(name).question(question, answer)
+    for before, after in itertools.pairwise(continuation):
+        assert not (
+            isinstance(before, Text) and isinstance(after, Text) and before.loss == after.loss
+        )
 
 
 @given(template_names, words, words)
@@ -110,7 +134,9 @@ def test_supervised_tokens_are_the_answer_and_its_end(name, question, answer):
     piece = tokenise(template.question(question, answer), TOKENIZER, 3)
     supervised = piece.tokens[piece.loss]
     assert TOKENIZER.decode(supervised).removeprefix(" ") == answer.removeprefix(" ")
-    assert supervised[-1] == (TOKENIZER.special("<|eot_id|>") if name == "llama3" else TOKENIZER.eos)
+    assert supervised[-1] == (
+        TOKENIZER.special("<|eot_id|>") if name == "llama3" else TOKENIZER.eos
+    )
 
 
 def test_an_unknown_template_is_an_input_error():
@@ -119,26 +145,30 @@ def test_an_unknown_template_is_an_input_error():
 
 
 @given(segments, st.integers(1, 5))
-def test_tokenise_is_the_concatenation_of_its_segments(branch, visual_tokens):
-    whole = tokenise(branch, TOKENIZER, visual_tokens)
-    parts = [tokenise([segment], TOKENIZER, visual_tokens) for segment in branch]
-    np.testing.assert_array_equal(whole.tokens, np.concatenate([part.tokens for part in parts] or [[]]))
+def test_tokenise_is_the_concatenation_of_its_segments(continuation, visual_tokens):
+    whole = tokenise(continuation, TOKENIZER, visual_tokens)
+    parts = [tokenise([segment], TOKENIZER, visual_tokens) for segment in continuation]
+    np.testing.assert_array_equal(
+        whole.tokens, np.concatenate([part.tokens for part in parts] or [[]])
+    )
     np.testing.assert_array_equal(whole.loss, np.concatenate([part.loss for part in parts] or [[]]))
     assert whole.tokens.dtype == np.int32 and whole.loss.dtype == bool
 
 
 @given(segments, st.integers(1, 5))
-def test_images_are_whole_runs_of_placeholders_without_loss(branch, visual_tokens):
-    piece = tokenise(branch, TOKENIZER, visual_tokens)
+def test_images_are_whole_runs_of_placeholders_without_loss(continuation, visual_tokens):
+    piece = tokenise(continuation, TOKENIZER, visual_tokens)
     places = np.flatnonzero(piece.tokens == TOKENIZER.image)
     expected = [offset + k for offset, _ in piece.images for k in range(visual_tokens)]
-    assert places.tolist() == expected and len(piece.images) == sum(isinstance(segment, Image) for segment in branch)
+    assert places.tolist() == expected and len(piece.images) == sum(
+        isinstance(segment, Image) for segment in continuation
+    )
     assert not piece.loss[places].any()
 
 
 @given(segments, st.integers(1, 5))
-def test_inputs_lose_no_target_and_no_picture(branch, visual_tokens):
-    piece = tokenise(branch, TOKENIZER, visual_tokens)
+def test_inputs_lose_no_target_and_no_image(continuation, visual_tokens):
+    piece = tokenise(continuation, TOKENIZER, visual_tokens)
     tokens, targets = piece.inputs()
     assert len(tokens) == len(targets)
     np.testing.assert_array_equal(targets[targets >= 0], piece.tokens[1:][piece.loss[1:]])
@@ -147,24 +177,34 @@ def test_inputs_lose_no_target_and_no_picture(branch, visual_tokens):
 
 
 def test_each_position_predicts_the_next_token():
-    piece = tokenise((Special("bos"), Text(" a"), Text(" red circle", True), Special("eos", True)), TOKENIZER, 1)
+    piece = tokenise(
+        (Special("bos"), Text(" a"), Text(" red circle", True), Special("eos", True)), TOKENIZER, 1
+    )
     a, red, circle = (TOKENIZER.encode(word)[0] for word in (" a", " red", " circle"))
     tokens, targets = piece.inputs()
     assert tokens.tolist() == [TOKENIZER.bos, a, red, circle]
     assert targets.tolist() == [-1, red, circle, TOKENIZER.eos]
 
 
-def test_a_picture_at_the_end_of_a_branch_stays_whole():
+def test_a_image_at_the_end_of_a_continuation_stays_whole():
     piece = tokenise((Text("a", True), IMAGE), TOKENIZER, 4)
     assert (piece.inputs()[0] == TOKENIZER.image).sum() == 4
 
 
 def test_marks_are_learned_wherever_they_stand_but_no_role_and_nothing_that_is_asked():
     """arXiv:2505.22664, official code: the stages on the surrogate."""
-    branch = find_template("llama3").question("what is there?", "red")
-    plain, marked = (tokenise(branch, TOKENIZER, 3, marks=marks) for marks in (False, True))
+    continuation = find_template("llama3").question("what is there?", "red")
+    plain, marked = (
+        tokenise(continuation, TOKENIZER, 3, train_on_special_tokens=marks)
+        for marks in (False, True)
+    )
     np.testing.assert_array_equal(plain.tokens, marked.tokens)
-    header, end = ([TOKENIZER.special(f"<|{name}|>") for name in names] for names in (("start_header_id", "end_header_id"), ("eot_id",)))
+    header, end = (
+        [TOKENIZER.special(f"<|{name}|>") for name in names]
+        for names in (("start_header_id", "end_header_id"), ("eot_id",))
+    )
     assert plain.tokens[plain.loss].tolist() == TOKENIZER.encode("red") + end
-    assert marked.tokens[marked.loss].tolist() == header + end + header + TOKENIZER.encode("red") + end
+    assert (
+        marked.tokens[marked.loss].tolist() == header + end + header + TOKENIZER.encode("red") + end
+    )
     assert not marked.loss[0] and marked.tokens[0] == TOKENIZER.bos

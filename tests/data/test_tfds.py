@@ -11,27 +11,27 @@ import pytest
 from PIL import Image as Pillow
 
 from mmjax.data.examples import SampleError, Text
-from mmjax.data.images import load_image
+from mmjax.data.images.decode import load_image
 from mmjax.data.sources import open_source
 from mmjax.errors import InputError
-from mmjax.recipe import TfdsSource
+from mmjax.recipe.recipe import TfdsSource
 
 tfds = pytest.importorskip("tensorflow_datasets")
 CAPTIONS = ["a red circle", "Grüße", b"\xff", "", "a blue circle"]
 
 
-def picture(number):
+def image(number):
     return Pillow.fromarray(np.full((6, 6, 3), number * 10, np.uint8))
 
 
 def png(number):
     data = io.BytesIO()
-    picture(number).save(data, "PNG")
+    image(number).save(data, "PNG")
     return data.getvalue()
 
 
 class TinyCaptions(tfds.core.GeneratorBasedBuilder):
-    """Five pictures with a caption and a question."""
+    """Five images with a caption and a question."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -45,7 +45,10 @@ class TinyCaptions(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for number, text in enumerate(CAPTIONS):
-            yield number, {"image": png(number), "text": text, "question": "which?", "answer": str(number)}
+            yield (
+                number,
+                {"image": png(number), "text": text, "question": "which?", "answer": str(number)},
+            )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def config(folder):
 
 
 def number_of(example):
-    """Which picture an example has: the generator's order is not the stored one."""
+    """Which image an example has: the generator's order is not the stored one."""
     return int(load_image(example.prefix[0].source, 6)[0, 0, 0]) // 10
 
 
@@ -70,14 +73,25 @@ def by_number(source):
     found = {}
     for index in range(len(source)):
         try:
-            found[number_of(source[index])] = [part.text for branch in source[index].branches for part in branch if isinstance(part, Text)]
+            found[number_of(source[index])] = [
+                part.text
+                for continuation in source[index].continuations
+                for part in continuation
+                if isinstance(part, Text)
+            ]
         except SampleError as error:
             found[error.cause] = error.cause
     return found
 
 
-def test_captions_with_their_pictures_and_unusable_records_by_cause(config):
-    expected = {0: ["a red circle"], 1: ["Grüße"], 4: ["a blue circle"], "bad UTF-8": "bad UTF-8", "bad text": "bad text"}
+def test_captions_with_their_images_and_unusable_records_by_cause(config):
+    expected = {
+        0: ["a red circle"],
+        1: ["Grüße"],
+        4: ["a blue circle"],
+        "bad UTF-8": "bad UTF-8",
+        "bad text": "bad text",
+    }
     assert by_number(open_source(config)) == expected
 
 
@@ -86,15 +100,19 @@ def test_questions(config):
     assert by_number(source) == {number: ["which?", f" {number}"] for number in range(5)}
 
 
-def test_text_alone_leaves_the_pictures_out(config):
+def test_text_alone_leaves_the_images_out(config):
     source = open_source(dataclasses.replace(config, text="answer", image=""))
-    assert {source[index].prefix for index in range(5)} == {()} and sorted(source.texts()) == list("01234")
+    assert {source[index].prefix for index in range(5)} == {()} and sorted(source.texts()) == list(
+        "01234"
+    )
 
 
-def test_pictures_stay_encoded_until_they_are_loaded(config):
+def test_images_stay_encoded_until_they_are_loaded(config):
     source = open_source(dataclasses.replace(config, text="answer"))
     assert all(isinstance(source[index].prefix[0].source, bytes) for index in range(5))
-    assert {source[index].prefix[0].source for index in range(5)} == {png(number) for number in range(5)}
+    assert {source[index].prefix[0].source for index in range(5)} == {
+        png(number) for number in range(5)
+    }
 
 
 def test_holdout_and_split_slices(config):
@@ -143,5 +161,9 @@ def test_another_file_format_is_an_input_error(tmp_path, config):
 
 
 def test_tensorflow_is_never_imported(config):
-    use = f"import sys\nfrom mmjax.recipe import TfdsSource\nfrom mmjax.data.sources import open_source\nopen_source({config!r})[0]\n"
-    subprocess.run([sys.executable, "-c", use + "assert not {'tensorflow', 'torch'} & sys.modules.keys()"], check=True)
+    imports = "import sys\nfrom mmjax.recipe.recipe import TfdsSource\nfrom mmjax.data.sources import open_source\n"
+    use = f"{imports}open_source({config!r})[0]\n"
+    subprocess.run(
+        [sys.executable, "-c", use + "assert not {'tensorflow', 'torch'} & sys.modules.keys()"],
+        check=True,
+    )

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from mmjax.data.tokenizer import HuggingFaceTokenizer, WordTokenizer
+from mmjax.data.text.tokenizer import HuggingFaceTokenizer, WordTokenizer
 from mmjax.errors import InputError
 
 TEXTS = ["is there a red circle?", " yes", "a red circle", "a red shape"]
-any_text = st.text(st.characters() | st.characters(categories=["Cs"]), max_size=40)  # lone surrogates included
+any_text = st.text(
+    st.characters() | st.characters(categories=["Cs"]), max_size=40
+)  # lone surrogates included
 
 
 @given(any_text)
@@ -62,7 +64,18 @@ def test_max_size_bounds_the_vocabulary_and_keeps_the_most_frequent():
 
 def test_special_tokens_are_left_out_of_decoded_text():
     tokenizer = WordTokenizer.build(TEXTS)
-    assert tokenizer.decode([tokenizer.bos, *tokenizer.encode("a red"), tokenizer.image, tokenizer.eos, tokenizer.pad]) == "a red"
+    assert (
+        tokenizer.decode(
+            [
+                tokenizer.bos,
+                *tokenizer.encode("a red"),
+                tokenizer.image,
+                tokenizer.eos,
+                tokenizer.pad,
+            ]
+        )
+        == "a red"
+    )
     assert len({tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.image}) == 4
 
 
@@ -70,7 +83,9 @@ def test_save_and_load_give_the_same_tokenizer(tmp_path):
     tokenizer = WordTokenizer.build([*TEXTS, "\ud800 Grüße"], special_tokens=("<|end|>",))
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = WordTokenizer.load(tmp_path / "tokenizer.json")
-    assert loaded.digest == tokenizer.digest and loaded.special("<|end|>") == tokenizer.special("<|end|>")
+    assert loaded.digest == tokenizer.digest and loaded.special("<|end|>") == tokenizer.special(
+        "<|end|>"
+    )
     assert loaded.encode("a red Grüße") == tokenizer.encode("a red Grüße")
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
@@ -117,7 +132,10 @@ def byte_level(tmp_path):
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<s>", "</s>", "<|eot_id|>", "☃"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=320,
+        special_tokens=["<s>", "</s>", "<|eot_id|>", "☃"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -126,13 +144,35 @@ def byte_level(tmp_path):
 
 def sentence_piece(tmp_path):
     """A tokenizer in the manner of Llama 2: byte fallback, a space put before every text, and `<s>` in the model's own vocabulary."""
-    vocabulary = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), "▁", "a", "r", "▁a", "▁r"]
+    vocabulary = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{value:02X}>" for value in range(256)),
+        "▁",
+        "a",
+        "r",
+        "▁a",
+        "▁r",
+    ]
     model = models.BPE(
-        {token: index for index, token in enumerate(vocabulary)}, [("▁", "a"), ("▁", "r")], unk_token="<unk>", byte_fallback=True
+        {token: index for index, token in enumerate(vocabulary)},
+        [("▁", "a"), ("▁", "r")],
+        unk_token="<unk>",
+        byte_fallback=True,
     )
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return tmp_path
@@ -143,7 +183,9 @@ def folder(request, tmp_path):
     return request.param(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "a", " a", "  a\n r ", "Grüße 😀", "a</s>r<s>", "</s>", "<|eot_id|>", "<unk>"])
+@pytest.mark.parametrize(
+    "text", ["", "a", " a", "  a\n r ", "Grüße 😀", "a</s>r<s>", "</s>", "<|eot_id|>", "<unk>"]
+)
 def test_published_tokenizers_invert_and_keep_names_of_special_tokens_text(folder, text):
     tokenizer = HuggingFaceTokenizer(folder)
     ids = tokenizer.encode(text)
@@ -158,7 +200,10 @@ def test_published_tokenizers_add_nothing_between_texts(folder):
 
 def test_a_special_token_of_one_character_stays_text_too(tmp_path):
     tokenizer = HuggingFaceTokenizer(byte_level(tmp_path))
-    assert tokenizer.special("☃") not in tokenizer.encode("a ☃ b") and tokenizer.decode(tokenizer.encode("a ☃ b")) == "a ☃ b"
+    assert (
+        tokenizer.special("☃") not in tokenizer.encode("a ☃ b")
+        and tokenizer.decode(tokenizer.encode("a ☃ b")) == "a ☃ b"
+    )
 
 
 def test_names_within_a_model_vocabulary_are_cut_apart(tmp_path):
@@ -174,7 +219,10 @@ def test_ids_by_customary_names_and_an_image_id_after_the_vocabulary(tmp_path):
     size = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab_size()
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (0, 1, 1)
     assert tokenizer.image == size and tokenizer.vocabulary == size + 1
-    assert tokenizer.decode([tokenizer.bos, *tokenizer.encode("red"), tokenizer.image, tokenizer.eos]) == "red"
+    assert (
+        tokenizer.decode([tokenizer.bos, *tokenizer.encode("red"), tokenizer.image, tokenizer.eos])
+        == "red"
+    )
     assert tokenizer.special("<|eot_id|>") == 2
 
 

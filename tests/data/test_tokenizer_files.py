@@ -11,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from mmjax.data.gguf_tokenizer import from_fields
-from mmjax.data.tokenizer import open_tokenizer
-from mmjax.data.tokenizer_files import read_tokenizer
-from mmjax.data.tokenizer_json import BYTE_CHARACTERS, in_byte_characters
+from mmjax.data.text.gguf_tokenizer import from_fields
+from mmjax.data.text.tokenizer import open_tokenizer
+from mmjax.data.text.tokenizer_files import read_tokenizer
+from mmjax.data.text.tokenizer_json import BYTE_CHARACTERS, in_byte_characters
 from mmjax.errors import InputError
 
 NORMAL, CONTROL = 1, 3
-WORDS = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "</s>"}}
+WORDS = {
+    "version": "1.0",
+    "model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "</s>"},
+}
 
 
 def fields(**changes):
@@ -48,17 +51,33 @@ def gguf(values):
         if isinstance(value, int):
             return 4, value.to_bytes(4, "little")
         kinds = [typed(item) for item in value]
-        return 9, kinds[0][0].to_bytes(4, "little") + len(kinds).to_bytes(8, "little") + b"".join(data for _, data in kinds)
+        return 9, kinds[0][0].to_bytes(4, "little") + len(kinds).to_bytes(8, "little") + b"".join(
+            data for _, data in kinds
+        )
 
-    header = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + len(values).to_bytes(8, "little")
+    header = (
+        b"GGUF"
+        + (3).to_bytes(4, "little")
+        + (0).to_bytes(8, "little")
+        + len(values).to_bytes(8, "little")
+    )
     pairs = [(name, typed(value)) for name, value in values.items()]
-    return header + b"".join(text(name) + kind.to_bytes(4, "little") + data for name, (kind, data) in pairs)
+    return header + b"".join(
+        text(name) + kind.to_bytes(4, "little") + data for name, (kind, data) in pairs
+    )
 
 
 def sentence_piece(**changes):
     """A SentencePiece model of a few pieces."""
     model = sentencepiece_model_pb2.ModelProto()
-    for piece, score, kind in [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3), ("a", -2, 1), ("▁", -3, 1), ("▁a", -1, 1)]:
+    for piece, score, kind in [
+        ("<unk>", 0, 2),
+        ("<s>", 0, 3),
+        ("</s>", 0, 3),
+        ("a", -2, 1),
+        ("▁", -3, 1),
+        ("▁a", -1, 1),
+    ]:
         model.pieces.add(piece=piece, score=score, type=kind)
     model.trainer_spec.model_type = changes.pop("model_type", 2)
     model.normalizer_spec.name = "identity"
@@ -75,7 +94,9 @@ def tiktoken(*more):
 
 
 def test_every_byte_has_a_printable_character_of_its_own():
-    assert len(set(BYTE_CHARACTERS)) == 256 and all(character.isprintable() and not character.isspace() for character in BYTE_CHARACTERS)
+    assert len(set(BYTE_CHARACTERS)) == 256 and all(
+        character.isprintable() and not character.isspace() for character in BYTE_CHARACTERS
+    )
     assert in_byte_characters(b"a \n\xc3") == "aĠĊÃ"
 
 
@@ -84,9 +105,15 @@ def test_a_gguf_file_alone_or_in_its_folder(tmp_path):
     path.write_bytes(gguf(fields() | {"tokenizer.chat_template": "{{ messages }}"}))
     for where in (path, tmp_path):
         tokenizer = open_tokenizer(where)
-        assert tokenizer.encode("ab a") == [258, 2 + 0x20, 2 + ord("a")] and tokenizer.decode(tokenizer.encode("ab a")) == "ab a"
+        assert (
+            tokenizer.encode("ab a") == [258, 2 + 0x20, 2 + ord("a")]
+            and tokenizer.decode(tokenizer.encode("ab a")) == "ab a"
+        )
         assert (tokenizer.bos, tokenizer.eos, tokenizer.image) == (0, 1, 259)
-        assert tokenizer.names == {"bos_token": "<s>", "eos_token": "</s>"} and tokenizer.chat_template == "{{ messages }}"
+        assert (
+            tokenizer.names == {"bos_token": "<s>", "eos_token": "</s>"}
+            and tokenizer.chat_template == "{{ messages }}"
+        )
     assert pickle.loads(pickle.dumps(tokenizer)).encode("ab") == [258]
 
 
@@ -101,20 +128,41 @@ def test_a_gguf_file_alone_or_in_its_folder(tmp_path):
 def test_how_digits_are_cut(tmp_path, pre, pieces):
     """Although they could be merged."""
     longer = ["12", "123", "1234", "4½", "  ", "½"]
-    vocabulary = ["<s>", "</s>", *BYTE_CHARACTERS, "34", *(in_byte_characters(token.encode()) for token in longer)]
+    vocabulary = [
+        "<s>",
+        "</s>",
+        *BYTE_CHARACTERS,
+        "34",
+        *(in_byte_characters(token.encode()) for token in longer),
+    ]
     half, space = (in_byte_characters(text.encode()) for text in ("½", " "))
     merges = ["1 2", "12 3", "123 4", " ".join(half), f"4 {half}", f"{space} {space}", "3 4"]
-    values = fields(pre=pre, tokens=vocabulary, token_type=[CONTROL] * 2 + [NORMAL] * (len(vocabulary) - 2), merges=merges)
+    values = fields(
+        pre=pre,
+        tokens=vocabulary,
+        token_type=[CONTROL] * 2 + [NORMAL] * (len(vocabulary) - 2),
+        merges=merges,
+    )
     (tmp_path / "model.gguf").write_bytes(gguf(values))
     tokenizer = open_tokenizer(tmp_path)
     assert [tokenizer.decode([index]) for index in tokenizer.encode("1234½  5")] == pieces
 
 
 def test_the_highest_score_is_merged_first_and_control_tokens_are_not_merged():
-    tokens, scores = ["<unk>", "</s>", "a", "b", "c", "ab", "bc", "</", "s>"], [0, 0, -9, -9, -9, -5, -4, -1, -1]
+    tokens, scores = (
+        ["<unk>", "</s>", "a", "b", "c", "ab", "bc", "</", "s>"],
+        [0, 0, -9, -9, -9, -5, -4, -1, -1],
+    )
     kinds = [2, CONTROL, *[NORMAL] * 7]
     content, _ = from_fields(
-        fields(model="llama", pre=None, tokens=tokens, token_type=kinds, scores=[float(score) for score in scores], merges=None),
+        fields(
+            model="llama",
+            pre=None,
+            tokens=tokens,
+            token_type=kinds,
+            scores=[float(score) for score in scores],
+            merges=None,
+        ),
         Path("here"),
     )
     assert content["model"]["merges"] == [["b", "c"], ["a", "b"]]
@@ -138,10 +186,29 @@ def test_tokenizer_json_comes_before_tokenizer_model_before_gguf(tmp_path):
     [
         ({}, None),
         ({"tokenizer_config.json": {"chat_template": "config"}}, "config"),
-        ({"tokenizer_config.json": {"chat_template": "config"}, "chat_template.jinja": "file"}, "file"),
+        (
+            {"tokenizer_config.json": {"chat_template": "config"}, "chat_template.jinja": "file"},
+            "file",
+        ),
         ({"chat_template.json": {"chat_template": "processor"}}, "processor"),
-        ({"tokenizer_config.json": {"chat_template": "config"}, "chat_template.json": {"chat_template": "processor"}}, "config"),
-        ({"tokenizer_config.json": {"chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]}}, "b"),
+        (
+            {
+                "tokenizer_config.json": {"chat_template": "config"},
+                "chat_template.json": {"chat_template": "processor"},
+            },
+            "config",
+        ),
+        (
+            {
+                "tokenizer_config.json": {
+                    "chat_template": [
+                        {"name": "tools", "template": "a"},
+                        {"name": "default", "template": "b"},
+                    ]
+                }
+            },
+            "b",
+        ),
         ({"tokenizer_config.json": {"chat_template": [{"name": "tools", "template": "a"}]}}, None),
     ],
 )
@@ -155,7 +222,10 @@ def test_where_a_chat_template_stands(tmp_path, files, found):
 def test_sentencepiece_says_where_it_puts_spaces(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sentence_piece())
-    assert open_tokenizer(path).prefix_space == "first" and open_tokenizer(path).encode("a a") == [3, 5]
+    assert open_tokenizer(path).prefix_space == "first" and open_tokenizer(path).encode("a a") == [
+        3,
+        5,
+    ]
     (tmp_path / "tokenizer_config.json").write_text('{"legacy": true}')
     assert open_tokenizer(path).prefix_space == "always"
     path.write_bytes(sentence_piece(add_dummy_prefix=False))
@@ -194,7 +264,11 @@ def test_special_tokens_of_another_tiktoken_model_are_named_beside_it(tmp_path):
     settings = {"added_tokens_decoder": {"257": {"content": "<eos>", "special": True}}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = open_tokenizer(tmp_path)
-    assert tokenizer.eos == 257 and tokenizer.encode("ab<eos>")[0] == 256 and 257 not in tokenizer.encode("ab<eos>")
+    assert (
+        tokenizer.eos == 257
+        and tokenizer.encode("ab<eos>")[0] == 256
+        and 257 not in tokenizer.encode("ab<eos>")
+    )
     (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"a": 3}}')
     with pytest.raises(InputError, match="added_tokens_decoder"):
         open_tokenizer(tmp_path)
@@ -203,7 +277,10 @@ def test_special_tokens_of_another_tiktoken_model_are_named_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre": "tekken"}, "'tekken', which mmjax does not know; it knows 'smollm', 'llama-bpe', 'qwen2'"),
+        (
+            {"pre": "tekken"},
+            "'tekken', which mmjax does not know; it knows 'smollm', 'llama-bpe', 'qwen2'",
+        ),
         ({"pre": None}, "'default'"),
         ({"model": "t5"}, "kind 't5'"),
         ({"model": None}, "has no tokenizer"),
@@ -213,7 +290,10 @@ def test_special_tokens_of_another_tiktoken_model_are_named_beside_it(tmp_path):
         ({"tokens": ["a", "a"]}, "distinct"),
         ({"token_type": [1]}, "as many as their types"),
         ({"eos_token_id": 99999}, "99999"),
-        ({"eos_token_id": None, "tokens": ["<x>", "<y>", *BYTE_CHARACTERS, "ab"]}, "no end-of-sequence token"),
+        (
+            {"eos_token_id": None, "tokens": ["<x>", "<y>", *BYTE_CHARACTERS, "ab"]},
+            "no end-of-sequence token",
+        ),
         ({"model": "llama", "merges": None}, "tokenizer.ggml.scores"),
     ],
 )
@@ -227,7 +307,9 @@ STRANGE = [True, 0, 1.5, "x", [], [1], {}, {"a": 1}]
 
 
 @pytest.mark.parametrize("value", ["abc", [1], True, 1.5, {"a": 1}])
-@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "padding_token_id", "unknown_token_id"])
+@pytest.mark.parametrize(
+    "name", ["bos_token_id", "eos_token_id", "padding_token_id", "unknown_token_id"]
+)
 def test_roles_of_a_strange_type(name, value):
     with pytest.raises(InputError, match=f"damaged: tokenizer.ggml.{name} is "):
         from_fields(fields(**{name: value}), Path("here"))
@@ -248,8 +330,14 @@ def opened_or_refused(folder):
     return True
 
 
-@pytest.mark.parametrize("value", [*STRANGE, {"type": "Sequence"}, {"type": "Sequence", "normalizers": 3}, {"type": "Metaspace"}], ids=str)
-@pytest.mark.parametrize("name", ["normalizer", "pre_tokenizer", "decoder", "added_tokens", "model"])
+@pytest.mark.parametrize(
+    "value",
+    [*STRANGE, {"type": "Sequence"}, {"type": "Sequence", "normalizers": 3}, {"type": "Metaspace"}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "name", ["normalizer", "pre_tokenizer", "decoder", "added_tokens", "model"]
+)
 def test_parts_of_a_strange_type(tmp_path, name, value):
     (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
     assert opened_or_refused(tmp_path)
@@ -257,7 +345,9 @@ def test_parts_of_a_strange_type(tmp_path, name, value):
     opened_or_refused(tmp_path)
 
 
-@pytest.mark.parametrize("value", [True, 0, 1.5, "x", [], [1], {"content": 3}, {"content": ["</s>"]}], ids=str)
+@pytest.mark.parametrize(
+    "value", [True, 0, 1.5, "x", [], [1], {"content": 3}, {"content": ["</s>"]}], ids=str
+)
 @pytest.mark.parametrize("role", ["bos", "eos", "pad", "unk"])
 def test_settings_of_a_strange_type(tmp_path, role, value):
     (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
@@ -267,7 +357,9 @@ def test_settings_of_a_strange_type(tmp_path, role, value):
 
 def test_names_of_templates_of_a_strange_type(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": [1], "template": "a"}]}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": [{"name": [1], "template": "a"}]})
+    )
     assert open_tokenizer(tmp_path).chat_template is None
 
 
@@ -280,29 +372,46 @@ def test_an_unknown_token_that_is_none_is_said_when_it_is_needed(tmp_path):
 
 
 anything = st.one_of(
-    st.none(), st.integers(-5, 300), st.text(max_size=4), st.lists(st.integers(), max_size=3), st.lists(st.text(max_size=3))
+    st.none(),
+    st.integers(-5, 300),
+    st.text(max_size=4),
+    st.lists(st.integers(), max_size=3),
+    st.lists(st.text(max_size=3)),
 )
 
 
-@given(st.dictionaries(st.sampled_from([name.rpartition(".")[2] for name in fields()]), anything), st.sampled_from(["gpt2", "llama"]))
+@given(
+    st.dictionaries(st.sampled_from([name.rpartition(".")[2] for name in fields()]), anything),
+    st.sampled_from(["gpt2", "llama"]),
+)
 @settings(max_examples=150)
 def test_damaged_fields_give_a_tokenizer_or_an_input_error(tmp_path_factory, changes, model):
     try:
-        content, _ = from_fields(fields(**{"model": model} | changes), tmp_path_factory.getbasetemp())
+        content, _ = from_fields(
+            fields(**{"model": model} | changes), tmp_path_factory.getbasetemp()
+        )
         assert content["model"]["type"] == "BPE"
     except InputError:
         pass
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model nor a GGUF file"):
+    with pytest.raises(
+        InputError, match=r"neither tokenizer\.json nor tokenizer\.model nor a GGUF file"
+    ):
         open_tokenizer(tmp_path)
     (tmp_path / "model.gguf").write_bytes(gguf(fields())[:100])
     with pytest.raises(InputError, match="ends at byte 100"):
         open_tokenizer(tmp_path)
 
 
-NAMES = ["tokenizer_config.json", "chat_template.jinja", "chat_template.json", "tokenizer.json", "tokenizer.model"]
+NAMES = [
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer.model",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,25 +9,30 @@ from hypothesis import strategies as st
 
 from mmjax.evaluation import attention_maps
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
-from mmjax.models.resampler import partition
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.base import AttentionMap
+from mmjax.models.connectors.resampler import ResamplerConfig, on_grid, partition
 
 CONFIG = VLMConfig(
     ViTConfig(32, 4, 16, 2, 2, 32, class_token=False, weight_std=None, embedding_std=0.5),
-    ResamplerConfig("resampler", (8, 4, 2), (2, 8, 16), (1, 2), 16, 8, 32, weight_std=None, query_std=1.0),
+    ResamplerConfig(
+        "resampler", (8, 4, 2), (2, 8, 16), (1, 2), 16, 8, 32, weight_std=None, query_std=1.0
+    ),
     DecoderConfig(8, 16, 1, 2, 1, 8, 32),
     compute_dtype="float32",
 )
 
 
 @pytest.fixture(scope="module")
-def maps() -> tuple[attention_maps.ScaleMaps, ...]:
-    structure, _ = parameters.abstract(CONFIG)
+def maps() -> list[AttentionMap]:
+    model_def, _ = parameters.abstract(CONFIG)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    return attention_maps.compute(structure, parameters.initialize(CONFIG, jax.random.key(0)), pixels)
+    return attention_maps.compute(
+        model_def, parameters.initialize(CONFIG, jax.random.key(0)), pixels
+    )
 
 
-def test_shapes_and_sums(maps: tuple[attention_maps.ScaleMaps, ...]) -> None:
+def test_shapes_and_sums(maps: list[AttentionMap]) -> None:
     assert [scale.window for scale in maps] == [8, 4, 2]
     assert [scale.weights.shape for scale in maps] == [(2, 2, 8, 8), (2, 2, 8, 8), (2, 1, 8, 8)]
     for scale in maps:
@@ -39,9 +44,11 @@ def test_shapes_and_sums(maps: tuple[attention_maps.ScaleMaps, ...]) -> None:
 
 def test_maps_reproduce_the_resamplers_attention() -> None:
     """With one head, identity values and no MLP, what a level adds to a query is the mean of its features under the weights."""
-    one_head = ResamplerConfig("resampler", (4, 2), (2, 8), (1, 2), 16, 16, 32, weight_std=None, query_std=1.0)
+    one_head = ResamplerConfig(
+        "resampler", (4, 2), (2, 8), (1, 2), 16, 16, 32, weight_std=None, query_std=1.0
+    )
     config = VLMConfig(CONFIG.vision, one_head, CONFIG.decoder, compute_dtype="float32")
-    structure, _ = parameters.abstract(config)
+    model_def, _ = parameters.abstract(config)
     params = dict(parameters.initialize(config, jax.random.key(1)))
     for path in params:
         if path.startswith("connector/scales") and path.endswith(("value/kernel", "output/kernel")):
@@ -49,10 +56,15 @@ def test_maps_reproduce_the_resamplers_attention() -> None:
         if "/mlp/" in path and path.startswith("connector"):
             params[path] = jnp.zeros_like(params[path])
     features = tuple(jax.random.normal(jax.random.key(2), (2, 1, 16, 16)))
-    for scale in structure.merge(params).connector.scales:
-        weights = np.asarray(attention_maps._scale_weights(scale, features))
+    for scale in model_def.merge(params).connector.scales:
+        weights = np.asarray(scale.attention_map(features))
         read = scale(features) - scale.start(1, 16).reshape(1, -1, 16)
-        normed = np.stack([level.norm_features(of_level)[0] for level, of_level in zip(scale.levels, features, strict=True)])
+        normed = np.stack(
+            [
+                level.norm_features(of_level)[0]
+                for level, of_level in zip(scale.blocks, features, strict=True)
+            ]
+        )
         side = 4 // scale.window
         tiles = weights.reshape(2, -1, side, scale.window, side, scale.window)
         grid = normed.reshape(2, side, scale.window, side, scale.window, 16)
@@ -65,4 +77,4 @@ def test_maps_reproduce_the_resamplers_attention() -> None:
 def test_on_grid_undoes_the_partition(window: int, side: int, seed: int) -> None:
     grid = np.random.default_rng(seed).random(((side * window) ** 2, 1), dtype=np.float32)
     tiles = np.asarray(partition(jnp.asarray(grid[None]), window))[:, None, :, 0]
-    np.testing.assert_array_equal(attention_maps.on_grid(tiles, window)[0], grid.reshape(side * window, -1))
+    np.testing.assert_array_equal(on_grid(tiles, window)[0], grid.reshape(side * window, -1))

@@ -9,39 +9,53 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from mmjax import config, evaluation
-from mmjax.data.images import load_image
+from mmjax import evaluation
+from mmjax.config import load
+from mmjax.data.images.decode import load_image
 from mmjax.data.loader import batches
-from mmjax.data.rows import make_rows
+from mmjax.data.packing.rows import make_rows
 from mmjax.data.sources import open_source
 from mmjax.data.sources.caption_split import normalised
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError, Preempted
-from mmjax.evaluation.captions import CaptionsTask, other_pictures
-from mmjax.evaluation.cider import cider_d
-from mmjax.evaluation.task import Question
-from mmjax.generate import Generator
+from mmjax.evaluation.scores import cider_d
+from mmjax.evaluation.tasks.base import Question
+from mmjax.evaluation.tasks.captions import CaptionsTask, other_images
+from mmjax.inference.generate import Generator
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LinearConfig, ViTConfig, VLMConfig
-from mmjax.recipe import DataConfig, EasyVqaSource, EvaluationConfig, JsonlSource, OptimizerConfig, Recipe, Stage
-from mmjax.summary import describe
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
+from mmjax.recipe.recipe import (
+    DataConfig,
+    EasyVqaSource,
+    EvaluationConfig,
+    JsonlSource,
+    OptimizerConfig,
+    Recipe,
+    Stage,
+)
+from mmjax.runs.saved import describe
 from mmjax.training import metrics
 from mmjax.training.step import make_evaluation_step
 from mmjax.typing import Batch
 from tests import squares
 
 COLORS = ("red", "green", "blue", "white", "black", "pink", "gray", "brown", "orange", "yellow")
-CAPTIONS = [f"A {color} square{'.' * (number % 2)}" for number, color in enumerate(COLORS)] + ["a blue square, once more"]
+CAPTIONS = [f"A {color} square{'.' * (number % 2)}" for number, color in enumerate(COLORS)] + [
+    "a blue square, once more"
+]
 TOKENIZER = WordTokenizer.build([*CAPTIONS, "a short image description: what? that"])
 TASK = CaptionsTask()
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> JsonlSource:
-    """Eleven pictures of noise, the first with a question beside its caption; the third caption once more, in other spelling."""
+    """Eleven images of noise, the first with a question beside its caption; the third caption once more, in other spelling."""
     rng = np.random.default_rng(0)
     for number in range(12):
-        Pillow.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Pillow.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
     records = [{"image": f"{number}.png", "text": text} for number, text in enumerate(CAPTIONS)]
     return write(tmp_path, [*records, {"image": "11.png", "text": "a BLUE square"}])
 
@@ -51,13 +65,27 @@ def write(folder: Path, records: list[dict]) -> JsonlSource:
     return JsonlSource("jsonl", str(folder / "data.jsonl"), str(folder), holdout_by="caption")
 
 
-def make_recipe(source: JsonlSource, holdout: int = 6, template: str = "plain", **settings: object) -> Recipe:
-    decoder = DecoderConfig(TOKENIZER.vocabulary, 16, 1, 2, 1, 8, 32, weight_std=0.5, embedding_std=1.0)
+def make_recipe(
+    source: JsonlSource, holdout: int = 6, template: str = "plain", **settings: object
+) -> Recipe:
+    decoder = DecoderConfig(
+        TOKENIZER.vocabulary, 16, 1, 2, 1, 8, 32, weight_std=0.5, embedding_std=1.0
+    )
     vision = ViTConfig(8, 4, 16, 1, 2, 32, class_token=False, weight_std=0.5)
     model = VLMConfig(vision, LinearConfig("linear", (1,)), decoder, compute_dtype="float32")
     data = DataConfig({"squares": source}, 24, holdout=holdout, template=template)
-    settings = {"tasks": ("captions",), "batch_size": 4, "max_caption_tokens": 3, "untrained": False} | settings
-    return Recipe("tiny", "", {"only": Stage("only", model, data, OptimizerConfig(1e-3), 1, 1)}, evaluation=EvaluationConfig(**settings))
+    settings = {
+        "tasks": ("captions",),
+        "batch_size": 4,
+        "max_caption_tokens": 3,
+        "untrained": False,
+    } | settings
+    return Recipe(
+        "tiny",
+        "",
+        {"only": Stage("only", model, data, OptimizerConfig(1e-3), 1, 1)},
+        evaluation=EvaluationConfig(**settings),
+    )
 
 
 def make_params(recipe: Recipe) -> dict:
@@ -65,8 +93,8 @@ def make_params(recipe: Recipe) -> dict:
 
 
 def run(recipe: Recipe, params: dict, **options: object) -> dict:
-    structure, _ = parameters.abstract(recipe.stages["only"].model)
-    return evaluation.run(recipe, structure, params, TOKENIZER, **options)["captions"]
+    model_def, _ = parameters.abstract(recipe.stages["only"].model)
+    return evaluation.run(recipe, model_def, params, TOKENIZER, **options)["captions"]
 
 
 def test_result_and_predictions(source: JsonlSource, tmp_path: Path) -> None:
@@ -74,36 +102,56 @@ def test_result_and_predictions(source: JsonlSource, tmp_path: Path) -> None:
     result = run(recipe, make_params(recipe), workdir=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == result["n"] == 6 and {line["type"] for line in lines} == {"squares"}
-    assert all(line["prediction"] and Path(line["image"]).is_file() and not line["question"] for line in lines)
+    assert all(
+        line["prediction"] and Path(line["image"]).is_file() and not line["question"]
+        for line in lines
+    )
     by_hand = cider_d([line["prediction"] for line in lines], [[line["truth"]] for line in lines])
-    assert result["score"] == pytest.approx(np.mean(by_hand)) == pytest.approx(result["by_type"]["squares"])
-    assert set(result["baselines"]) == set(result["baselines_by_type"]) == {"blind", "untrained"}
-    assert result["measure"] == "CIDEr-D" and result["score_of_truth"] == pytest.approx(
+    assert (
+        result["score"]
+        == pytest.approx(np.mean(by_hand))
+        == pytest.approx(result["by_type"]["squares"])
+    )
+    assert (
+        set(result["baselines"])
+        == set(result["baselines_by_type"])
+        == {"question_only", "untrained"}
+    )
+    assert result["metric"] == "CIDEr-D" and result["reference_score"] == pytest.approx(
         np.mean(cider_d([line["truth"] for line in lines], [[line["truth"]] for line in lines]))
     )
     assert result["nll_per_caption"] > result["nll"] > 0
     json.dumps(result)
 
 
-def test_score_of_a_model_that_writes_every_second_caption(source: JsonlSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_of_a_model_that_writes_every_second_caption(
+    source: JsonlSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = make_recipe(source)
-    truths = [picture.questions[0].truth for picture in TASK.pictures(recipe.stages["only"].data, "test")]
+    truths = [image.questions[0].truth for image in TASK.images(recipe.stages["only"].data, "test")]
     answers = [truth.upper() if number % 2 else "" for number, truth in enumerate(truths)]
     monkeypatch.setattr(Generator, "answer_all", lambda *_, **__: [[answer] for answer in answers])
     result = run(recipe, make_params(recipe))
-    assert result["score"] == pytest.approx(np.mean(cider_d(answers, [[truth] for truth in truths])))
-    assert 0.3 < result["score"] / result["score_of_truth"] < 0.7
+    assert result["score"] == pytest.approx(
+        np.mean(cider_d(answers, [[truth] for truth in truths]))
+    )
+    assert 0.3 < result["score"] / result["reference_score"] < 0.7
 
 
-def test_none_of_the_pictures_and_captions_is_trained_on(source: JsonlSource) -> None:
+def test_none_of_the_images_and_captions_is_trained_on(source: JsonlSource) -> None:
     recipe = make_recipe(source)
     data = recipe.stages["only"].data
-    held = TASK.pictures(data, "test")
-    assert [picture.path for picture in TASK.pictures(data, "holdout")] == [picture.path for picture in held]
+    held = TASK.images(data, "test")
+    assert [image.path for image in TASK.images(data, "holdout")] == [image.path for image in held]
     rows = make_rows(data, recipe.stages["only"].model, TOKENIZER, 0)
     trained = {name for index in range(len(rows)) for name in rows.sample_ids(index)}
-    assert len(held) == len(trained) == 6 and trained.isdisjoint(picture.example.id for picture in held)
-    captions = {normalised(text) for picture in held for question in picture.questions for text in question.truths}
+    assert len(held) == len(trained) == 6 and trained.isdisjoint(image.example.id for image in held)
+    captions = {
+        normalised(text)
+        for image in held
+        for question in image.questions
+        for text in question.truths
+    }
     assert captions.isdisjoint(normalised(text) for text in open_source(source, holdout=6).texts())
 
 
@@ -118,9 +166,13 @@ def naive_nll(recipe: Recipe, params: dict, pairs: list[tuple[str, str]]) -> tup
         nothing, one = np.full_like(tokens, -1), np.ones_like(tokens)
         slots = np.where(places < visual, places, -1).astype(np.int32)
         pixels = load_image(path, 8)[None, None]
-        logits = model(Batch(tokens, nothing, one, 0 * one, places, pixels, np.ones((1, 1), bool), slots))
+        logits = model(
+            Batch(tokens, nothing, one, 0 * one, places, pixels, np.ones((1, 1), bool), slots)
+        )
         shown = np.asarray(logits[0, visual:], np.float64)
-        total += sum(np.log(np.exp(row).sum()) - row[token] for row, token in zip(shown, said, strict=True))
+        total += sum(
+            np.log(np.exp(row).sum()) - row[token] for row, token in zip(shown, said, strict=True)
+        )
         count += len(said)
     return total, count
 
@@ -128,14 +180,18 @@ def naive_nll(recipe: Recipe, params: dict, pairs: list[tuple[str, str]]) -> tup
 def test_likelihood_is_the_loss_by_hand(source: JsonlSource) -> None:
     recipe = make_recipe(source)
     params = make_params(recipe)
-    pictures = TASK.pictures(recipe.stages["only"].data, "test")
-    captions = [picture.questions[0].truth for picture in pictures]
+    images = TASK.images(recipe.stages["only"].data, "test")
+    captions = [image.questions[0].truth for image in images]
     result = run(recipe, params)
-    total, count = naive_nll(recipe, params, [(picture.path, caption) for picture, caption in zip(pictures, captions, strict=True)])
+    total, count = naive_nll(
+        recipe,
+        params,
+        [(image.path, caption) for image, caption in zip(images, captions, strict=True)],
+    )
     assert result["nll"] == pytest.approx(total / count, rel=1e-5)
     assert result["nll_per_caption"] == pytest.approx(total / 6, rel=1e-5)
-    others = other_pictures([picture.questions[0] for picture in pictures])
-    wrong = [(pictures[other].path, caption) for other, caption in zip(others, captions, strict=True)]
+    others = other_images([image.questions[0] for image in images])
+    wrong = [(images[other].path, caption) for other, caption in zip(others, captions, strict=True)]
     total, count = naive_nll(recipe, params, wrong)
     assert result["nll_shuffled"] == pytest.approx(total / count, rel=1e-5)
     assert abs(result["nll_shuffled"] - result["nll"]) > 1e-3, "this model sees"
@@ -153,9 +209,14 @@ def test_likelihood_is_the_held_out_loss_of_training(source: JsonlSource, templa
     assert run(recipe, params)["nll"] == pytest.approx(metrics.summary(total)["loss"], rel=1e-5)
 
 
-def test_a_model_that_does_not_look_finds_captions_as_likely_beside_other_pictures(source: JsonlSource) -> None:
+def test_a_model_that_does_not_look_finds_captions_as_likely_beside_other_images(
+    source: JsonlSource,
+) -> None:
     recipe = make_recipe(source)
-    params = {path: np.zeros_like(value) if path.startswith("connector/") else value for path, value in make_params(recipe).items()}
+    params = {
+        path: np.zeros_like(value) if path.startswith("connector/") else value
+        for path, value in make_params(recipe).items()
+    }
     result = run(recipe, params)
     assert result["nll_shuffled"] == pytest.approx(result["nll"], rel=1e-6)
 
@@ -164,69 +225,113 @@ def question(*captions: str) -> Question:
     return Question("", captions[0], "x", captions[1:])
 
 
-def test_other_pictures_have_other_captions() -> None:
-    assert other_pictures([question("a"), question("A!"), question("b"), question("c")]) == [2, 2, 3, 0]
-    assert other_pictures([question("a"), question("b", "a"), question("c")]) == [2, 2, 0]
-    assert other_pictures([question("a"), question("a")]) is None
-    assert other_pictures([question("a")]) is None
+def test_other_images_have_other_captions() -> None:
+    assert other_images([question("a"), question("A!"), question("b"), question("c")]) == [
+        2,
+        2,
+        3,
+        0,
+    ]
+    assert other_images([question("a"), question("b", "a"), question("c")]) == [2, 2, 0]
+    assert other_images([question("a"), question("a")]) is None
+    assert other_images([question("a")]) is None
 
 
-def test_captions_of_one_picture_are_scored_together(tmp_path: Path) -> None:
+def test_captions_of_one_image_are_scored_together(tmp_path: Path) -> None:
     Pillow.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Pillow.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
-    records = [{"image": name, "text": text} for name, text in (("a.png", "A red square"), ("b.png", "that"), ("a.png", "what?"))]
+    records = [
+        {"image": name, "text": text}
+        for name, text in (("a.png", "A red square"), ("b.png", "that"), ("a.png", "what?"))
+    ]
     source = write(tmp_path, [*records, {"image": "c.png", "text": "a pink square"}])
     recipe = make_recipe(dataclasses.replace(source, holdout_by="position"), holdout=3)
     write(tmp_path, [{"image": "c.png", "text": "a pink square"}, *records])
-    pictures = TASK.pictures(recipe.stages["only"].data, "test")
-    assert [picture.questions[0].truths for picture in pictures] == [("A red square", "what?"), ("that",)]
+    images = TASK.images(recipe.stages["only"].data, "test")
+    assert [image.questions[0].truths for image in images] == [
+        ("A red square", "what?"),
+        ("that",),
+    ]
     params = make_params(recipe)
-    total, count = naive_nll(recipe, params, [(str(tmp_path / record["image"]), record["text"]) for record in records])
+    total, count = naive_nll(
+        recipe, params, [(str(tmp_path / record["image"]), record["text"]) for record in records]
+    )
     result = run(recipe, params)
-    assert (result["nll"], result["nll_per_caption"]) == pytest.approx((total / count, total / 3), rel=1e-5)
-    assert TASK.score([picture.questions[0] for picture in pictures], ["what?", "that"]).score == pytest.approx(
+    assert (result["nll"], result["nll_per_caption"]) == pytest.approx(
+        (total / count, total / 3), rel=1e-5
+    )
+    assert TASK.score(
+        [image.questions[0] for image in images], ["what?", "that"]
+    ).score == pytest.approx(
         np.mean(cider_d(["what", "that"], [["a red square", "what"], ["that"]]))
     )
 
 
-def test_blind_is_the_most_frequent_training_caption(tmp_path: Path) -> None:
+def test_question_only_is_the_most_frequent_training_caption(tmp_path: Path) -> None:
     texts = ["a red square", "that", "That", "that", "a red square", "what?", "a pink square"]
     source = dataclasses.replace(
-        write(tmp_path, [{"image": f"{number}.png", "text": text} for number, text in enumerate(texts)]), holdout_by="position"
+        write(
+            tmp_path,
+            [{"image": f"{number}.png", "text": text} for number, text in enumerate(texts)],
+        ),
+        holdout_by="position",
     )
     data = make_recipe(source, holdout=2).stages["only"].data
-    assert TASK.blind(data, "test", [question("x"), question("y")]) == ["that", "that"]
-    assert TASK.blind(dataclasses.replace(data, holdout=6), "test", [question("x")]) == ["a red square"], "what is held out says nothing"
+    assert TASK.question_only_baseline(data, "test", [question("x"), question("y")]) == [
+        "that",
+        "that",
+    ]
+    assert TASK.question_only_baseline(
+        dataclasses.replace(data, holdout=6), "test", [question("x")]
+    ) == ["a red square"], "what is held out says nothing"
 
 
 def test_prompts_are_those_of_training(source: JsonlSource) -> None:
-    asked = TASK.pictures(make_recipe(source, template="short_prompt").stages["only"].data, "test")[0]
+    asked = TASK.images(make_recipe(source, template="short_prompt").stages["only"].data, "test")[0]
     assert asked.questions[0].text == "a short image description:"
-    written = "".join(getattr(segment, "text", "|") for segment in asked.example.branches[0])
+    written = "".join(getattr(segment, "text", "|") for segment in asked.example.continuations[0])
     assert written == "|a short image description:", "up to where the caption begins"
 
 
-def test_examples_without_caption_or_picture_are_left_out(source: JsonlSource, tmp_path: Path) -> None:
-    more = [{"text": "no picture"}, {"image": "0.png", "questions": [["what?", "that"]]}, {"image": "0.png", "text": 3}]
-    Path(source.path).write_text("\n".join([json.dumps({"image": "1.png", "text": "that"}), *map(json.dumps, more), "{"]))
-    data = make_recipe(dataclasses.replace(source, holdout_by="position"), holdout=4).stages["only"].data
-    with pytest.raises(InputError, match="no jsonl source of the stage holds out a picture with a caption"):
-        TASK.pictures(data, "test")
-    Path(source.path).write_text("\n".join([*map(json.dumps, more), "{", json.dumps({"image": "1.png", "text": "that"})]))
-    assert [picture.questions[0].truth for picture in TASK.pictures(data, "test")] == ["that"]
+def test_examples_without_caption_or_image_are_left_out(
+    source: JsonlSource, tmp_path: Path
+) -> None:
+    more = [
+        {"text": "no image"},
+        {"image": "0.png", "questions": [["what?", "that"]]},
+        {"image": "0.png", "text": 3},
+    ]
+    Path(source.path).write_text(
+        "\n".join([json.dumps({"image": "1.png", "text": "that"}), *map(json.dumps, more), "{"])
+    )
+    data = (
+        make_recipe(dataclasses.replace(source, holdout_by="position"), holdout=4)
+        .stages["only"]
+        .data
+    )
+    with pytest.raises(
+        InputError, match="no jsonl source of the stage holds out an image with a caption"
+    ):
+        TASK.images(data, "test")
+    Path(source.path).write_text(
+        "\n".join([*map(json.dumps, more), "{", json.dumps({"image": "1.png", "text": "that"})])
+    )
+    assert [image.questions[0].truth for image in TASK.images(data, "test")] == ["that"]
 
 
-def test_a_missing_picture_is_named(source: JsonlSource) -> None:
+def test_a_missing_image_is_named(source: JsonlSource) -> None:
     recipe = make_recipe(source)
     for path in Path(source.image_dir).glob("*.png"):
         path.unlink()
-    with pytest.raises(InputError, match="A picture cannot be used: missing image"):
+    with pytest.raises(InputError, match="An image cannot be used: missing image"):
         run(recipe, make_params(recipe))
 
 
-@pytest.mark.parametrize(("asked", "where"), [(0, "answering"), (2, "how likely"), (3, "how likely"), (4, "how likely")])
+@pytest.mark.parametrize(
+    ("asked", "where"), [(0, "answering"), (2, "how likely"), (3, "how likely"), (4, "how likely")]
+)
 def test_a_stop_is_answered_between_batches(source: JsonlSource, asked: int, where: str) -> None:
-    """Two batches are answered, then two are measured, and two beside other pictures."""
+    """Two batches are answered, then two are measured, and two beside other images."""
     recipe = make_recipe(source)
     answers = iter([False] * asked + [True])
     with pytest.raises(Preempted, match=where):
@@ -242,14 +347,21 @@ def test_limit_and_the_length_of_a_caption(source: JsonlSource, tmp_path: Path) 
 
 def test_beside_another_task(source: JsonlSource, tmp_path: Path) -> None:
     recipe = make_recipe(source, tasks=("easy_vqa", "captions"), limit=2)
-    structure, _ = parameters.abstract(recipe.stages["only"].model)
-    scores = evaluation.run(recipe, structure, make_params(recipe), TOKENIZER, workdir=tmp_path)
-    assert "measure" not in scores["easy_vqa"] and "nll" not in scores["easy_vqa"]
-    lines = [json.loads(line)["task"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    model_def, _ = parameters.abstract(recipe.stages["only"].model)
+    scores = evaluation.run(recipe, model_def, make_params(recipe), TOKENIZER, workdir=tmp_path)
+    assert "metric" not in scores["easy_vqa"] and "nll" not in scores["easy_vqa"]
+    lines = [
+        json.loads(line)["task"]
+        for line in (tmp_path / "predictions.jsonl").read_text().splitlines()
+    ]
     assert lines == ["easy_vqa"] * scores["easy_vqa"]["n"] + ["captions"] * 2
     easy, captions = describe(scores)
     assert " questions (" in easy and "%" not in captions
-    assert "captions: CIDEr-D " in captions and "on 2 pictures (squares " in captions and "nats per token, " in captions
+    assert (
+        "captions: CIDEr-D " in captions
+        and "on 2 images (squares " in captions
+        and "nats per token, " in captions
+    )
 
 
 def test_problems(source: JsonlSource) -> None:
@@ -257,7 +369,11 @@ def test_problems(source: JsonlSource) -> None:
     stage = recipe.stages["only"]
 
     def problems(*stages: Stage) -> list[str]:
-        return list(TASK.problems(dataclasses.replace(recipe, stages={stage.name: stage for stage in stages})))
+        return list(
+            TASK.problems(
+                dataclasses.replace(recipe, stages={stage.name: stage for stage in stages})
+            )
+        )
 
     def change(stage: Stage, **data: object) -> Stage:
         return dataclasses.replace(stage, data=dataclasses.replace(stage.data, **data))
@@ -268,18 +384,32 @@ def test_problems(source: JsonlSource) -> None:
     assert "the last stage, only, has no jsonl source" in message
     (message,) = problems(change(stage, holdout=0))
     assert "config.stages.only.data.holdout is 0" in message
-    for other in (change(first, holdout=5), change(first, sources={"x": dataclasses.replace(source, holdout_by="position")})):
+    for other in (
+        change(first, holdout=5),
+        change(first, sources={"x": dataclasses.replace(source, holdout_by="position")}),
+    ):
         (message,) = problems(other, stage)
-        assert "config.stages.first.data.sources." in message and "reads the same file as stage only" in message
-    assert problems(change(first, sources={"x": dataclasses.replace(source, path="other")}, holdout=0), stage) == []
+        assert (
+            "config.stages.first.data.sources." in message
+            and "reads the same file as stage only" in message
+        )
+    assert (
+        problems(
+            change(first, sources={"x": dataclasses.replace(source, path="other")}, holdout=0),
+            stage,
+        )
+        == []
+    )
 
 
 def test_a_config_that_has_nothing_to_score_is_refused_before_it_trains(tmp_path: Path) -> None:
     changes = squares.settings(squares.write_data(tmp_path)) | {"evaluation.tasks": "captions"}
-    assert config.load(squares.__file__, changes).evaluation.tasks == ("captions",)
-    with pytest.raises(InputError, match=r"config.stages.squares.data.holdout is 0: no captions are held out"):
-        config.load(squares.__file__, changes | {"stages.squares.data.holdout": "0"})
+    assert load.load(squares.__file__, changes).evaluation.tasks == ("captions",)
+    with pytest.raises(
+        InputError, match=r"config.stages.squares.data.holdout is 0: no captions are held out"
+    ):
+        load.load(squares.__file__, changes | {"stages.squares.data.holdout": "0"})
     with pytest.raises(InputError, match=r"has no jsonl source"):
-        config.load(str(squares.ROOT / "configs" / "cos.py"), {"evaluation.tasks": "captions"})
+        load.load(str(squares.ROOT / "configs" / "cos.py"), {"evaluation.tasks": "captions"})
     with pytest.raises(InputError, match=r"max_caption_tokens is 0; it must be positive"):
-        config.load(squares.__file__, changes | {"evaluation.max_caption_tokens": "0"})
+        load.load(squares.__file__, changes | {"evaluation.max_caption_tokens": "0"})

@@ -9,21 +9,42 @@ import numpy as np
 import pytest
 
 from mmjax import evaluation
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError, Preempted
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LinearConfig, ResamplerConfig, ViTConfig, VLMConfig
-from mmjax.recipe import DataConfig, EasyVqaSource, EvaluationConfig, OptimizerConfig, Recipe, Stage
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
+from mmjax.models.connectors.resampler import ResamplerConfig
+from mmjax.recipe.recipe import (
+    DataConfig,
+    EasyVqaSource,
+    EvaluationConfig,
+    OptimizerConfig,
+    Recipe,
+    Stage,
+)
 
 TOKENIZER = WordTokenizer.build(["is there a red shape?", " yes", " no", " red"])
 
 
-def make_recipe(connector: ResamplerConfig | LinearConfig | None = None, **settings: object) -> Recipe:
+def make_recipe(
+    connector: ResamplerConfig | LinearConfig | None = None, **settings: object
+) -> Recipe:
     connector = connector or ResamplerConfig("resampler", (4, 2), (2, 4), (1,), 16, 8, 32)
     decoder = DecoderConfig(TOKENIZER.vocabulary, 16, 1, 2, 1, 8, 32)
-    model = VLMConfig(ViTConfig(16, 4, 16, 1, 2, 32, class_token=False), connector, decoder, compute_dtype="float32")
+    model = VLMConfig(
+        ViTConfig(16, 4, 16, 1, 2, 32, class_token=False),
+        connector,
+        decoder,
+        compute_dtype="float32",
+    )
     data = DataConfig({"easy_vqa": EasyVqaSource("easy_vqa")}, 80, holdout=4)
-    settings = {"tasks": ("easy_vqa",), "batch_size": 16, "max_new_tokens": 1, "limit": 5} | settings
+    settings = {
+        "tasks": ("easy_vqa",),
+        "batch_size": 16,
+        "max_new_tokens": 1,
+        "limit": 5,
+    } | settings
     stage = Stage("finetune", model, data, OptimizerConfig(1e-3), 1, 1)
     return Recipe("tiny", "", {"finetune": stage}, evaluation=EvaluationConfig(**settings))
 
@@ -33,15 +54,27 @@ def make_params(recipe: Recipe, answer: str) -> dict:
     model = recipe.stages["finetune"].model
     params = parameters.initialize(model, jax.random.key(1))
     first = np.eye(16, dtype=np.float32)[0]
-    silent = {path: np.zeros_like(value) if path.startswith("decoder/layers") else value for path, value in params.items()}
+    silent = {
+        path: np.zeros_like(value) if path.startswith("decoder/layers") else value
+        for path, value in params.items()
+    }
     head = np.zeros((16, TOKENIZER.vocabulary), np.float32)
     head[0, TOKENIZER.encode(answer)[0]] = 1.0
-    changed = silent | {"decoder/embedding": np.tile(first, (TOKENIZER.vocabulary, 1)), "decoder/head/kernel": head}
+    changed = silent | {
+        "decoder/embedding": np.tile(first, (TOKENIZER.vocabulary, 1)),
+        "decoder/lm_head/kernel": head,
+    }
     return {path: jax.numpy.asarray(value) for path, value in changed.items()}
 
 
 def run(recipe: Recipe, params: dict, **options: object) -> dict:
-    return evaluation.run(recipe, parameters.abstract(recipe.stages["finetune"].model)[0], params, TOKENIZER, **options)
+    return evaluation.run(
+        recipe,
+        parameters.abstract(recipe.stages["finetune"].model)[0],
+        params,
+        TOKENIZER,
+        **options,
+    )
 
 
 def test_scores_and_files(tmp_path: Path) -> None:
@@ -54,9 +87,15 @@ def test_scores_and_files(tmp_path: Path) -> None:
     assert result["score"] == pytest.approx(share)
     assert result["n"] == len(lines) == sum(result["n_by_type"].values())
     assert result["by_type"]["shape"] == 0.0 and result["by_type"]["yes_no"] > result["score"]
-    assert set(result["baselines"]) == set(result["baselines_by_type"]) == {"blind", "untrained"}
-    assert result["baselines"]["untrained"] < 0.2 < result["baselines"]["blind"]
-    assert len({line["image"] for line in lines}) == 5 and all(Path(line["image"]).is_file() for line in lines)
+    assert (
+        set(result["baselines"])
+        == set(result["baselines_by_type"])
+        == {"question_only", "untrained"}
+    )
+    assert result["baselines"]["untrained"] < 0.2 < result["baselines"]["question_only"]
+    assert len({line["image"] for line in lines}) == 5 and all(
+        Path(line["image"]).is_file() for line in lines
+    )
     json.dumps(result)
 
 
@@ -72,7 +111,7 @@ def test_attention_file(tmp_path: Path) -> None:
 def test_untrained_is_optional_and_a_linear_connector_has_no_maps(tmp_path: Path) -> None:
     recipe = make_recipe(LinearConfig("linear", (1,)), untrained=False)
     result = run(recipe, make_params(recipe, " yes"), workdir=tmp_path)["easy_vqa"]
-    assert set(result["baselines"]) == {"blind"}
+    assert set(result["baselines"]) == {"question_only"}
     with np.load(tmp_path / "attention.npz") as arrays:
         assert set(arrays) == {"image", "name", "windows"} and not arrays["windows"].size
 
@@ -94,7 +133,9 @@ def test_unknown_task_no_task_and_preemption() -> None:
         run(recipe, params, should_stop=lambda: True)
 
 
-def test_untrained_baseline_is_the_models_own_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untrained_baseline_is_the_models_own_initialisation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     recipe = dataclasses.replace(make_recipe(), seed=7)
     params, fresh = make_params(recipe, " no"), make_params(recipe, " yes")
 
@@ -105,14 +146,16 @@ def test_untrained_baseline_is_the_models_own_initialisation(monkeypatch: pytest
 
     monkeypatch.setattr(parameters, "initialize", initialize)
     result = run(recipe, params)["easy_vqa"]
-    # Of these pictures' questions some are answered "yes" and others "no": the two models share no right answer.
+    # Of these images' questions some are answered "yes" and others "no": the two models share no right answer.
     assert result["baselines"]["untrained"] == pytest.approx(yes_share(recipe))
-    assert result["score"] + result["baselines"]["untrained"] == pytest.approx(result["n_by_type"]["yes_no"] / result["n"])
+    assert result["score"] + result["baselines"]["untrained"] == pytest.approx(
+        result["n_by_type"]["yes_no"] / result["n"]
+    )
 
 
 def yes_share(recipe: Recipe) -> float:
     """Share of the test questions of the recipe whose truth is "yes"."""
     stage = recipe.stages["finetune"]
-    pictures = evaluation.TASKS["easy_vqa"].pictures(stage.data, "test")[: recipe.evaluation.limit]
-    truths = [question.truth for picture in pictures for question in picture.questions]
+    images = evaluation.TASKS["easy_vqa"].images(stage.data, "test")[: recipe.evaluation.limit]
+    truths = [question.truth for image in images for question in image.questions]
     return truths.count("yes") / len(truths)

@@ -14,12 +14,23 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from mmjax import plan, vocabulary  # noqa: E402
-from mmjax.config import load, read_config, to_json  # noqa: E402
-from mmjax.recipe import Recipe  # noqa: E402
+from mmjax.config.load import load, read_config, to_json  # noqa: E402
+from mmjax.data.text import vocabulary  # noqa: E402  # noqa: E402
+from mmjax.plan import plan  # noqa: E402
+from mmjax.recipe.recipe import Recipe  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "cos.py")
-WHOLE = ("", "smollm2", "7b", "8b", "resampler336", "linear256", "graft:", "graft:8b", "graft:70b-cos")
+WHOLE = (
+    "",
+    "smollm2",
+    "7b",
+    "8b",
+    "resampler336",
+    "linear256",
+    "graft:",
+    "graft:8b",
+    "graft:70b-cos",
+)
 VARIANTS = (
     *(
         "",
@@ -36,14 +47,27 @@ VARIANTS = (
         "smollm2",
         "smollm2-stamps",
     ),
-    *("cos80-1296", "cos80-1104", "cos80-528", "cos48-784", "cos32-528", "cos80-336", "cos32-336", "cos80-336-224px"),
+    *(
+        "cos80-1296",
+        "cos80-1104",
+        "cos80-528",
+        "cos48-784",
+        "cos32-528",
+        "cos80-336",
+        "cos32-336",
+        "cos80-336-224px",
+    ),
     *("cos80-80", "cos80-80-224px", "cos336-336"),
 )
 GRAFTED = tuple(
     f"graft:{name}"
     for name in (
         *("", "after", "whole", "full", "lora", "random", "early", "foreign", "cos"),
-        *(f"{size}{kind}" for size in ("3b", "8b", "70b", "qwen3_4b") for kind in ("", "-whole", "-full", "-lora", "-cos")),
+        *(
+            f"{size}{kind}"
+            for size in ("3b", "8b", "70b", "qwen3_4b")
+            for kind in ("", "-whole", "-full", "-lora", "-cos")
+        ),
     )
 )
 VOCABULARY = 296  # of small decoders, so that a plan needs no data
@@ -71,7 +95,10 @@ def summary(variant: str) -> dict[str, Any]:
             "image_size": entry.stage.model.vision.image_size,
             "visual_tokens": entry.stage.model.visual_tokens,
             "row_length": entry.row_length,
-            **{name: _listed(getattr(connector, name, ())) for name in ("windows", "queries", "parents", "feature_layers")},
+            **{
+                name: _listed(getattr(connector, name, ()))
+                for name in ("windows", "queries", "parents", "feature_layers")
+            },
             "transitions": _listed(entry.stage.transitions),
             "parameters": dict(entry.parameters),
             "trained": sum(entry.trained.values()),
@@ -92,7 +119,10 @@ def main() -> None:
     (GOLDEN / "recipes").mkdir(exist_ok=True)
     for variant in WHOLE:
         golden_file(variant).write_text(json.dumps(to_json(recipe(variant)), indent=1) + "\n")
-    (GOLDEN / "variants.json").write_text(json.dumps({variant: summary(variant) for variant in (*VARIANTS, *GRAFTED)}, indent=1) + "\n")
+    (GOLDEN / "variants.json").write_text(
+        json.dumps({variant: summary(variant) for variant in (*VARIANTS, *GRAFTED)}, indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -28,10 +28,21 @@ needed = pytest.mark.skipif(
 
 @functools.cache
 def _said(script: pathlib.Path, text: str) -> str:
-    assert not missing, f"{REQUIRED} is set, and {FOLDER} has no {', '.join(missing)}: `make aot` brings them"
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # compiled as users' programs are
+    assert not missing, (
+        f"{REQUIRED} is set, and {FOLDER} has no {', '.join(missing)}: `make aot` brings them"
+    )
+    kept = {
+        name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
+    }  # compiled as users' programs are
     environment = kept | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, FOLDER)))}
-    run = subprocess.run([sys.executable, str(script)], input=text, capture_output=True, text=True, env=environment, timeout=PATIENCE)
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        input=text,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=PATIENCE,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
 

@@ -25,11 +25,20 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mmjax.distributed.mesh import MESH_AXES, ROW_AXES
 from mmjax.kernels.attention import IntervalMask, attention
-from mmjax.mesh_axes import MESH_AXES, ROW_AXES
 from tests.kernels.program_text import largest_array
 
-DEFAULTS = {"head_dim": 128, "length": 1000, "batch": 2, "heads": 8, "kv_heads": 2, "softcap": None, "gradient": True, "split": None}
+DEFAULTS = {
+    "head_dim": 128,
+    "length": 1000,
+    "batch": 2,
+    "heads": 8,
+    "kv_heads": 2,
+    "softcap": None,
+    "gradient": True,
+    "split": None,
+}
 MASKS = {
     "none": lambda segments: None,
     "full": lambda segments: IntervalMask.full(*segments.shape, segments.shape[1]),
@@ -40,26 +49,41 @@ MASKS = {
 
 def function(case):
     def forward(q, k, v, segments):
-        return attention(q, k, v, MASKS[case["mask"]](segments), softcap=case["softcap"], implementation="splash")
+        return attention(
+            q, k, v, MASKS[case["mask"]](segments), softcap=case["softcap"], implementation="splash"
+        )
 
     if not case["gradient"]:
         return lambda q, k, v, dout, segments: forward(q, k, v, segments)
-    loss = lambda q, k, v, dout, segments: (forward(q, k, v, segments).astype(jnp.float32) * dout).sum()  # noqa: E731
+
+    def loss(q, k, v, dout, segments):
+        return (forward(q, k, v, segments).astype(jnp.float32) * dout).sum()
+
     return jax.value_and_grad(loss, (0, 1, 2))
 
 
 def mesh(case):
     """With the axes of a training run."""
     rows, heads = case["split"] or (1, 1)
-    devices = np.array(topologies.get_topology_desc(case["topology"], "tpu").devices)[: rows * heads]
-    return Mesh(devices.reshape(rows, 1, 1, 1, heads), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    devices = np.array(topologies.get_topology_desc(case["topology"], "tpu").devices)[
+        : rows * heads
+    ]
+    return Mesh(
+        devices.reshape(rows, 1, 1, 1, heads),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+    )
 
 
 def arguments(case, mesh):
     """q, k, v, dout and segments, as shapes on the mesh."""
 
     def shape(*dimensions, dtype=jnp.bfloat16):
-        place = PartitionSpec(ROW_AXES, None, "tensor") if len(dimensions) == 4 else PartitionSpec(ROW_AXES)
+        place = (
+            PartitionSpec(ROW_AXES, None, "tensor")
+            if len(dimensions) == 4
+            else PartitionSpec(ROW_AXES)
+        )
         return jax.ShapeDtypeStruct(dimensions, dtype, sharding=NamedSharding(mesh, place))
 
     q = shape(case["batch"], case["length"], case["heads"], case["head_dim"])
@@ -72,16 +96,22 @@ def needs(case):
     started = time.monotonic()
     try:
         devices = mesh(case)
-        with jax.sharding.use_abstract_mesh(devices.abstract_mesh):  # as jax.set_mesh, which wants devices that are there
+        with jax.sharding.use_abstract_mesh(
+            devices.abstract_mesh
+        ):  # as jax.set_mesh, which wants devices that are there
             lowered = jax.jit(function(case)).lower(*arguments(case, devices))
         program = lowered.compile()
     except Exception as error:
         return case | {"error": f"{type(error).__name__}: {error}"}
     text = program.as_text()
     return case | {
-        "kernels": sorted(re.findall(r'%(splash_\w+?)[.\d]* = .*custom_call_target="tpu_custom_call"', text)),
+        "kernels": sorted(
+            re.findall(r'%(splash_\w+?)[.\d]* = .*custom_call_target="tpu_custom_call"', text)
+        ),
         "largest": largest_array(lowered.as_text(), text),
-        "gathered": len(re.findall(r" (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)),
+        "gathered": len(
+            re.findall(r" (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
+        ),
         "temporary": program.memory_analysis().temp_size_in_bytes,
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -35,7 +35,9 @@ def packed_rows(draw):
     shared = [0, *(draw(st.integers(0, number - 1)) for number in range(1, len(lengths) + 1))]
     prefixes = np.array([shared[number] for number in segments], int)
     pad = np.zeros(padding, int)
-    return np.concatenate([segments, pad])[None].astype(np.int32), np.concatenate([prefixes, pad])[None].astype(np.int32)
+    return np.concatenate([segments, pad])[None].astype(np.int32), np.concatenate([prefixes, pad])[
+        None
+    ].astype(np.int32)
 
 
 @given(packed_rows())
@@ -60,7 +62,9 @@ def make_inputs(heads, kv_heads, length=7, keys=9, seed=0, dtype=jnp.float32):
 
 MASKS = {
     "none": None,
-    "intervals": IntervalMask(jnp.arange(7)[None].repeat(2, 0) // 2, 1 + jnp.arange(7)[None].repeat(2, 0)),
+    "intervals": IntervalMask(
+        jnp.arange(7)[None].repeat(2, 0) // 2, 1 + jnp.arange(7)[None].repeat(2, 0)
+    ),
     "with prefix and an empty row": IntervalMask(
         jnp.full((2, 7), 4),
         4 + jnp.arange(7)[None].repeat(2, 0) % 5,
@@ -80,11 +84,16 @@ def small_tiles(monkeypatch, request):
 
 
 def relative_error(got, wanted):
-    return [float(jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-9)) for a, b in zip(*map(jax.tree.leaves, (got, wanted)), strict=True)]
+    return [
+        float(jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-9))
+        for a, b in zip(*map(jax.tree.leaves, (got, wanted)), strict=True)
+    ]
 
 
 def value_and_gradients(inputs, weight, mask, **options):
-    return jax.value_and_grad(lambda *x: jnp.sum(weight * attention(*x, mask, **options)), (0, 1, 2))(*inputs)
+    return jax.value_and_grad(
+        lambda *x: jnp.sum(weight * attention(*x, mask, **options)), (0, 1, 2)
+    )(*inputs)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -92,11 +101,14 @@ def value_and_gradients(inputs, weight, mask, **options):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.usefixtures("small_tiles")
-def test_values_and_gradients_are_those_of_the_definition(mask, heads, kv_heads, softcap, implementation):
+def test_values_and_gradients_are_those_of_the_definition(
+    mask, heads, kv_heads, softcap, implementation
+):
     inputs = make_inputs(heads, kv_heads)
     weight = jax.random.normal(jax.random.key(9), inputs[0].shape)
     got, wanted = (
-        value_and_gradients(inputs, weight, MASKS[mask], softcap=softcap, implementation=name) for name in (implementation, "reference")
+        value_and_gradients(inputs, weight, MASKS[mask], softcap=softcap, implementation=name)
+        for name in (implementation, "reference")
     )
     assert max(relative_error(got, wanted)) < 1e-5
 
@@ -107,7 +119,8 @@ def test_large_scores_lose_nothing(implementation):
     inputs = make_inputs(4, 2)
     weight = jax.random.normal(jax.random.key(9), inputs[0].shape)
     got, wanted = (
-        value_and_gradients(inputs, weight, MASKS["intervals"], scale=30.0, implementation=name) for name in (implementation, "reference")
+        value_and_gradients(inputs, weight, MASKS["intervals"], scale=30.0, implementation=name)
+        for name in (implementation, "reference")
     )
     assert max(relative_error(got, wanted)) < 1e-4
 
@@ -117,13 +130,17 @@ def test_large_scores_lose_nothing(implementation):
 def test_a_row_that_sees_nothing_is_zero_and_has_no_gradient(implementation):
     q, k, v = make_inputs(2, 2)
     mask = IntervalMask(jnp.full((2, 7), 3), jnp.where(jnp.arange(7) == 4, 3, 5)[None].repeat(2, 0))
-    out, gradient = jax.value_and_grad(lambda v: attention(q, k, v, mask, implementation=implementation)[:, 4].sum())(v)
+    out, gradient = jax.value_and_grad(
+        lambda v: attention(q, k, v, mask, implementation=implementation)[:, 4].sum()
+    )(v)
     assert out == 0 and not np.any(gradient)
     whole = attention(q, k, v, mask, implementation=implementation)
     assert np.all(np.isfinite(whole)) and np.any(whole[:, 3])
 
 
-CUTS = st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4).map(sorted), min_size=7, max_size=7)
+CUTS = st.lists(
+    st.lists(st.integers(0, 9), min_size=4, max_size=4).map(sorted), min_size=7, max_size=7
+)
 
 
 @functools.cache
@@ -141,7 +158,9 @@ def compiled(implementation):
 @given(CUTS)
 @settings(max_examples=60, deadline=None)
 def test_any_intervals_give_what_the_definition_gives(cuts):
-    mask = IntervalMask(*(jnp.asarray(cuts, jnp.int32)[None, :, column].repeat(2, 0) for column in (2, 3, 0, 1)))
+    mask = IntervalMask(
+        *(jnp.asarray(cuts, jnp.int32)[None, :, column].repeat(2, 0) for column in (2, 3, 0, 1))
+    )
     inputs = make_inputs(2, 1)
     weight = jax.random.normal(jax.random.key(9), inputs[0].shape)
     got, wanted = (compiled(name)(inputs, weight, mask) for name in ("xla_chunked", "reference"))
@@ -153,9 +172,13 @@ def test_any_intervals_give_what_the_definition_gives(cuts):
 def test_tiles_that_nobody_sees_are_not_touched():
     """What lies in such tiles may be anything, even NaN."""
     q, k, v = make_inputs(2, 2, length=6, keys=12)
-    mask = IntervalMask(jnp.full((2, 6), 4), jnp.full((2, 6), 7))  # the second of three tiles of keys
+    mask = IntervalMask(
+        jnp.full((2, 6), 4), jnp.full((2, 6), 7)
+    )  # the second of three tiles of keys
     poisoned = (x.at[:, :4].set(jnp.nan).at[:, 8:].set(jnp.nan) for x in (k, v))
-    out, gradients = jax.value_and_grad(lambda *x: attention(*x, mask, implementation="xla_chunked").sum(), (0, 1, 2))(q, *poisoned)
+    out, gradients = jax.value_and_grad(
+        lambda *x: attention(*x, mask, implementation="xla_chunked").sum(), (0, 1, 2)
+    )(q, *poisoned)
     assert np.isfinite(out) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
@@ -164,19 +187,29 @@ def test_memory_grows_with_rows_and_not_with_scores():
         shape = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16)
 
         def loss(q, k, v):
-            return attention(q, k, v, IntervalMask.causal(1, length), implementation=implementation).astype(jnp.float32).sum()
+            return (
+                attention(q, k, v, IntervalMask.causal(1, length), implementation=implementation)
+                .astype(jnp.float32)
+                .sum()
+            )
 
         return jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape)
 
     def temporaries(length):
         program = lowered(length)
         compiled = program.compile()
-        assert largest_array(program.as_text(), compiled.as_text()) < length**2, "nothing has an element for each score of a head"
+        assert largest_array(program.as_text(), compiled.as_text()) < length**2, (
+            "nothing has an element for each score of a head"
+        )
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert largest_array(lowered(8192, "xla").as_text()) == 2 * 8192**2, "one that holds the scores would be seen"
+    assert largest_array(lowered(8192, "xla").as_text()) == 2 * 8192**2, (
+        "one that holds the scores would be seen"
+    )
     short, long = temporaries(8192), temporaries(32768)
-    assert long < 4.5 * short and long < 32768 * 32768 / 8  # bytes; a dense mask of a bit for each score is larger
+    assert (
+        long < 4.5 * short and long < 32768 * 32768 / 8
+    )  # bytes; a dense mask of a bit for each score is larger
 
 
 @pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE])
@@ -189,7 +222,9 @@ def test_padding_may_be_anything(implementation):
     weight = jax.random.normal(jax.random.key(9), clean[0].shape)
 
     def of(*arrays):
-        out, back = jax.vjp(lambda *x: attention(*x, mask, implementation=implementation), *arrays[:3])
+        out, back = jax.vjp(
+            lambda *x: attention(*x, mask, implementation=implementation), *arrays[:3]
+        )
         return out, *back(arrays[3])
 
     poisoned = of(*(jnp.where(real, x, jnp.nan) for x in (*clean, weight)))
@@ -199,9 +234,15 @@ def test_padding_may_be_anything(implementation):
 
 @pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE])
 def test_intervals_outside_the_keys_show_nothing(implementation):
-    mask = IntervalMask.from_media(jnp.asarray([[0, 1, 1, 3, 3, 3, 3], [1, 1, 1, 1, 2, 2, 2]]), tokens=9)
+    mask = IntervalMask.from_media(
+        jnp.asarray([[0, 1, 1, 3, 3, 3, 3], [1, 1, 1, 1, 2, 2, 2]]), tokens=9
+    )
     out = attention(*make_inputs(2, 1), mask, implementation=implementation)
-    assert not np.any(out[0, [0, 3, 4, 5, 6]]) and not np.any(out[1, 4:]) and np.all(np.any(out[1, :4], axis=(1, 2)))
+    assert (
+        not np.any(out[0, [0, 3, 4, 5, 6]])
+        and not np.any(out[1, 4:])
+        and np.all(np.any(out[1, :4], axis=(1, 2)))
+    )
 
 
 def test_there_is_attention_within_shard_map():
@@ -209,7 +250,12 @@ def test_there_is_attention_within_shard_map():
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.PartitionSpec("x")
     arrays = make_inputs(2, 1)
-    split = jax.shard_map(lambda *x: attention(*x, implementation="xla_chunked"), mesh=mesh, in_specs=(rows,) * 3, out_specs=rows)
+    split = jax.shard_map(
+        lambda *x: attention(*x, implementation="xla_chunked"),
+        mesh=mesh,
+        in_specs=(rows,) * 3,
+        out_specs=rows,
+    )
     np.testing.assert_allclose(split(*arrays), attention(*arrays), atol=1e-6)
     jax.grad(lambda *x: split(*x).sum())(*arrays)
 
@@ -249,17 +295,31 @@ def test_what_a_program_prefers_serves_wherever_it_can():
 
 
 def test_what_cannot_be_preferred_is_refused_in_words():
-    with pytest.raises(InputError, match="no attention implementation 'flash'; there are cudnn, mosaic_gpu"), prefer("flash"):
+    with (
+        pytest.raises(
+            InputError, match="no attention implementation 'flash'; there are cudnn, mosaic_gpu"
+        ),
+        prefer("flash"),
+    ):
         pass
-    for name, reason in {"mosaic_gpu": "made for GPUs", "cudnn": "no NVIDIA GPU", "splash": "no TPU"}.items():
-        with pytest.raises(InputError, match=f"'{name}' cannot be used here: .*{reason}"), prefer(name):
+    for name, reason in {
+        "mosaic_gpu": "made for GPUs",
+        "cudnn": "no NVIDIA GPU",
+        "splash": "no TPU",
+    }.items():
+        with (
+            pytest.raises(InputError, match=f"'{name}' cannot be used here: .*{reason}"),
+            prefer(name),
+        ):
             pass
 
 
 def test_what_serves_no_such_call_is_not_taken(monkeypatch, caplog):
     """An implementation that is preferred, but not for masks: why is said once, for all to see, and another one serves."""
     sys.modules["mmjax.kernels.attention.api"]._refused.cache_clear()
-    refusing = IMPLEMENTATIONS["xla_chunked"]._replace(unsupported=lambda q, k, mask, softcap: "no masks" if mask is not None else None)
+    refusing = IMPLEMENTATIONS["xla_chunked"]._replace(
+        unsupported=lambda q, k, mask, softcap: "no masks" if mask is not None else None
+    )
     monkeypatch.setitem(IMPLEMENTATIONS, "xla_chunked", refusing)
     q, k, v = make_inputs(2, 1)
     with prefer("xla_chunked"):
@@ -275,16 +335,24 @@ def test_what_serves_no_such_call_is_not_taken(monkeypatch, caplog):
 def test_wrong_calls_are_refused_in_words():
     with pytest.raises(ValueError, match="3 query heads cannot share 2"):
         attention(*make_inputs(3, 2))
-    with pytest.raises(ValueError, match=r"no attention implementation 'flash'.*mosaic_gpu, reference, splash, xla"):
+    with pytest.raises(
+        ValueError, match=r"no attention implementation 'flash'.*mosaic_gpu, reference, splash, xla"
+    ):
         attention(*make_inputs(2, 2), implementation="flash")
     with pytest.raises(ValueError, match=r"intervals of \(2, 7\) rows, the queries have \(2, 5\)"):
         attention(*make_inputs(2, 2, length=5), MASKS["intervals"])
     q, k, v = make_inputs(2, 2)
     with pytest.raises(ValueError, match="keys are float32 and values bfloat16"):
         attention(q, k, v.astype(jnp.bfloat16))
-    with pytest.raises(ValueError, match="'cudnn' cannot serve this call: it would need the mask as an array"):
+    with pytest.raises(
+        ValueError, match="'cudnn' cannot serve this call: it would need the mask as an array"
+    ):
         attention(q, k, v, MASKS["intervals"], implementation="cudnn")
-    with pytest.raises(ValueError, match="'splash' cannot serve this call: it knows full and causal masks"):
+    with pytest.raises(
+        ValueError, match="'splash' cannot serve this call: it knows full and causal masks"
+    ):
         attention(q, k, v, MASKS["intervals"], implementation="splash")
-    with pytest.raises(ValueError, match="'mosaic_gpu' cannot serve this call: it is made for GPUs"):
+    with pytest.raises(
+        ValueError, match="'mosaic_gpu' cannot serve this call: it is made for GPUs"
+    ):
         attention(q, k, v, implementation="mosaic_gpu")

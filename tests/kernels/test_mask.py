@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.kernels.attention import IntervalMask
-from mmjax.kernels.attention.tiles import FULL, PARTIAL, SKIP, rows_of_keys, tile_classes
+from mmjax.kernels.attention.mask import FULL, PARTIAL, SKIP, rows_of_keys, tile_classes
 
 jitted_classes = jax.jit(tile_classes, static_argnums=(1, 2, 3))
 jitted_rows = jax.jit(rows_of_keys, static_argnums=1)
@@ -17,7 +17,11 @@ jitted_rows = jax.jit(rows_of_keys, static_argnums=1)
 @st.composite
 def masks(draw):
     """Two entries of a batch with any intervals, of few shapes, so that little is compiled."""
-    rows, keys, two = draw(st.sampled_from([1, 13])), draw(st.sampled_from([1, 16, 21])), draw(st.booleans())
+    rows, keys, two = (
+        draw(st.sampled_from([1, 13])),
+        draw(st.sampled_from([1, 16, 21])),
+        draw(st.booleans()),
+    )
     ends = st.lists(st.integers(0, keys), min_size=4, max_size=4).map(sorted)
     cut = np.array([[draw(ends) for _ in range(rows)] for _ in range(2)], np.int32)
     columns = [jnp.asarray(cut[..., axis]) for axis in (2, 3, 0, 1)]
@@ -75,8 +79,13 @@ def test_a_key_of_packed_segments_is_seen_by_one_interval_of_rows():
 def test_everything_and_causal():
     assert IntervalMask.full(2, 3, 5).dense(5).all() and IntervalMask.full(2, 3, 5).form == "full"
     np.testing.assert_array_equal(IntervalMask.causal(1, 4).dense(4)[0], np.tri(4, dtype=bool))
-    np.testing.assert_array_equal(IntervalMask.causal(1, 2, 4).dense(4)[0], np.tri(4, dtype=bool)[2:])
-    assert IntervalMask.causal(1, 4).form == "causal" and IntervalMask.causal(1, 2, 4).form == "intervals"
+    np.testing.assert_array_equal(
+        IntervalMask.causal(1, 2, 4).dense(4)[0], np.tri(4, dtype=bool)[2:]
+    )
+    assert (
+        IntervalMask.causal(1, 4).form == "causal"
+        and IntervalMask.causal(1, 2, 4).form == "intervals"
+    )
 
 
 def test_blocks_see_each_other_in_both_directions():
@@ -89,7 +98,7 @@ def test_blocks_see_each_other_in_both_directions():
     np.testing.assert_array_equal(mask.dense(8)[0], wanted)
 
 
-def test_texts_see_their_last_picture():
+def test_texts_see_their_last_image():
     mask = IntervalMask.from_media(jnp.asarray([[0, 1, 1, 3]]), tokens=2)
     wanted = np.zeros((4, 6), bool)
     wanted[1:3, 0:2] = wanted[3, 4:6] = True
@@ -98,7 +107,9 @@ def test_texts_see_their_last_picture():
 
 def test_windows():
     mask = IntervalMask.from_windows(2, windows=3, rows=2, keys=4)
-    np.testing.assert_array_equal(mask.dense(12)[1], np.kron(np.eye(3, dtype=bool), np.ones((2, 4), bool)))
+    np.testing.assert_array_equal(
+        mask.dense(12)[1], np.kron(np.eye(3, dtype=bool), np.ones((2, 4), bool))
+    )
 
 
 @pytest.mark.parametrize("prefixes", [None, np.zeros((1, 5), np.int32)])

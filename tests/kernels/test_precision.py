@@ -19,7 +19,9 @@ OF_SPLASH = 4.0
 MASKS = {
     "none": lambda: None,
     "causal": lambda: IntervalMask.causal(1, LENGTH),
-    "segments": lambda: IntervalMask.from_segments(jnp.repeat(jnp.array([1, 2, 3, 4, 0]), jnp.array([64, 1, 70, 57, 8]))[None]),
+    "segments": lambda: IntervalMask.from_segments(
+        jnp.repeat(jnp.array([1, 2, 3, 4, 0]), jnp.array([64, 1, 70, 57, 8]))[None]
+    ),
     "prefix": lambda: exact.segments([(64, 0), (41, 0), (30, 2), (57, 2), (8, -1)]),
 }
 
@@ -60,11 +62,15 @@ IMPLEMENTATIONS = {
 }
 LOUD = 30.0
 FAST = [(name, mask, 64, 1.0) for name in ("xla", "xla_chunked") for mask in MASKS]
-FAST += [(name, "causal", 128, LOUD) for name in ("xla", "xla_chunked")] + [("splash", "segments", 64, 1.0)]
+FAST += [(name, "causal", 128, LOUD) for name in ("xla", "xla_chunked")] + [
+    ("splash", "segments", 64, 1.0)
+]
 HOPPER = ("mosaic_gpu", "mosaic_gpu, fused")
 SLOW = [("splash", mask, 64, louder) for mask in ("none", "causal") for louder in (1.0, LOUD)]
 SLOW += [(name, mask, 64, 1.0) for name in HOPPER for mask in MASKS]
-SLOW += [(name, "causal", head, LOUD) for name in ("xla", "xla_chunked", *HOPPER) for head in (64, 80)]
+SLOW += [
+    (name, "causal", head, LOUD) for name in ("xla", "xla_chunked", *HOPPER) for head in (64, 80)
+]
 
 
 @functools.cache
@@ -72,21 +78,33 @@ def example(mask, head, louder):
     """Inputs, the mask, what is right, and the errors of XLA."""
     arrays = exact.inputs(LENGTH, LENGTH, 4, 2, head, seed=list(MASKS).index(mask), louder=louder)
     wanted = exact.attention(*arrays, MASKS[mask](), head**-0.5)
-    return arrays, MASKS[mask](), wanted, errors(with_gradients(plain, *arrays, MASKS[mask]()), wanted)
+    return (
+        arrays,
+        MASKS[mask](),
+        wanted,
+        errors(with_gradients(plain, *arrays, MASKS[mask]()), wanted),
+    )
 
 
 def errors(found, wanted):
     assert all(one.dtype == jnp.bfloat16 for one in found)
-    return {name: exact.error(np.asarray(one, np.float64), other) for name, one, other in zip(exact.NAMES, found, wanted, strict=True)}
+    return {
+        name: exact.error(np.asarray(one, np.float64), other)
+        for name, one, other in zip(exact.NAMES, found, wanted, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
-    ("implementation", "mask", "head", "louder"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+    ("implementation", "mask", "head", "louder"),
+    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_errors_are_near_those_of_xla(implementation, mask, head, louder):
     arrays, intervals, wanted, of_xla = example(mask, head, louder)
     found = errors(IMPLEMENTATIONS[implementation](*arrays, intervals), wanted)
-    print(f"{implementation}, {mask}:", {name: (f"{found[name]:.2e}", f"{found[name] / of_xla[name]:.2f} x XLA") for name in found})
+    print(
+        f"{implementation}, {mask}:",
+        {name: (f"{found[name]:.2e}", f"{found[name] / of_xla[name]:.2f} x XLA") for name in found},
+    )
     worse = WORSE if (implementation, louder) != ("splash", LOUD) else OF_SPLASH
     assert all(found[name] <= worse * of_xla[name] for name in found), (found, of_xla)
     assert all(found[name] <= interpreted.WORST[name] for name in found), found

@@ -8,14 +8,18 @@ import numpy as np
 from mmjax.kernels.attention import IntervalMask
 
 
-def rows(prefix: int, branches: list[int], padding: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows(
+    prefix: int, branches: list[int], padding: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Segments, prefixes and positions of a row in which every branch goes on from the prefix."""
     segments, prefixes, positions = [1] * prefix, [0] * prefix, list(range(prefix))
     for number, length in enumerate(branches, 2 if prefix else 1):
         segments += [number] * length
         prefixes += [1 if prefix else 0] * length
         positions += range(prefix, prefix + length)
-    return tuple(np.array([values + [0] * padding], np.int32) for values in (segments, prefixes, positions))
+    return tuple(
+        np.array([values + [0] * padding], np.int32) for values in (segments, prefixes, positions)
+    )
 
 
 @hypothesis.given(
@@ -25,7 +29,9 @@ def rows(prefix: int, branches: list[int], padding: int) -> tuple[np.ndarray, np
     window=st.integers(1, 9),
 )
 @hypothesis.settings(deadline=None, max_examples=60)
-def test_a_token_sees_itself_and_those_less_than_the_window_before(prefix, branches, padding, window):
+def test_a_token_sees_itself_and_those_less_than_the_window_before(
+    prefix, branches, padding, window
+):
     segments, prefixes, positions = rows(prefix, branches, padding)
     whole = IntervalMask.from_segments(jnp.asarray(segments), jnp.asarray(prefixes))
     length = segments.shape[1]

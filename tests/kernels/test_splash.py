@@ -8,7 +8,9 @@ import pytest
 from mmjax.kernels.attention import IntervalMask, attention, splash
 
 ROWS = 150
-SEGMENTS = np.concatenate([np.repeat([1, 2, 3], [50, 60, 1]), np.zeros(39, np.int32)])[None].repeat(2, 0)
+SEGMENTS = np.concatenate([np.repeat([1, 2, 3], [50, 60, 1]), np.zeros(39, np.int32)])[None].repeat(
+    2, 0
+)
 MASKS = {
     "none": lambda: None,
     "full": lambda: IntervalMask.full(2, ROWS, ROWS),
@@ -22,12 +24,21 @@ CASES = [("segments", 2, None), *(pytest.param(*case, marks=pytest.mark.slow) fo
 @pytest.mark.parametrize(("mask", "kv_heads", "softcap"), CASES)
 def test_values_and_gradients_are_those_of_the_definition(mask, kv_heads, softcap):
     random = np.random.default_rng(0)
-    q, k, v, weight = (jnp.asarray(random.normal(size=(2, ROWS, heads, 64)), jnp.float32) for heads in (4, kv_heads, kv_heads, 4))
+    q, k, v, weight = (
+        jnp.asarray(random.normal(size=(2, ROWS, heads, 64)), jnp.float32)
+        for heads in (4, kv_heads, kv_heads, 4)
+    )
 
     def of(attend):
-        return jax.value_and_grad(lambda q, k, v: jnp.sum(weight * attend(q, k, v)), (0, 1, 2))(q, k, v)
+        return jax.value_and_grad(lambda q, k, v: jnp.sum(weight * attend(q, k, v)), (0, 1, 2))(
+            q, k, v
+        )
 
     got = of(lambda *x: splash.attention(*x, MASKS[mask](), 0.125, softcap, interpret=True))
-    wanted = of(lambda *x: attention(*x, MASKS[mask](), scale=0.125, softcap=softcap, implementation="reference"))
+    wanted = of(
+        lambda *x: attention(
+            *x, MASKS[mask](), scale=0.125, softcap=softcap, implementation="reference"
+        )
+    )
     for a, b in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)

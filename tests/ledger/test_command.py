@@ -12,7 +12,9 @@ from tests.ledger import runs
 
 def run(*arguments: object) -> tuple[int, str]:
     out = io.StringIO()
-    return main([str(argument) for argument in arguments], Console(file=out, width=80)), out.getvalue()
+    return main(
+        [str(argument) for argument in arguments], Console(file=out, width=80)
+    ), out.getvalue()
 
 
 def test_the_table_shows_both_runs_and_three_savings(tmp_path):
@@ -20,12 +22,27 @@ def test_the_table_shows_both_runs_and_three_savings(tmp_path):
     code, text = run(ours, f"--against={runs.write(tmp_path / 'baseline', runs.baseline())}")
     assert code == 0
     words = text.split()
-    for shown in ("translators", "encoder", "pretrain", "9.36", "19.17", "34.79", "197.84", "80.0", "44.9", "64.5", "38.5", "-94.2"):
+    for shown in (
+        "translators",
+        "encoder",
+        "pretrain",
+        "9.36",
+        "19.17",
+        "34.79",
+        "197.84",
+        "80.0",
+        "44.9",
+        "64.5",
+        "38.5",
+        "-94.2",
+    ):
         assert shown in words, shown
     assert "[bold]ours, on 8 and 16 x H100" in text and "numbers of devices differ" in text
     assert "Before the last stage, ours has 2 stages and the baseline 1" in text
     table = [line for line in text.splitlines() if "│" in line]
-    assert len(table) == 11 and all(len(line) <= 80 for line in table), "fits a terminal, without a line cut in two"
+    assert len(table) == 11 and all(len(line) <= 80 for line in table), (
+        "fits a terminal, without a line cut in two"
+    )
 
 
 def test_names_are_no_markup(tmp_path):
@@ -36,7 +53,10 @@ def test_names_are_no_markup(tmp_path):
 
 
 def test_the_same_numbers_as_json(tmp_path):
-    ours, other = runs.write(tmp_path / "ours", runs.grafted()), runs.write(tmp_path / "baseline", runs.baseline())
+    ours, other = (
+        runs.write(tmp_path / "ours", runs.grafted()),
+        runs.write(tmp_path / "baseline", runs.baseline()),
+    )
     code, _ = run(ours, f"--against={other}", f"--json={tmp_path / 'saving.json'}")
     content = json.loads((tmp_path / "saving.json").read_text())
     assert code == 0 and content["saving"]["seconds"] == pytest.approx(1 - 19.17 / 34.79)
@@ -44,12 +64,18 @@ def test_the_same_numbers_as_json(tmp_path):
 
 
 def test_what_is_wrong_is_one_message(tmp_path, capsys):
-    ours, other = runs.write(tmp_path / "ours", runs.grafted()), runs.write(tmp_path / "other", runs.baseline(), "more")
+    ours, other = (
+        runs.write(tmp_path / "ours", runs.grafted()),
+        runs.write(tmp_path / "other", runs.baseline(), "more"),
+    )
     for arguments, message in [
         ((ours, f"--against={tmp_path / 'none'}"), "There is no folder"),
         ((ours, f"--against={other}"), "lacks more"),
         ((other, f"--against={ours}"), "lacks more"),
-        ((ours, f"--against={ours}", f"--json={tmp_path / 'none' / 'x.json'}"), "cannot be written"),
+        (
+            (ours, f"--against={ours}", f"--json={tmp_path / 'none' / 'x.json'}"),
+            "cannot be written",
+        ),
     ]:
         assert run(*arguments)[0] == 2
         error = capsys.readouterr().err

@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 
-from mmjax.ledger import Costs, Saving, StageCost, as_json, costs_of_summary, reservations, saving, share_saved
+from mmjax.ledger import (
+    Costs,
+    Saving,
+    StageCost,
+    as_json,
+    costs_of_summary,
+    reservations,
+    saving,
+    share_saved,
+)
 from tests.ledger import runs
 
 
@@ -45,8 +54,12 @@ def test_the_stages_before_the_last_may_cost_more(ours, baseline):
 def test_what_is_not_known_is_not_counted(ours, baseline):
     unknown = dataclasses.replace(ours, stages=(*ours.stages, StageCost("more", seconds=1.0)))
     assert unknown.total("flops") is None
-    assert saving(unknown, baseline) == Saving(pytest.approx(1 - (19.17 + 1 / 3600) / 34.79), None, None)
-    assert saving(ours.before_last, dataclasses.replace(baseline, stages=baseline.stages[:1]).before_last) == Saving(None, None, None)
+    assert saving(unknown, baseline) == Saving(
+        pytest.approx(1 - (19.17 + 1 / 3600) / 34.79), None, None
+    )
+    assert saving(
+        ours.before_last, dataclasses.replace(baseline, stages=baseline.stages[:1]).before_last
+    ) == Saving(None, None, None)
 
 
 def test_nothing_is_saved_against_oneself(ours):
@@ -60,7 +73,9 @@ def test_what_compares_machines(ours, baseline):
     assert "Device time and FLOPs do not" in sentence
     (sentence,) = reservations(costs_of_summary("ours", runs.grafted(device="TPU v6")), baseline)
     assert "devices differ" in sentence and "FLOPs compare the runs" in sentence
-    (sentence,) = reservations(dataclasses.replace(baseline, device=None), dataclasses.replace(baseline, device=None))
+    (sentence,) = reservations(
+        dataclasses.replace(baseline, device=None), dataclasses.replace(baseline, device=None)
+    )
     assert "not known" in sentence
 
 

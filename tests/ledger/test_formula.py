@@ -21,7 +21,10 @@ LLAMA_70B, LLAMA_8B, LLAMA_3B = 0.539, 0.647, 0.687
 )
 def test_the_decoders_of_the_paper(ratio, text, last, plain, rematerialised):
     """docs/surrogates.md shows these numbers."""
-    found = [round(100 * predicted_saving(ratio, text, last, multipliers), 1) for multipliers in (PLAIN, REMATERIALISED)]
+    found = [
+        round(100 * predicted_saving(ratio, text, last, multipliers), 1)
+        for multipliers in (PLAIN, REMATERIALISED)
+    ]
     assert found == [plain, rematerialised]
 
 
@@ -32,14 +35,21 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("text", "last", "plain", "rematerialised"), [(0.43, 0.2, 0.905, 0.850), (0.43, 0.1, 0.967, 0.905), (0.8, 0.2, 0.786, 0.738)]
+    ("text", "last", "plain", "rematerialised"),
+    [(0.43, 0.2, 0.905, 0.850), (0.43, 0.1, 0.967, 0.905), (0.8, 0.2, 0.786, 0.738)],
 )
 def test_where_nothing_is_saved(text, last, plain, rematerialised):
-    assert [round(break_even(text, last, multipliers), 3) for multipliers in (PLAIN, REMATERIALISED)] == [plain, rematerialised]
+    assert [
+        round(break_even(text, last, multipliers), 3) for multipliers in (PLAIN, REMATERIALISED)
+    ] == [plain, rematerialised]
 
 
 @given(st.floats(0, 3), st.floats(0, 1), st.sampled_from([PLAIN, REMATERIALISED]))
 def test_break_even_is_where_the_saving_is_zero(text, last, multipliers):
     ratio = break_even(text, last, multipliers)
     assert predicted_saving(ratio, text, last, multipliers) == pytest.approx(0, abs=1e-12)
-    assert predicted_saving(0.9 * ratio, text, last, multipliers) > 0 > predicted_saving(1.1 * ratio, text, last, multipliers)
+    assert (
+        predicted_saving(0.9 * ratio, text, last, multipliers)
+        > 0
+        > predicted_saving(1.1 * ratio, text, last, multipliers)
+    )

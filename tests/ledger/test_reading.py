@@ -11,7 +11,9 @@ from tests.ledger import runs
 
 def test_a_finished_run(tmp_path):
     found = read(runs.write(tmp_path / "run", runs.grafted()))
-    assert found.name == str(tmp_path / "run") and found.device == "H100" and found.devices == (8, 16)
+    assert (
+        found.name == str(tmp_path / "run") and found.device == "H100" and found.devices == (8, 16)
+    )
     assert [stage.name for stage in found.stages] == ["translators", "encoder", "finetune"]
     assert found.stages[0].device_seconds == pytest.approx(9.36 * 3600 * 8)
     assert (found.stages[0].samples, found.stages[0].tokens) == (1280, 2_000_000)
@@ -23,21 +25,30 @@ def test_a_summary_that_says_nothing_of_devices():
     for entry in summary["stages"]:
         del entry["devices"], entry["device_seconds"]
     found = costs_of_summary("old", summary)
-    assert found.devices == (16,) and found.total("device_seconds") == pytest.approx(34.79 * 3600 * 16)
+    assert found.devices == (16,) and found.total("device_seconds") == pytest.approx(
+        34.79 * 3600 * 16
+    )
     del summary["hardware"]
     found = costs_of_summary("old", summary)
-    assert found.total("device_seconds") is None and found.total("seconds") == pytest.approx(34.79 * 3600)
+    assert found.total("device_seconds") is None and found.total("seconds") == pytest.approx(
+        34.79 * 3600
+    )
     assert found.hardware == "? x unknown devices"
 
 
 def test_stages_are_in_the_order_of_the_config():
     summary = runs.baseline()
     summary["stages"].reverse()
-    assert [stage.name for stage in costs_of_summary("run", summary, ["pretrain", "finetune"]).stages] == ["pretrain", "finetune"]
+    assert [
+        stage.name for stage in costs_of_summary("run", summary, ["pretrain", "finetune"]).stages
+    ] == ["pretrain", "finetune"]
 
 
 def test_cores_are_part_of_what_a_cpu_is():
-    assert costs_of_summary("run", runs.baseline(platform="cpu", device="cpu", cpus=2)).device == "cpu of 2 cores"
+    assert (
+        costs_of_summary("run", runs.baseline(platform="cpu", device="cpu", cpus=2)).device
+        == "cpu of 2 cores"
+    )
 
 
 def test_there_is_no_run(tmp_path):
@@ -62,11 +73,23 @@ def test_a_run_that_is_not_finished(tmp_path):
 def test_a_number_that_is_none(key, value):
     summary = runs.baseline()
     summary["stages"][1][key] = value
-    with pytest.raises(InputError, match=rf"run: '{key}' of stage 'finetune' in its summary.json is .*; a number is expected"):
+    with pytest.raises(
+        InputError,
+        match=rf"run: '{key}' of stage 'finetune' in its summary.json is .*; a number is expected",
+    ):
         costs_of_summary("run", summary)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"stages": [{}]}), json.dumps({"stages": [3]}), json.dumps({"hardware": 3})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        json.dumps({"stages": [{}]}),
+        json.dumps({"stages": [3]}),
+        json.dumps({"hardware": 3}),
+    ],
+)
 def test_a_damaged_summary(tmp_path, content):
     workdir = runs.write(tmp_path / "run", runs.baseline())
     (workdir / "summary.json").write_text(content)

@@ -6,14 +6,15 @@ import pytest
 
 from mmjax.ledger import Costs, StageCost, predicted_saving, saving
 from mmjax.models import presets
-from mmjax.models.config import DecoderConfig, MLPConfig, VLMConfig
-from mmjax.recipe import DataConfig, OptimizerConfig, Stage
+from mmjax.models.config import DecoderConfig, VLMConfig
+from mmjax.models.connectors.mlp import MLPConfig
+from mmjax.recipe.recipe import DataConfig, OptimizerConfig, Stage
 from mmjax.training.flops import step_flops
 
 TEXT, LAST = 0.43, 0.2
 CONNECTOR = ("connector/*", "vision/final_norm*")
-ENCODER = (*CONNECTOR, "vision/late/*")
-LLAMA_3B = DecoderConfig(128_256, 3072, 28, 24, 8, 128, 8192, tied_head=True)
+ENCODER = (*CONNECTOR, "vision/separate_last_layers/*")
+LLAMA_3B = DecoderConfig(128_256, 3072, 28, 24, 8, 128, 8192, tie_word_embeddings=True)
 LLAMA_70B = DecoderConfig(128_256, 8192, 80, 64, 8, 128, 28_672)
 
 
@@ -25,13 +26,24 @@ class Counted:
 
 def count(decoder: DecoderConfig, replaced: tuple[int, int]) -> Counted:
     """The baseline's two stages and the three of grafting (arXiv:2505.22664), a row a step."""
-    vision = dataclasses.replace(presets.clip_vit_l14(336), final_norm=True, late=8)
-    connector = MLPConfig("mlp", (24,), decoder.width, class_token=True, final_norm=True, boundaries=True)
+    vision = dataclasses.replace(presets.clip_vit_l14(336), final_norm=True, separate_last_layers=8)
+    connector = MLPConfig(
+        "mlp", (24,), decoder.width, class_token=True, final_norm=True, image_boundary_tokens=True
+    )
     whole = VLMConfig(vision, connector, decoder)
-    surrogate = dataclasses.replace(whole, decoder=dataclasses.replace(decoder, replaced=(replaced,)))
+    surrogate = dataclasses.replace(
+        whole, decoder=dataclasses.replace(decoder, replaced_layers=(replaced,))
+    )
 
-    def stage(name: str, model: VLMConfig, trainable: tuple[str, ...], rows: float) -> tuple[StageCost, float]:
-        flops = step_flops(model, Stage(name, model, DataConfig({}, 128), OptimizerConfig(1e-4), 1, 1, trainable=trainable))
+    def stage(
+        name: str, model: VLMConfig, trainable: tuple[str, ...], rows: float
+    ) -> tuple[StageCost, float]:
+        flops = step_flops(
+            model,
+            Stage(
+                name, model, DataConfig({}, 128), OptimizerConfig(1e-4), 1, 1, trainable=trainable
+            ),
+        )
         return StageCost(name, flops=rows * flops.total), flops.parts["vision"].total / flops.total
 
     finetune = (*ENCODER, "decoder/*")
@@ -41,7 +53,10 @@ def count(decoder: DecoderConfig, replaced: tuple[int, int]) -> Counted:
         stage("finetune", whole, finetune, LAST),
     ]
     baseline = [stage("pretrain", whole, CONNECTOR, 1), stage("finetune", whole, finetune, 1)]
-    one, other = (Costs(name, tuple(cost for cost, _ in stages)) for name, stages in (("ours", ours), ("baseline", baseline)))
+    one, other = (
+        Costs(name, tuple(cost for cost, _ in stages))
+        for name, stages in (("ours", ours), ("baseline", baseline))
+    )
     return Counted(saving(one, other).flops, ours[1][1])
 
 
@@ -62,4 +77,6 @@ def test_small_decoders_save_less(decoder, replaced, saved, encoder):
 
 
 def test_a_large_decoder_is_what_the_closed_form_knows():
-    assert count(LLAMA_70B, (40, 79)).saving == pytest.approx(predicted_saving(0.539, TEXT, LAST), abs=0.01)
+    assert count(LLAMA_70B, (40, 79)).saving == pytest.approx(
+        predicted_saving(0.539, TEXT, LAST), abs=0.01
+    )

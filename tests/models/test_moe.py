@@ -17,7 +17,9 @@ WIDTH, HIDDEN, EXPERTS, CHOSEN = 6, 10, 4, 2
 
 @pytest.fixture(scope="module")
 def moe() -> MoE:
-    return MoE(WIDTH, HIDDEN, EXPERTS, CHOSEN, std=0.5, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    return MoE(
+        WIDTH, HIDDEN, EXPERTS, CHOSEN, std=0.5, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +37,30 @@ def dense(params, x):
 
 
 def test_values_and_gradients_are_those_of_the_loop(moe, x):
-    structure, params = parameters.split(moe)
+    model_def, params = parameters.split(moe)
     weigh = jax.random.normal(jax.random.key(2), x.shape)
-    ours = jax.jit(jax.value_and_grad(lambda params, x: (structure.merge(params)(x) * weigh).sum(), argnums=(0, 1)))
+    ours = jax.jit(
+        jax.value_and_grad(
+            lambda params, x: (model_def.merge(params)(x) * weigh).sum(), argnums=(0, 1)
+        )
+    )
     theirs = jax.value_and_grad(lambda params, x: (dense(params, x) * weigh).sum(), argnums=(0, 1))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), ours(params, x), theirs(params, x))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
+        ours(params, x),
+        theirs(params, x),
+    )
 
 
 def test_no_token_is_dropped_when_all_want_the_same_expert(moe, x):
-    structure, params = parameters.split(moe)
-    one = params | {"router/kernel": jnp.zeros((WIDTH, EXPERTS)).at[:, 2].set(0.0)}  # equal scores: the first experts, for every token
-    np.testing.assert_allclose(structure.merge(one)(x)[0, 0], structure.merge(one)(x[:1, :1])[0, 0], rtol=1e-5)
-    assert (np.abs(structure.merge(one)(x)) > 0).all()
+    model_def, params = parameters.split(moe)
+    one = params | {
+        "router/kernel": jnp.zeros((WIDTH, EXPERTS)).at[:, 2].set(0.0)
+    }  # equal scores: the first experts, for every token
+    np.testing.assert_allclose(
+        model_def.merge(one)(x)[0, 0], model_def.merge(one)(x[:1, :1])[0, 0], rtol=1e-5
+    )
+    assert (np.abs(model_def.merge(one)(x)) > 0).all()
 
 
 def test_the_weights_of_a_token_sum_to_one(moe, x):
@@ -56,13 +70,31 @@ def test_the_weights_of_a_token_sum_to_one(moe, x):
 
 
 def test_a_decoder_with_one_expert_is_the_one_with_its_mlp():
-    plain = DecoderConfig(vocabulary=12, width=8, layers=2, heads=2, kv_heads=1, head_dim=4, mlp_width=16, weight_std=0.3)
-    config = LanguageModelConfig(dataclasses.replace(plain, experts=1, experts_per_token=1), compute_dtype="float32")
+    plain = DecoderConfig(
+        vocabulary=12,
+        width=8,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        head_dim=4,
+        mlp_width=16,
+        weight_std=0.3,
+    )
+    config = LanguageModelConfig(
+        dataclasses.replace(plain, experts=1, experts_per_token=1), compute_dtype="float32"
+    )
     params = parameters.initialize(config, jax.random.key(0))
-    mlp = {f"decoder/layers/mlp/{name}": params.pop(f"decoder/layers/mlp/{name}") for name in ("gate", "up", "down")}
+    mlp = {
+        f"decoder/layers/mlp/{name}": params.pop(f"decoder/layers/mlp/{name}")
+        for name in ("gate", "up", "down")
+    }
     router = params.pop("decoder/layers/mlp/router/kernel")
     tokens = jnp.arange(10)[None]
     plain_params = params | {f"{path}/kernel": value[:, 0] for path, value in mlp.items()}
-    ours = parameters.abstract(config)[0].merge(params | mlp | {"decoder/layers/mlp/router/kernel": router})(tokens)
-    theirs = parameters.abstract(LanguageModelConfig(plain, compute_dtype="float32"))[0].merge(plain_params)(tokens)
+    ours = parameters.abstract(config)[0].merge(
+        params | mlp | {"decoder/layers/mlp/router/kernel": router}
+    )(tokens)
+    theirs = parameters.abstract(LanguageModelConfig(plain, compute_dtype="float32"))[0].merge(
+        plain_params
+    )(tokens)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

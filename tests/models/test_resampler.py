@@ -9,11 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.models import parameters
-from mmjax.models.config import ResamplerConfig, VLMConfig
+from mmjax.models.config import VLMConfig
+from mmjax.models.connectors.resampler import Resampler, ResamplerConfig, partition
 from mmjax.models.presets import clip_vit_l14, vicuna_7b
-from mmjax.models.resampler import Resampler, partition
 
-C = ResamplerConfig("resampler", (4, 2), (2, 8), (1, 2), width=8, head_dim=4, mlp_width=12, weight_std=0.5, query_std=0.5)
+C = ResamplerConfig(
+    "resampler",
+    (4, 2),
+    (2, 8),
+    (1, 2),
+    width=8,
+    head_dim=4,
+    mlp_width=12,
+    weight_std=0.5,
+    query_std=0.5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +32,9 @@ def resampler():
 
 
 def features(seed=0):
-    return tuple(jax.random.normal(key, (2, 16, 8)) for key in jax.random.split(jax.random.key(seed)))
+    return tuple(
+        jax.random.normal(key, (2, 16, 8)) for key in jax.random.split(jax.random.key(seed))
+    )
 
 
 @given(st.integers(1, 4), st.integers(1, 4))
@@ -63,17 +75,21 @@ def test_global_tokens_see_every_patch(resampler):
 
 def test_the_weights_to_look_at_are_those_of_the_attention(resampler):
     scale, x = resampler.scales[1], features()[0]
-    level, q, windows = scale.levels[0], scale.start(2, 16), partition(x, 2)
-    weights = level.weights(q, windows)
+    block, q, windows = scale.blocks[0], scale.start(2, 16), partition(x, 2)
+    weights = block.weights(q, windows)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-    value = level.split(level.value(level.norm_features(windows)))
+    value = block.split(block.value(block.norm_features(windows)))
     mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, value)
-    after = q + level.output(level.join(mixed))
-    np.testing.assert_allclose(after + level.mlp(level.norm_mlp(after)), level(q, windows), atol=1e-5)
+    after = q + block.output(block.join(mixed))
+    np.testing.assert_allclose(
+        after + block.mlp(block.norm_mlp(after)), block(q, windows), atol=1e-5
+    )
 
 
 def cos(image_size, windows, queries):
-    resampler = ResamplerConfig("resampler", windows, queries, (16, 23), width=1024, head_dim=64, mlp_width=4096)
+    resampler = ResamplerConfig(
+        "resampler", windows, queries, (16, 23), width=1024, head_dim=64, mlp_width=4096
+    )
     return VLMConfig(clip_vit_l14(image_size, layers=23), resampler, vicuna_7b())
 
 
@@ -93,15 +109,19 @@ def cos(image_size, windows, queries):
 def test_tokens_and_shapes_of_the_paper(image_size, windows, queries, tokens):
     config = cos(image_size, windows, queries)
     assert config.visual_tokens == tokens
-    structure, shapes = parameters.abstract(config)
+    model_def, shapes = parameters.abstract(config)
     images = jax.ShapeDtypeStruct((2, 1, image_size, image_size, 3), np.uint8)
-    out = jax.eval_shape(lambda params, x: structure.merge(params).encode_images(x), shapes, images)
+    out = jax.eval_shape(lambda params, x: model_def.merge(params).encode_images(x), shapes, images)
     assert out.shape == (2, 1, tokens, 4096) and out.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
     ("image_size", "windows", "queries", "millions"),
-    [(224, (16, 4), (16, 64), 54.66), (448, (32, 16, 4), (16, 64, 256), 80.12), (448, (32, 8, 2), (16, 256, 1024), 81.10)],
+    [
+        (224, (16, 4), (16, 64), 54.66),
+        (448, (32, 16, 4), (16, 64, 256), 80.12),
+        (448, (32, 8, 2), (16, 256, 1024), 81.10),
+    ],
 )
 def test_parameters_of_the_connector(image_size, windows, queries, millions):
     _, shapes = parameters.abstract(cos(image_size, windows, queries))
@@ -112,16 +132,25 @@ def test_parameters_of_the_connector(image_size, windows, queries, millions):
 @pytest.mark.parametrize(("image_size", "grid"), [(224, 16), (448, 32)])
 def test_shapes_inside_the_encoder_and_the_scales(image_size, grid):
     config = cos(image_size, (grid, grid // 4), (16, 64))
-    structure, shapes = parameters.abstract(config)
+    model_def, shapes = parameters.abstract(config)
 
     def inside(params, pixels):
-        model = structure.merge(params)
+        model = model_def.merge(params)
         embedded = model.vision.embed(pixels)
         found = model.vision(pixels, (16, 23))
-        return embedded, found, [(partition(found[0], s.window), s.start(3, grid**2), s(found)) for s in model.connector.scales]
+        return (
+            embedded,
+            found,
+            [
+                (partition(found[0], s.window), s.start(3, grid**2), s(found))
+                for s in model.connector.scales
+            ],
+        )
 
     pixels = jax.ShapeDtypeStruct((3, image_size, image_size, 3), np.uint8)
-    embedded, found, scales = jax.tree.map(lambda x: x.shape, jax.eval_shape(inside, shapes, pixels))
+    embedded, found, scales = jax.tree.map(
+        lambda x: x.shape, jax.eval_shape(inside, shapes, pixels)
+    )
     assert embedded == (3, grid**2 + 1, 1024)
     assert found == ((3, grid**2, 1024), (3, grid**2, 1024))
     assert scales[0] == ((3, grid**2, 1024), (3, 16, 1024), (3, 16, 1024))

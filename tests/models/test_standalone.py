@@ -15,7 +15,9 @@ from mmjax.models.config import LanguageModelConfig, VisionEncoderConfig
 @pytest.fixture(scope="module")
 def make_encoder(config):
     def make(**changes):
-        whole = VisionEncoderConfig(dataclasses.replace(config.vision, **changes), compute_dtype="float32")
+        whole = VisionEncoderConfig(
+            dataclasses.replace(config.vision, **changes), compute_dtype="float32"
+        )
         return parameters.abstract(whole)[0].merge(parameters.initialize(whole, jax.random.key(0)))
 
     return make
@@ -23,8 +25,13 @@ def make_encoder(config):
 
 def test_parameters_have_the_paths_that_they_have_in_a_whole_model(config):
     whole = set(parameters.abstract(config)[1])
-    for part, own in (("decoder", LanguageModelConfig(config.decoder)), ("vision", VisionEncoderConfig(config.vision))):
-        assert set(parameters.abstract(own)[1]) == {path for path in whole if path.startswith(f"{part}/")}
+    for part, own in (
+        ("decoder", LanguageModelConfig(config.decoder)),
+        ("vision", VisionEncoderConfig(config.vision)),
+    ):
+        assert set(parameters.abstract(own)[1]) == {
+            path for path in whole if path.startswith(f"{part}/")
+        }
 
 
 def test_padding_at_the_end_of_a_row_changes_nothing(config):
@@ -42,7 +49,11 @@ def test_hidden_states_have_the_class_token_and_any_number_of_patches(make_encod
     assert [state.shape for state in states] == [(2, 17, 16)] * 3
     np.testing.assert_array_equal(encoder(pixels)[0], states[-1])
     assert encoder(np.zeros((1, 12, 24, 3), np.uint8))[0].shape == (1, 1 + 3 * 6, 16)
-    assert encoder(np.zeros((1, 19, 17, 3), np.uint8))[0].shape == (1, 17, 16)  # what is no whole patch is not read
+    assert encoder(np.zeros((1, 19, 17, 3), np.uint8))[0].shape == (
+        1,
+        17,
+        16,
+    )  # what is no whole patch is not read
 
 
 def test_interpolated_positions_are_those_of_the_table_where_the_sizes_agree(make_encoder):
@@ -59,23 +70,30 @@ def test_layers_that_are_not_there_are_refused(make_encoder, layers):
         make_encoder()(np.zeros((1, 16, 16, 3), np.uint8), layers)
 
 
-def test_one_vector_for_a_picture(make_encoder):
+def test_one_vector_for_a_image(make_encoder):
     pixels = np.zeros((2, 16, 16, 3), np.uint8)
     encoder = make_encoder(final_norm=True)
     np.testing.assert_array_equal(encoder.pooled(pixels), encoder.last(pixels)[:, 0])
-    assert make_encoder(final_norm=True, pooling_head=True, class_token=False).pooled(pixels).shape == (2, 16)
+    assert make_encoder(final_norm=True, pooling_head=True, class_token=False).pooled(
+        pixels
+    ).shape == (2, 16)
     with pytest.raises(ValueError, match="neither a pooling head nor a class token"):
         make_encoder(class_token=False).pooled(pixels)
 
 
 def test_layer_scale_scales_what_a_block_adds(make_encoder):
     encoder, pixels = make_encoder(layer_scale=True), np.full((1, 16, 16, 3), 200, np.uint8)
-    structure, params = parameters.split(encoder)
-    silent = {path: jnp.zeros_like(value) if "/scale_" in path else value for path, value in params.items()}
-    states = structure.merge(silent)(pixels, (0, 3))
+    model_def, params = parameters.split(encoder)
+    silent = {
+        path: jnp.zeros_like(value) if "/scale_" in path else value
+        for path, value in params.items()
+    }
+    states = model_def.merge(silent)(pixels, (0, 3))
     np.testing.assert_array_equal(states[0], states[1])
 
 
 def test_pixels_with_the_channels_first_are_refused(make_encoder):
-    with pytest.raises((ValueError, jaxtyping.TypeCheckError)):  # in tests, annotations are checked before the sentence is reached
+    with pytest.raises(
+        (ValueError, jaxtyping.TypeCheckError)
+    ):  # in tests, annotations are checked before the sentence is reached
         make_encoder()(np.zeros((1, 3, 16, 16), np.float32))

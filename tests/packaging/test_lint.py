@@ -8,7 +8,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _run(*arguments: str) -> None:
-    result = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -17,7 +17,17 @@ def wheel(tmp_path_factory) -> pathlib.Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "mmjax", source / "mmjax", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(out),
+        str(source),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = out.glob("mmjax-*.whl")
@@ -26,7 +36,11 @@ def wheel(tmp_path_factory) -> pathlib.Path:
 
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
-    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "mmjax").rglob("*") if path.suffix in {".py", ".css", ".html", ".typed"}}
+    expected = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "mmjax").rglob("*")
+        if path.suffix in {".py", ".css", ".html", ".typed"}
+    }
     assert expected - inside == set()
 
 
@@ -38,6 +52,11 @@ def test_the_wheel_imports_away_from_the_checkout(wheel, tmp_path):
         "[importlib.import_module(n) for n in names]; print(len(names))"
     )
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    result = subprocess.run([sys.executable, "-c", script, str(tmp_path / "site")], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "site")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 20

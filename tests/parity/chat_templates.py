@@ -116,7 +116,7 @@ GENERATION_INST = """\
 {%- endfor %}
 """
 
-# Contents as parts, as templates for pictures want them.
+# Contents as parts, as templates for images want them.
 PARTS = """\
 {%- for message in messages %}
     {{- message.role | upper + ': ' }}
@@ -147,9 +147,19 @@ STYLES = {
     "generation": (GENERATION, BYTES, {"eos_token": "<|im_end|>"}, True),
     "inst": (INST, METASPACE, {"bos_token": "<s>", "eos_token": "</s>"}, True),
     "inst_legacy": (INST, LEGACY, {"bos_token": "<s>", "eos_token": "</s>"}, True),
-    "generation_inst": (GENERATION_INST, METASPACE, {"bos_token": "<s>", "eos_token": "</s>"}, False),
+    "generation_inst": (
+        GENERATION_INST,
+        METASPACE,
+        {"bos_token": "<s>", "eos_token": "</s>"},
+        False,
+    ),
     "vicuna": (VICUNA, LEGACY, {"bos_token": "<s>", "eos_token": "</s>"}, True),
-    "vicuna_prompting": (VICUNA_PROMPTING, METASPACE, {"bos_token": "<s>", "eos_token": "</s>"}, True),
+    "vicuna_prompting": (
+        VICUNA_PROMPTING,
+        METASPACE,
+        {"bos_token": "<s>", "eos_token": "</s>"},
+        True,
+    ),
     "blocks": (BLOCKS, METASPACE, {"bos_token": "<s>", "eos_token": "</s>"}, True),
     "blocks_always": (BLOCKS, ALWAYS, {"bos_token": "<s>", "eos_token": "</s>"}, False),
     "blocks_legacy": (BLOCKS, LEGACY, {"bos_token": "<s>", "eos_token": "</s>"}, False),
@@ -157,7 +167,7 @@ STYLES = {
     "parts": (PARTS, METASPACE, {"bos_token": "<s>", "eos_token": "</s>"}, True),
 }
 
-# In the manner of LLaVA-1.5: contents as parts, pictures first, nothing for the system, and no special token but that of pictures.
+# In the manner of LLaVA-1.5: contents as parts, images first, nothing for the system, and no special token but that of images.
 LLAVA = """\
 {%- for message in messages %}
     {{- message.role | upper + ': ' }}
@@ -167,7 +177,7 @@ LLAVA = """\
 {%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}
 """
 
-# Contents as texts or as parts, pictures where they stand between texts.
+# Contents as texts or as parts, images where they stand between texts.
 INLINE = """\
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
@@ -183,7 +193,7 @@ INLINE = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
 """
 
-# (template, tokenizer, tokens of roles, token of pictures)
+# (template, tokenizer, tokens of roles, token of images)
 SEEING = {
     "llava": (LLAVA, METASPACE, {"bos_token": "<s>", "eos_token": "</s>"}, "<image>"),
     "llava_legacy": (LLAVA, LEGACY, {"bos_token": "<s>", "eos_token": "</s>"}, "<image>"),
@@ -196,15 +206,25 @@ CONVERSATIONS = (
     (("user", "What is there?"),),
     (("user", "What is there?"), ("assistant", "A red circle.")),
     (("user", "  spaces around \n"), ("assistant", "1024 x 768, naïve café  ")),
-    (("user", "Grüße\n\nund mehr"), ("assistant", "这是一张照片。"), ("user", "sure?"), ("assistant", "yes\nand no\n\nreally")),
+    (
+        ("user", "Grüße\n\nund mehr"),
+        ("assistant", "这是一张照片。"),
+        ("user", "sure?"),
+        ("assistant", "yes\nand no\n\nreally"),
+    ),
     (("user", "a"), ("assistant", "b"), ("user", "c")),
 )
 
-# None stands for a picture.
-PICTURE_CONVERSATIONS = (
+# None stands for an image.
+IMAGE_CONVERSATIONS = (
     (("user", (None, "What is there?")),),
     (("user", (None, "What is there?")), ("assistant", ("A red circle.",)), ("user", ("sure?",))),
-    (("user", ("What is there?",)), ("assistant", ("b",)), ("user", (None, None, "Grüße\n\nund mehr")), ("assistant", ("yes and no",))),
+    (
+        ("user", ("What is there?",)),
+        ("assistant", ("b",)),
+        ("user", (None, None, "Grüße\n\nund mehr")),
+        ("assistant", ("yes and no",)),
+    ),
     (("user", (None, " the first ", None, "and the second")),),
-    (("user", ("no picture",)),),
+    (("user", ("no image",)),),
 )

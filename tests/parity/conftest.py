@@ -95,7 +95,7 @@ PARTS = {
     "encoder.layers": "layers",
     "model.": "",
     "embed_tokens.weight": "embedding",
-    "lm_head": "head",
+    "lm_head": "lm_head",
     "input_layernorm": "norm_attention",
     "post_attention_layernorm": "norm_mlp",
     "self_attn.out_proj": "attention/output",
@@ -110,7 +110,9 @@ PARTS = {
 UNREAD = "post_layernorm"  # CLIP's norm of the class token after the last block
 
 
-def translate(arrays: Mapping[str, np.ndarray], kind: str, prefix: str = "") -> dict[str, np.ndarray]:
+def translate(
+    arrays: Mapping[str, np.ndarray], kind: str, prefix: str = ""
+) -> dict[str, np.ndarray]:
     """The arrays "KIND:NAME" of a reference, weights or their gradients, by our paths and in our layout."""
     ours: dict[str, np.ndarray] = {}
     layers: dict[str, dict[int, np.ndarray]] = {}
@@ -123,13 +125,16 @@ def translate(arrays: Mapping[str, np.ndarray], kind: str, prefix: str = "") -> 
             layers.setdefault(layer[1] + layer[3], {})[int(layer[2])] = value
         else:
             ours[prefix + path] = value
-    return ours | {path: np.stack([stack[index] for index in range(len(stack))]) for path, stack in layers.items()}
+    return ours | {
+        path: np.stack([stack[index] for index in range(len(stack))])
+        for path, stack in layers.items()
+    }
 
 
 def _translate_one(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
     for theirs, part in PARTS.items():
         name = name.replace(theirs, part)
-    path = re.sub(r"(levels/\d+)/(up|down)/", r"\1/mlp/\2/", name.replace(".", "/"))
+    path = re.sub(r"(blocks/\d+)/(up|down)/", r"\1/mlp/\2/", name.replace(".", "/"))
     if path.endswith("patch/kernel"):  # [width, channel, row, column]
         return path, value.transpose(2, 3, 1, 0).reshape(-1, len(value))
     if path.endswith("/weight"):
@@ -151,7 +156,10 @@ def complete() -> Callable[[VLMConfig, Mapping[str, np.ndarray]], Params]:
         assert set(part) <= set(leaves), sorted(set(part) - set(leaves))
         for path, value in part.items():
             assert value.shape == leaves[path].shape, (path, value.shape, leaves[path].shape)
-        return {path: jnp.asarray(part[path] if path in part else np.zeros(leaf.shape, np.float32)) for path, leaf in leaves.items()}
+        return {
+            path: jnp.asarray(part[path] if path in part else np.zeros(leaf.shape, np.float32))
+            for path, leaf in leaves.items()
+        }
 
     return make
 

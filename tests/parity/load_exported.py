@@ -28,27 +28,43 @@ def settings(place: str) -> dict[str, object]:
     if "num_key_value_heads" in content and content.get("head_dim") is None:
         content["head_dim"] = content["hidden_size"] // content["num_attention_heads"]
     rope = content.pop("rope_parameters", {})
-    return {key: value for key, value in content.items() if key not in IGNORED} | {f"rope {key}": value for key, value in rope.items()}
+    return {key: value for key, value in content.items() if key not in IGNORED} | {
+        f"rope {key}": value for key, value in rope.items()
+    }
 
 
 @torch.no_grad()
 def run(job: dict[str, str]) -> dict[str, object]:
     text = AutoConfig.from_pretrained(job["folder"]).model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     kind = AutoModelForCausalLM if text else AutoModel
-    model, loading = kind.from_pretrained(job["folder"], output_loading_info=True, attn_implementation="eager", dtype=torch.float32)
+    model, loading = kind.from_pretrained(
+        job["folder"], output_loading_info=True, attn_implementation="eager", dtype=torch.float32
+    )
     with np.load(job["inputs"]) as file:
-        inputs = {key: torch.from_numpy(file[key]) for key in file if key == "tokens" or key.startswith("pixels:")}
+        inputs = {
+            key: torch.from_numpy(file[key])
+            for key in file
+            if key == "tokens" or key.startswith("pixels:")
+        }
     results = {}
     for key, value in inputs.items():
         if key == "tokens" and text:
             results["logits"] = model.eval()(value, use_cache=False).logits.numpy()
         elif key != "tokens" and not text:
             size = key.removeprefix("pixels:")
-            results |= {f"{name}:{size}": array for name, array in outputs_of(model.eval(), value.permute(0, 3, 1, 2)).items()}
+            results |= {
+                f"{name}:{size}": array
+                for name, array in outputs_of(model.eval(), value.permute(0, 3, 1, 2)).items()
+            }
     np.savez(job["outputs"], **results)
     before, after = settings(job["original"]), settings(job["folder"])
-    differing = {key: [value, after.get(key)] for key, value in before.items() if after.get(key) != value}
-    keys = {name: sorted(map(str, loading[f"{name}_keys"])) for name in ("missing", "unexpected", "mismatched")}
+    differing = {
+        key: [value, after.get(key)] for key, value in before.items() if after.get(key) != value
+    }
+    keys = {
+        name: sorted(map(str, loading[f"{name}_keys"]))
+        for name in ("missing", "unexpected", "mismatched")
+    }
     return keys | {"class": type(model).__name__, "differing": differing}
 
 

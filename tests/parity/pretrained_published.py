@@ -16,7 +16,9 @@ Tensors = dict[str, torch.Tensor]
 
 def older(config: Config, *, drop: tuple[str, ...] = (), kind_key: str = "rope_type") -> Config:
     """Settings as older files have them: theta and scaling of rotary positions apart, `torch_dtype`, and without what came later."""
-    config = {key: value for key, value in config.items() if key not in drop} | {"transformers_version": "4.38.0"}
+    config = {key: value for key, value in config.items() if key not in drop} | {
+        "transformers_version": "4.38.0"
+    }
     config["torch_dtype"] = config.pop("dtype", "float32")
     if "rope_parameters" in config:
         rope = dict(config.pop("rope_parameters"))
@@ -28,20 +30,32 @@ def older(config: Config, *, drop: tuple[str, ...] = (), kind_key: str = "rope_t
 
 def llama_1(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
     """Few settings, and the frequencies of every layer among the tensors."""
-    unsaid = ("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "attention_dropout", "pretraining_tp")
+    unsaid = (
+        "num_key_value_heads",
+        "head_dim",
+        "attention_bias",
+        "mlp_bias",
+        "attention_dropout",
+        "pretraining_tp",
+    )
     config = older(config, drop=unsaid)
     assert config.pop("rope_theta") == 10_000.0 and config.pop("rope_scaling") is None
     width = config["hidden_size"] // config["num_attention_heads"]
     frequencies = 10_000.0 ** (-torch.arange(0, width, 2) / width)
-    return config, tensors | {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": frequencies.clone() for layer in range(2)}
+    return config, tensors | {
+        f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": frequencies.clone()
+        for layer in range(2)
+    }
 
 
-def settings_only(*drop: str, kind_key: str = "rope_type") -> Callable[[Config, Tensors], tuple[Config, Tensors]]:
+def settings_only(
+    *drop: str, kind_key: str = "rope_type"
+) -> Callable[[Config, Tensors], tuple[Config, Tensors]]:
     return lambda config, tensors: (older(config, drop=drop, kind_key=kind_key), tensors)
 
 
 def inside(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-    """A vision tower under the name that it has in the model of pictures and text; CLIP's with the buffer of its positions."""
+    """A vision tower under the name that it has in the model of images and text; CLIP's with the buffer of its positions."""
     tensors = {f"vision_model.{name}": value for name, value in tensors.items()}
     return older(config), _with_positions(tensors)
 
@@ -56,16 +70,29 @@ def _with_positions(tensors: Tensors) -> Tensors:
     """With the positions 0, 1, ... that CLIP's older checkpoints have beside each of its tables."""
     if "vision_model.embeddings.class_embedding" not in tensors:
         return tensors
-    tables = {name: len(value) for name, value in tensors.items() if name.endswith("embeddings.position_embedding.weight")}
-    return tensors | {name.replace("embedding.weight", "ids"): torch.arange(length)[None] for name, length in tables.items()}
+    tables = {
+        name: len(value)
+        for name, value in tensors.items()
+        if name.endswith("embeddings.position_embedding.weight")
+    }
+    return tensors | {
+        name.replace("embedding.weight", "ids"): torch.arange(length)[None]
+        for name, length in tables.items()
+    }
 
 
 def llava(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
     """LLaVA-1.5: another module stands around the tower."""
-    text = older(config["text_config"], drop=("attention_bias", "attention_dropout", "mlp_bias", "pretraining_tp"))
+    text = older(
+        config["text_config"],
+        drop=("attention_bias", "attention_dropout", "mlp_bias", "pretraining_tp"),
+    )
     config = older(config, drop=("multimodal_projector_bias", "tie_word_embeddings"))
     config |= {"text_config": text, "ignore_index": -100, "vocab_size": text["vocab_size"]}
-    return config, {name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in tensors.items()}
+    return config, {
+        name.replace("vision_tower.", "vision_tower.vision_model."): value
+        for name, value in tensors.items()
+    }
 
 
 PUBLISHED: dict[str, Callable[[Config, Tensors], tuple[Config, Tensors]]] = {
@@ -82,7 +109,14 @@ PUBLISHED: dict[str, Callable[[Config, Tensors], tuple[Config, Tensors]]] = {
     "clip_vision": inside,
     "clip_whole": whole,
     "siglip_vision": inside,
-    "dinov2": settings_only("apply_layernorm", "out_features", "out_indices", "stage_names", "reshape_hidden_states", "use_mask_token"),
+    "dinov2": settings_only(
+        "apply_layernorm",
+        "out_features",
+        "out_indices",
+        "stage_names",
+        "reshape_hidden_states",
+        "use_mask_token",
+    ),
     "llava": llava,
 }
 UNREAD = ("rotary_emb.inv_freq", "position_ids")  # older files have these; they can be computed
@@ -96,14 +130,21 @@ def publish(output: pathlib.Path, name: str) -> None:
     config = json.loads((source / "config.json").read_text())
     config, tensors = PUBLISHED[name](config, load_file(source / "model.safetensors"))
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, target / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()},
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     if (source / "preprocessor_config.json").exists():
         shutil.copy(source / "preprocessor_config.json", target)
     _assert_same(source, target, getattr(transformers, config["architectures"][0]))
 
 
 def _assert_same(source: pathlib.Path, target: pathlib.Path, kind: type) -> None:
-    ours, other = (kind.from_pretrained(folder, output_loading_info=True, attn_implementation="eager") for folder in (source, target))
+    ours, other = (
+        kind.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+        for folder in (source, target)
+    )
     for _, information in (ours, other):
         assert not information["missing_keys"] and not information["mismatched_keys"], information
         assert all(key.endswith(UNREAD) for key in information["unexpected_keys"]), information
@@ -112,7 +153,9 @@ def _assert_same(source: pathlib.Path, target: pathlib.Path, kind: type) -> None
     for key, value in before.items():
         np.testing.assert_array_equal(after[key].numpy(), value.numpy(), err_msg=key)
     before, after = (_flat(model.config.to_dict()) for model, _ in (ours, other))
-    differing = {key: (value, after.get(key)) for key, value in before.items() if after.get(key) != value}
+    differing = {
+        key: (value, after.get(key)) for key, value in before.items() if after.get(key) != value
+    }
     assert not differing, (target.name, differing)
 
 

@@ -26,7 +26,10 @@ TEXTS = [
 ]
 MESSAGES = [
     [{"role": "user", "content": "What is the capital of France?"}],
-    [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "The capital of France is Paris."}],
+    [
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "The capital of France is Paris."},
+    ],
     [
         {"role": "system", "content": "You answer in one word."},
         {"role": "user", "content": "2 + 2?"},
@@ -42,7 +45,9 @@ def smollm2(path: pathlib.Path) -> dict[str, object]:
     apart = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
     tokenizer.backend_tokenizer.pre_tokenizer = small.smollm()
     chats = [
-        tokenizer.apply_chat_template(messages, add_generation_prompt=messages[-1]["role"] == "user", return_dict=True)["input_ids"]
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=messages[-1]["role"] == "user", return_dict=True
+        )["input_ids"]
         for messages in MESSAGES
     ]
     return {
@@ -55,9 +60,15 @@ def smollm2(path: pathlib.Path) -> dict[str, object]:
 
 def llama3(path: pathlib.Path) -> dict[str, object]:
     ranks = tiktoken.load.load_tiktoken_bpe(str(path))
-    encoding = tiktoken.Encoding("llama3", pat_str=small.LLAMA3, mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding(
+        "llama3", pat_str=small.LLAMA3, mergeable_ranks=ranks, special_tokens={}
+    )
     return {"ids": [encoding.encode_ordinary(text) for text in TEXTS]}
 
 
-content = {"texts": TEXTS, "smollm2": smollm2(pathlib.Path(sys.argv[1])), "llama3": llama3(pathlib.Path(sys.argv[2]))}
+content = {
+    "texts": TEXTS,
+    "smollm2": smollm2(pathlib.Path(sys.argv[1])),
+    "llama3": llama3(pathlib.Path(sys.argv[2])),
+}
 OUTPUT.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")

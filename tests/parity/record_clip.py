@@ -1,4 +1,4 @@
-"""CLIP's vision encoder (transformers), with its own picture preprocessing: hidden states after every block, and gradients."""
+"""CLIP's vision encoder (transformers), with its own image preprocessing: hidden states after every block, and gradients."""
 
 import numpy as np
 import torch
@@ -30,4 +30,11 @@ probe = generator.normal(size=(2, 2, 49, 24)).astype(np.float32)
 (torch.from_numpy(probe) * torch.stack([hidden[1][:, 1:], hidden[3][:, 1:]])).sum().backward()
 
 results = {f"hidden:{block}": state.detach().numpy() for block, state in enumerate(hidden)}
-save(__file__, SEED, {"images": images, "pixels": pixels.numpy(), "probe": probe} | results | weights(model) | gradients(model))
+save(
+    __file__,
+    SEED,
+    {"images": images, "pixels": pixels.numpy(), "probe": probe}
+    | results
+    | weights(model)
+    | gradients(model),
+)

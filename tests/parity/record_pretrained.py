@@ -23,12 +23,16 @@ SEED = 11
 SHARDED = "llama_tied"
 
 
-def store(model: torch.nn.Module, folder: pathlib.Path, processor: object = None) -> torch.nn.Module:
+def store(
+    model: torch.nn.Module, folder: pathlib.Path, processor: object = None
+) -> torch.nn.Module:
     """Writes a checkpoint and reads it again: recorded is what transformers computes in float32 with what is in the file."""
     model.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
-    return type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return (
+        type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    )
 
 
 def save(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

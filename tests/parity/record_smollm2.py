@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 CANNOT_RUN_HERE = 77  # as automake's test driver understands it; the live tests are then skipped
 SEED = 0  # nothing is random
-SENTENCE = "The quick brown fox jumps over the lazy dog, because 3 + 4 = 7; und dann schläft er in Zürich."
+SENTENCE = (
+    "The quick brown fox jumps over the lazy dog, because 3 + 4 = 7; und dann schläft er in Zürich."
+)
 QUESTION = "What is the capital of France?"
 EVERY = 37
 NEW = 40
@@ -32,10 +34,16 @@ if not path.is_file():
     sys.exit(CANNOT_RUN_HERE)
 
 tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager").eval()
+model = AutoModelForCausalLM.from_pretrained(
+    path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+).eval()
 tokens = np.array(tokenizer(SENTENCE)["input_ids"])[None]
 chat = [{"role": "user", "content": QUESTION}]
-prompt = np.array(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))[None]
+prompt = np.array(
+    tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+)[None]
 settings = GenerationConfig(
     do_sample=False,
     max_new_tokens=NEW,
@@ -46,7 +54,11 @@ settings = GenerationConfig(
 )
 with torch.no_grad():
     logits = model(torch.from_numpy(tokens)).logits[0].numpy()
-    done = model.generate(torch.from_numpy(prompt), attention_mask=torch.ones(prompt.shape), generation_config=settings)
+    done = model.generate(
+        torch.from_numpy(prompt),
+        attention_mask=torch.ones(prompt.shape),
+        generation_config=settings,
+    )
 best = torch.cat(done.logits).topk(2).values
 generated = done.sequences[0, prompt.shape[1] :].numpy()
 print(tokenizer.decode(prompt[0]), tokenizer.decode(generated), file=sys.stderr)
@@ -54,7 +66,9 @@ save(
     __file__,
     SEED,
     {
-        "answer": np.frombuffer(tokenizer.decode(generated, skip_special_tokens=True).encode(), np.uint8),
+        "answer": np.frombuffer(
+            tokenizer.decode(generated, skip_special_tokens=True).encode(), np.uint8
+        ),
         "tokens": tokens,
         "logits": logits[:, ::EVERY],
         "best": logits.argmax(axis=1),

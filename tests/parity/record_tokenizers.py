@@ -15,11 +15,22 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer
 
 SEED = 0
-CUTS = {"smollm": small.smollm(), "llama-bpe": small.by_pattern(small.LLAMA3), "qwen2": small.by_pattern(small.QWEN2)}
+CUTS = {
+    "smollm": small.smollm(),
+    "llama-bpe": small.by_pattern(small.LLAMA3),
+    "qwen2": small.by_pattern(small.QWEN2),
+}
 CONTROL, USER_DEFINED = 3, 4
 
 
-def write_gguf(path: pathlib.Path, model: str, tokens: list[str], kinds: list[int], pre: str = "", **fields: object) -> bytes:
+def write_gguf(
+    path: pathlib.Path,
+    model: str,
+    tokens: list[str],
+    kinds: list[int],
+    pre: str = "",
+    **fields: object,
+) -> bytes:
     """A file with a tokenizer and one small tensor."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
@@ -52,7 +63,9 @@ def encode(tokenizer: object, texts: list[str]) -> list[list[int]]:
 
 
 def packed(content: object) -> np.ndarray:
-    return np.frombuffer(content if isinstance(content, bytes) else json.dumps(content).encode(), np.uint8)
+    return np.frombuffer(
+        content if isinstance(content, bytes) else json.dumps(content).encode(), np.uint8
+    )
 
 
 def byte_level_gguf(folder: pathlib.Path, pre: str) -> dict[str, np.ndarray]:
@@ -66,7 +79,10 @@ def byte_level_gguf(folder: pathlib.Path, pre: str) -> dict[str, np.ndarray]:
     reader = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
     found = {"file": packed(data), "apart": packed(encode(reader, small.TEXTS))}
     reader.backend_tokenizer.pre_tokenizer = CUTS[pre]
-    return {f"gguf:{pre}:{key}": value for key, value in (found | {"ids": packed(encode(reader, small.TEXTS))}).items()}
+    return {
+        f"gguf:{pre}:{key}": value
+        for key, value in (found | {"ids": packed(encode(reader, small.TEXTS))}).items()
+    }
 
 
 def sentence_piece(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -76,10 +92,15 @@ def sentence_piece(folder: pathlib.Path) -> dict[str, np.ndarray]:
     model.normalizer_spec.add_dummy_prefix = False
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
     (folder / "tokenizer.model").write_bytes(data)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False})
+    )
     whole = AutoTokenizer.from_pretrained(folder)
     tokens, kinds, scores = (
-        list(column) for column in zip(*((piece.piece, piece.type, piece.score) for piece in model.pieces), strict=True)
+        list(column)
+        for column in zip(
+            *((piece.piece, piece.type, piece.score) for piece in model.pieces), strict=True
+        )
     )
     other = write_gguf(folder / "model.gguf", "llama", tokens, kinds, scores=scores)
     reader = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
@@ -102,9 +123,15 @@ def llama3() -> dict[str, np.ndarray]:
     ranks = {token: rank for rank, token in enumerate(tokens)}
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     specials = {name: len(ranks) + number for number, name in enumerate(names)}
-    encoding = tiktoken.Encoding("small", pat_str=small.LLAMA3, mergeable_ranks=ranks, special_tokens=specials)
+    encoding = tiktoken.Encoding(
+        "small", pat_str=small.LLAMA3, mergeable_ranks=ranks, special_tokens=specials
+    )
     lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
-    settings = {"added_tokens_decoder": {str(index): {"content": name, "special": True} for name, index in specials.items()}}
+    settings = {
+        "added_tokens_decoder": {
+            str(index): {"content": name, "special": True} for name, index in specials.items()
+        }
+    }
     texts = [*small.TEXTS, "to circumnavigate"]
     return {
         "tiktoken:file": packed(lines),

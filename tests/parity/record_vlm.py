@@ -35,11 +35,13 @@ class VisionLanguageModel(torch.nn.Module):
             attn_implementation="eager",
         )
         self.vision = CLIPVisionModel(vision)
-        self.connector = Resampler([4, 2], [2, 4], levels=2, width=16, head_dim=8, mlp_width=24, output_width=16)
+        self.connector = Resampler(
+            [4, 2], [2, 4], levels=2, width=16, head_dim=8, mlp_width=24, output_width=16
+        )
         self.decoder = LlamaForCausalLM(decoder)
 
     def forward(self, pixels, tokens, labels):
-        """pixels [B, 3, h, w]; tokens, labels [B, t] of the text after the picture, labels -100 where there is no loss."""
+        """pixels [B, 3, h, w]; tokens, labels [B, t] of the text after the image, labels -100 where there is no loss."""
         hidden = self.vision(pixels, output_hidden_states=True).hidden_states
         visual = self.connector([hidden[2][:, 1:], hidden[3][:, 1:]])
         embeddings = torch.cat([visual, self.decoder.model.embed_tokens(tokens)], dim=1)
@@ -54,7 +56,16 @@ images = generator.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 pixels = (images / np.float32(255) - np.float32(OPENAI_CLIP_MEAN)) / np.float32(OPENAI_CLIP_STD)
 tokens = generator.integers(0, 20, (3, 9))
 labels = np.where(generator.random((3, 9)) < 0.6, tokens, -100)
-output = model(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(tokens), torch.from_numpy(labels))
+output = model(
+    torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(tokens), torch.from_numpy(labels)
+)
 output.loss.backward()
 results = {"logits": output.logits.detach().numpy(), "loss": output.loss.detach().numpy()}
-save(__file__, SEED, {"images": images, "tokens": tokens, "labels": labels} | results | weights(model) | gradients(model))
+save(
+    __file__,
+    SEED,
+    {"images": images, "tokens": tokens, "labels": labels}
+    | results
+    | weights(model)
+    | gradients(model),
+)

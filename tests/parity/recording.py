@@ -25,17 +25,27 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
         is_scale = parameter.ndim == 1 and name.endswith("weight")
         with torch.no_grad():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.2 if parameter.ndim == 1 else 0.25) + is_scale)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator)
+                * (0.2 if parameter.ndim == 1 else 0.25)
+                + is_scale
+            )
 
 
 def weights(module: torch.nn.Module, prefix: str = "weight:") -> dict[str, np.ndarray]:
     """The parameters by name, each tied one once."""
-    return {prefix + name: parameter.detach().numpy() for name, parameter in module.named_parameters()}
+    return {
+        prefix + name: parameter.detach().numpy() for name, parameter in module.named_parameters()
+    }
 
 
 def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
     """The gradients of those parameters that have one."""
-    return {"gradient:" + name: parameter.grad.numpy() for name, parameter in module.named_parameters() if parameter.grad is not None}
+    return {
+        "gradient:" + name: parameter.grad.numpy()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def metadata(script: str, seed: int) -> np.ndarray:

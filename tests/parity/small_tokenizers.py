@@ -3,14 +3,23 @@
 import io
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 CORPUS = [
     "A photo of a dog that sits on the couch; it's 12 years old, isn't it? The dog's name was Bello.",
     "The assistant answers: a red circle, a blue square and 3 yellow triangles. You are helpful and you are brief.",
     "def area(width, height):\n    return width * height  # 1024 x 768\n\n\nprint(area(3, 4.5))\n",
     "Grüße aus Köln, naïve café, ¿dónde está? Что это? 这是一张照片。 今日は 2024年7月26日。",
-    "user\nsystem\nassistant\nquestion question answer answer: what is there in the picture of a picture?\r\n\r\nYes. No.",
+    "user\nsystem\nassistant\nquestion question answer answer: what is there in the image of an image?\r\n\r\nYes. No.",
     "        indented    by    many        spaces\t\tand tabs",
 ] * 3
 
@@ -38,21 +47,35 @@ QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 def by_pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
     """Texts cut by a regular expression, then bytes."""
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(False, use_regex=False),
+        ]
+    )
 
 
 def smollm() -> pre_tokenizers.PreTokenizer:
     """As the tokenizer.json of SmolLM2 has it."""
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
 
 
-def byte_level(cut: pre_tokenizers.PreTokenizer, specials: list[str], size: int = 480, plain: tuple[str, ...] = ()) -> Tokenizer:
+def byte_level(
+    cut: pre_tokenizers.PreTokenizer,
+    specials: list[str],
+    size: int = 480,
+    plain: tuple[str, ...] = (),
+) -> Tokenizer:
     """Byte-level BPE; special tokens come first, `plain` added tokens last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in plain])
     return tokenizer
@@ -89,6 +112,8 @@ def always(model: Tokenizer) -> Tokenizer:
 def legacy(model: Tokenizer) -> Tokenizer:
     """The same with a normalizer that puts a space before every text, as converted by transformers 4."""
     tokenizer = Tokenizer.from_str(model.to_str())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     tokenizer.pre_tokenizer = None
     return tokenizer

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from mmjax.recipe import OptimizerConfig, ParameterGroup
-from mmjax.training.optimizer import Optimizer, global_norm, squared_norms
+from mmjax.recipe.recipe import OptimizerConfig, ParameterGroup
+from mmjax.training.state import Optimizer, global_norm, squared_norms
 
 STEPS = 5
 CONFIG = OptimizerConfig(
@@ -21,12 +21,17 @@ CONFIG = OptimizerConfig(
 def test_updates(reference, close):
     theirs = reference("adamw")
     optimizer = Optimizer(CONFIG, STEPS)
-    params = {path: jnp.asarray(theirs[f"0/{path}"]) for path in ("decoder/head/kernel", "vision/patch/kernel", "decoder/norm/scale")}
+    params = {
+        path: jnp.asarray(theirs[f"0/{path}"])
+        for path in ("decoder/lm_head/kernel", "vision/patch/kernel", "decoder/norm/scale")
+    }
     state = optimizer.init(params)
 
     @jax.jit
     def update(gradient, state, params, step):
-        return optimizer.update(gradient, state, params, step, global_norm(squared_norms(gradient).values()))
+        return optimizer.update(
+            gradient, state, params, step, global_norm(squared_norms(gradient).values())
+        )
 
     clipped = 0
     for step in range(STEPS):

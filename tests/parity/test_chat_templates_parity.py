@@ -4,11 +4,9 @@ import json
 
 import pytest
 
-from mmjax.data.examples import Image, Text
-from mmjax.data.template import Turn
-from mmjax.data.templates import find_template
-from mmjax.data.text import tokenise
-from mmjax.data.tokenizer import open_tokenizer
+from mmjax.data.examples import Image, Text, Turn
+from mmjax.data.text.templates import find_template
+from mmjax.data.text.tokenizer import open_tokenizer, tokenise
 
 STYLES = (
     "chatml",
@@ -36,18 +34,26 @@ def style(reference, tmp_path):
 
     def read(name, labels=True):
         content = json.loads(arrays[f"style:{name}"].tobytes())
-        (tmp_path / "tokenizer.json").write_bytes(arrays[f"tokenizer:{content['tokenizer']}"].tobytes())
+        (tmp_path / "tokenizer.json").write_bytes(
+            arrays[f"tokenizer:{content['tokenizer']}"].tobytes()
+        )
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(content["config"]))
         tokenizer = open_tokenizer(tmp_path)
-        found = [([Turn(role, said(parts)) for role, parts in result["turns"]], result) for result in content["results"]]
+        found = [
+            ([Turn(role, said(parts)) for role, parts in result["turns"]], result)
+            for result in content["results"]
+        ]
         return tokenizer, find_template("chat", tokenizer, labels=labels), found
 
     return read
 
 
 def said(parts):
-    """What a turn says: a text, or parts of which None is a picture."""
-    return tuple(Image(b"") if part is None else Text(part) for part in ([parts] if isinstance(parts, str) else parts))
+    """What a turn says: a text, or parts of which None is an image."""
+    return tuple(
+        Image(b"") if part is None else Text(part)
+        for part in ([parts] if isinstance(parts, str) else parts)
+    )
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -56,23 +62,36 @@ def test_the_same_ids(style, name):
     assert len(conversations) in (5, 10)
     for turns, result in conversations:
         ids = tokenise(template.conversation(turns), tokenizer, 1).tokens.tolist()
-        if name == "vicuna" and turns[-1].role == "user":  # transformers leaves such a prompt without its end
-            assert ids[: len(result["ids"]) - 1] == result["ids"][:-1] and tokenizer.decode(ids).endswith(" ASSISTANT:")
+        if (
+            name == "vicuna" and turns[-1].role == "user"
+        ):  # transformers leaves such a prompt without its end
+            assert ids[: len(result["ids"]) - 1] == result["ids"][:-1] and tokenizer.decode(
+                ids
+            ).endswith(" ASSISTANT:")
         else:
             assert ids == result["ids"]
 
 
 @pytest.mark.parametrize(
-    ("name", "labels"), [("llava", False), ("llava_legacy", False), ("inline", False), ("inline", True), ("generation", False)]
+    ("name", "labels"),
+    [
+        ("llava", False),
+        ("llava_legacy", False),
+        ("inline", False),
+        ("inline", True),
+        ("generation", False),
+    ],
 )
-def test_the_same_ids_with_pictures_and_without_labels(style, name, labels):
-    """Of LLaVA's processor, which has four visual tokens for each picture."""
+def test_the_same_ids_with_images_and_without_labels(style, name, labels):
+    """Of LLaVA's processor, which has four visual tokens for each image."""
     tokenizer, template, conversations = style(name, labels)
     assert len(conversations) in (5, 10)
     for turns, result in conversations:
         piece = tokenise(template.conversation(turns), tokenizer, 4)
         assert piece.tokens.tolist() == result["ids"]
-        assert len(piece.images) == sum(isinstance(part, Image) for turn in turns for part in turn.content)
+        assert len(piece.images) == sum(
+            isinstance(part, Image) for turn in turns for part in turn.content
+        )
         assert piece.loss.any() == (labels and any(turn.role == "assistant" for turn in turns))
 
 
@@ -103,7 +122,9 @@ def test_marked_spans(style, name):
         piece = tokenise(template.conversation(turns), tokenizer, 1)
         differing = [
             (token, loss)
-            for token, loss, mask in zip(piece.tokens.tolist(), piece.loss.tolist(), result["mask"], strict=True)
+            for token, loss, mask in zip(
+                piece.tokens.tolist(), piece.loss.tolist(), result["mask"], strict=True
+            )
             if loss != mask
         ]
         assert name == "generation_inst" or not differing

@@ -6,14 +6,17 @@ import pathlib
 
 import pytest
 
-from mmjax.evaluation.cider import cider_d
+from mmjax.evaluation.scores import cider_d
 
 CONTENT = json.loads(pathlib.Path(__file__).with_name("cider.json").read_text(encoding="utf-8"))
 
 
 def test_scores():
-    pictures, expected = CONTENT["pictures"], CONTENT["scores"]
-    ours = cider_d([picture["candidate"] for picture in pictures], [picture["references"] for picture in pictures])
+    images, expected = CONTENT["images"], CONTENT["scores"]
+    ours = cider_d(
+        [image["candidate"] for image in images],
+        [image["references"] for image in images],
+    )
     assert ours == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert math.fsum(ours) / len(ours) == pytest.approx(CONTENT["mean"])
     assert sum(0.1 < score < 9.9 for score in expected) > len(expected) / 2 and 0.0 in expected

@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import pytest
 
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LinearConfig, ViTConfig, VLMConfig
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
 
 CONFIG = VLMConfig(
     vision=ViTConfig(image_size=42, patch_size=6, width=24, layers=3, heads=4, mlp_width=40),
     connector=LinearConfig("linear", (3,)),
-    decoder=DecoderConfig(vocabulary=4, width=4, layers=1, heads=1, kv_heads=1, head_dim=4, mlp_width=4),
+    decoder=DecoderConfig(
+        vocabulary=4, width=4, layers=1, heads=1, kv_heads=1, head_dim=4, mlp_width=4
+    ),
     compute_dtype="float32",
 )
 
@@ -39,12 +42,14 @@ def gradient(params, pixels, probe):
 
 
 def test_hidden_states_after_every_block(clip, params, close):
-    """From pictures that CLIP's own processor normalized."""
-    for block, ours in enumerate(features(params, jnp.asarray(clip["pixels"].transpose(0, 2, 3, 1)))):
+    """From images that CLIP's own processor normalized."""
+    for block, ours in enumerate(
+        features(params, jnp.asarray(clip["pixels"].transpose(0, 2, 3, 1)))
+    ):
         close(ours, clip[f"hidden:{block}"][:, 1:], f"after {block} blocks")
 
 
-def test_pictures_of_bytes_are_normalized_as_clip_does(clip, params, close):
+def test_images_of_bytes_are_normalized_as_clip_does(clip, params, close):
     close(features(params, jnp.asarray(clip["images"]))[3], clip["hidden:3"][:, 1:])
 
 

@@ -10,15 +10,20 @@ import pytest
 
 from mmjax.kernels.attention import IntervalMask
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LinearConfig, Llama3Scaling, ViTConfig, VLMConfig
+from mmjax.models.config import DecoderConfig, Llama3Scaling, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
 from mmjax.models.decoder import KVCache
-from mmjax.training.losses import cross_entropy
+from mmjax.training.metrics import cross_entropy
 
-GROUPED = DecoderConfig(vocabulary=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=32)
+GROUPED = DecoderConfig(
+    vocabulary=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=32
+)
 SETTINGS = {
     "grouped": GROUPED,
-    "tied": dataclasses.replace(GROUPED, rope_theta=500_000.0, tied_head=True),
-    "scaled": dataclasses.replace(GROUPED, rope_scaling=Llama3Scaling("llama3", 8.0, 1.0, 4.0, 128)),
+    "tied": dataclasses.replace(GROUPED, rope_theta=500_000.0, tie_word_embeddings=True),
+    "scaled": dataclasses.replace(
+        GROUPED, rope_scaling=Llama3Scaling("llama3", 8.0, 1.0, 4.0, 128)
+    ),
 }
 
 
@@ -38,7 +43,10 @@ def make_params(llama, translated, complete):
 
     def make(config):
         part = translated(llama, "weight", "decoder/")
-        return complete(config, {path: value for path, value in part.items() if path in parameters.abstract(config)[1]})
+        return complete(
+            config,
+            {path: value for path, value in part.items() if path in parameters.abstract(config)[1]},
+        )
 
     return make
 
@@ -46,7 +54,9 @@ def make_params(llama, translated, complete):
 @functools.partial(jax.jit, static_argnums=0)
 def logits(config, params, tokens, positions, segments):
     decoder = parameters.abstract(config)[0].merge(params).decoder
-    return decoder.logits(decoder(decoder.embed_tokens(tokens), positions, IntervalMask.from_segments(segments))[0])
+    return decoder.logits(
+        decoder(decoder.embed_tokens(tokens), positions, IntervalMask.from_segments(segments))[0]
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -67,7 +77,11 @@ def continued(config, params, tokens, positions, cache):
 def plain(tokens):
     """Tokens of one segment each, with their positions."""
     tokens = jnp.asarray(tokens, jnp.int32)
-    return tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), jnp.ones_like(tokens)
+    return (
+        tokens,
+        jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
+        jnp.ones_like(tokens),
+    )
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -97,7 +111,11 @@ def test_packed_rows_are_as_rows_of_their_own(llama, make_params, close):
     tokens, positions, segments = plain(llama["tokens"])
     rows, length = tokens.shape
     numbers = segments * jnp.arange(1, rows + 1)[:, None]
-    packed = logits(config, make_params(config), *(array.reshape(1, -1) for array in (tokens, positions, numbers)))
+    packed = logits(
+        config,
+        make_params(config),
+        *(array.reshape(1, -1) for array in (tokens, positions, numbers)),
+    )
     close(packed.reshape(rows, length, -1), llama["grouped/logits"])
 
 
@@ -109,6 +127,8 @@ def test_decoding_piece_by_piece_with_a_cache(llama, make_params, close):
 
     pieces = []
     for start, stop in ((0, 40), (40, 41), (41, 42), (42, 48)):
-        piece, cache = continued(config, params, tokens[:, start:stop], positions[:, start:stop], cache)
+        piece, cache = continued(
+            config, params, tokens[:, start:stop], positions[:, start:stop], cache
+        )
         pieces.append(piece)
     close(np.concatenate(pieces, axis=1), llama["scaled/logits"])

@@ -3,11 +3,13 @@
 import jax.numpy as jnp
 import pytest
 
-from mmjax.models.position_table import resize_table
+from mmjax.models.vit import resize_table
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-@pytest.mark.parametrize(("before", "after"), [(16, 32), (16, 24), (7, 11), (8, 5), (5, 5), (1, 3), (3, 1)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(16, 32), (16, 24), (7, 11), (8, 5), (5, 5), (1, 3), (3, 1)]
+)
 def test_resized_tables(before, after, align_corners, reference, close):
     theirs = reference("positions")
     table = jnp.asarray(theirs[f"{before}-{after}/table"])

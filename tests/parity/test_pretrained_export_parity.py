@@ -24,13 +24,38 @@ PARTS = {
 }  # folders of a saved LLaVA; prefix of their tensors
 SINGLE = [name for name in CASES if name != "llava"]
 FOLDERS = [*SINGLE, *PARTS]
-TOWERS = ("clip_whole", "siglip_whole", "llava/vision")  # whose original is a model of pictures and text
+TOWERS = (
+    "clip_whole",
+    "siglip_whole",
+    "llava/vision",
+)  # whose original is a model of images and text
 
 # What is not written, because the function does not depend on it or a default says it.
-UNWRITTEN = {"transformers_version", "dtype", "pretraining_tp", "output_router_logits", "router_jitter_noise", "layer_types"}
-UNWRITTEN_OF_DINOV2 = {"apply_layernorm", "out_features", "out_indices", "stage_names", "reshape_hidden_states", "use_mask_token"}
-UNWRITTEN |= UNWRITTEN_OF_DINOV2 | {"drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"}
-WINDOW = {"sliding_window", "max_window_layers"}  # of a model of the Qwen family that does not use it
+UNWRITTEN = {
+    "transformers_version",
+    "dtype",
+    "pretraining_tp",
+    "output_router_logits",
+    "router_jitter_noise",
+    "layer_types",
+}
+UNWRITTEN_OF_DINOV2 = {
+    "apply_layernorm",
+    "out_features",
+    "out_indices",
+    "stage_names",
+    "reshape_hidden_states",
+    "use_mask_token",
+}
+UNWRITTEN |= UNWRITTEN_OF_DINOV2 | {
+    "drop_path_rate",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+}
+WINDOW = {
+    "sliding_window",
+    "max_window_layers",
+}  # of a model of the Qwen family that does not use it
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +78,30 @@ def original_tensors(name):
     tensors = load_file((published if published.exists() else FOLDER / base) / "model.safetensors")
     if name in PARTS:
         prefix = PARTS[name]
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        tensors = {
+            key.removeprefix(prefix): value
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
     return {published_name(key): value for key, value in tensors.items() if is_read(key)}
 
 
 def published_name(name):
     """CLIP and SigLIP have a prefix that transformers has given up."""
-    given_up = ("embeddings.patch_embedding.", "embeddings.position_embedding.", "embeddings.class_embedding", "encoder.layers.")
+    given_up = (
+        "embeddings.patch_embedding.",
+        "embeddings.position_embedding.",
+        "embeddings.class_embedding",
+        "encoder.layers.",
+    )
     others = ("pre_layrnorm.", "post_layernorm.", "head.")
     return f"vision_model.{name}" if name.startswith((*given_up, *others)) else name
 
 
 def is_read(name):
-    return not name.startswith(("text_model.", "text_projection", "visual_projection", "logit_")) and not name.endswith(
-        ("rotary_emb.inv_freq", "position_ids", "mask_token")
-    )
+    return not name.startswith(
+        ("text_model.", "text_projection", "visual_projection", "logit_")
+    ) and not name.endswith(("rotary_emb.inv_freq", "position_ids", "mask_token"))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -79,8 +113,13 @@ def test_the_tensors_are_the_ones_that_were_loaded(name, exported):
 
 
 def test_bfloat16_stays_bfloat16(tmp_path):
-    save_pretrained(load_pretrained(FOLDER / "llama_bfloat16", dtype="bfloat16"), tmp_path / "saved")
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "saved", FOLDER / "llama_bfloat16"))
+    save_pretrained(
+        load_pretrained(FOLDER / "llama_bfloat16", dtype="bfloat16"), tmp_path / "saved"
+    )
+    ours, theirs = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "saved", FOLDER / "llama_bfloat16")
+    )
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         assert ours[key].dtype == value.dtype == "bfloat16"
@@ -92,7 +131,9 @@ def settings(config):
     config = dict(config)
     rope = config.pop("rope_parameters", None)
     if rope is None and "rope_theta" in config:
-        rope = (config.pop("rope_scaling") or {"rope_type": "default"}) | {"rope_theta": config.pop("rope_theta")}
+        rope = (config.pop("rope_scaling") or {"rope_type": "default"}) | {
+            "rope_theta": config.pop("rope_theta")
+        }
     if "num_key_value_heads" in config and config.get("head_dim") is None:
         config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
     return config | {f"rope {key}": value for key, value in (rope or {}).items()}
@@ -102,7 +143,13 @@ def settings(config):
 def test_the_settings_are_the_ones_that_were_loaded(name, exported):
     ours = json.loads((exported(name) / "config.json").read_text())
     theirs = json.loads((FOLDER / name.partition("/")[0] / "config.json").read_text())
-    theirs = theirs["text_config"] if name == "llava/decoder" else theirs["vision_config"] if name in TOWERS else theirs
+    theirs = (
+        theirs["text_config"]
+        if name == "llava/decoder"
+        else theirs["vision_config"]
+        if name in TOWERS
+        else theirs
+    )
     unwritten = UNWRITTEN | (set() if ours.get("use_sliding_window", True) else WINDOW)
     expected = {key: value for key, value in settings(theirs).items() if key not in unwritten}
     assert {key: settings(ours).get(key) for key in expected} == expected
@@ -116,7 +163,11 @@ def test_saved_loaded_and_saved_again_gives_the_same_bytes(name, exported, tmp_p
     module = load_pretrained(first)
     save_pretrained(module, tmp_path / "second")
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(tmp_path / "second") for path in (tmp_path / "second").rglob("*") if path.is_file())
+    assert files == sorted(
+        path.relative_to(tmp_path / "second")
+        for path in (tmp_path / "second").rglob("*")
+        if path.is_file()
+    )
     assert filecmp.cmpfiles(first, tmp_path / "second", files, shallow=False)[1:] == ([], [])
     before = load_pretrained(FOLDER / name)
     assert module.config == before.config
@@ -132,7 +183,13 @@ def read_by_transformers(exported, tmp_path_factory, oracle_interpreter):
     jobs = {}
     for name in FOLDERS:
         base = name.partition("/")[0]
-        part = "#text_config" if name == "llava/decoder" else "#vision_config" if name in TOWERS else ""
+        part = (
+            "#text_config"
+            if name == "llava/decoder"
+            else "#vision_config"
+            if name in TOWERS
+            else ""
+        )
         jobs[name] = {
             "folder": str(exported(name)),
             "original": str(FOLDER / base) + part,
@@ -162,7 +219,9 @@ def test_transformers_finds_every_key_and_no_other(name, read_by_transformers):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_transformers_finds_the_same_settings(name, read_by_transformers):
     report, _ = read_by_transformers(name)
-    unimportant = {"use_mask_token"} | (WINDOW if name.startswith("qwen") and name != "qwen2_window" else set())
+    unimportant = {"use_mask_token"} | (
+        WINDOW if name.startswith("qwen") and name != "qwen2_window" else set()
+    )
     assert not report["differing"].keys() - unimportant, report["differing"]
 
 

@@ -15,7 +15,10 @@ from mmjax.weights import load_pretrained
 
 FOLDER = pathlib.Path(__file__).parent / "references" / "pretrained"
 TOLERANCE = 2e-5  # of the largest value of the reference: float32 sums in another order
-MODEL_TYPES = {path.parent.name: json.loads(path.read_text())["model_type"] for path in sorted(FOLDER.glob("*/config.json"))}
+MODEL_TYPES = {
+    path.parent.name: json.loads(path.read_text())["model_type"]
+    for path in sorted(FOLDER.glob("*/config.json"))
+}
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "mixtral")
 VARIANTS = [name for name in MODEL_TYPES if name.endswith(("_published", "_sharded"))]
 CASES = {name: kind for name, kind in MODEL_TYPES.items() if name not in VARIANTS}
@@ -30,7 +33,12 @@ def reference(name):
         return dict(file)
 
 
-VISION_SIZES = [(name, key.removeprefix("last:")) for name in VISION_CASES for key in reference(name) if key.startswith("last:")]
+VISION_SIZES = [
+    (name, key.removeprefix("last:"))
+    for name in VISION_CASES
+    for key in reference(name)
+    if key.startswith("last:")
+]
 
 
 @functools.cache
@@ -49,7 +57,11 @@ def compute_logits(config, params, inputs):
 def compute_states(config, params, pixels):
     encoder, vision = parameters.abstract(config)[0].merge(params), config.vision
     pooled = encoder.pooled(pixels) if vision.class_token or vision.pooling_head else None
-    return jnp.stack(encoder(pixels, layers=tuple(range(vision.layers + 1)))), encoder.last(pixels), pooled
+    return (
+        jnp.stack(encoder(pixels, layers=tuple(range(vision.layers + 1)))),
+        encoder.last(pixels),
+        pooled,
+    )
 
 
 def padded(rows):
@@ -80,7 +92,9 @@ def test_logits_and_greedy_generation(name):
         ours = np.asarray(compute_logits(config, params, padded([first, second, text])))
         if step == 0:
             assert_close(ours[:2, : len(first)], theirs["logits"])
-        assert ours[2, len(text) - 1].argmax() == token, f"token {step}, where theirs leads by {theirs['gaps'][0, step]:.1e} of the largest"
+        assert ours[2, len(text) - 1].argmax() == token, (
+            f"token {step}, where theirs leads by {theirs['gaps'][0, step]:.1e} of the largest"
+        )
         text.append(token)
     assert len(text) == 72 and theirs["gaps"].min() > TOLERANCE
 
@@ -88,7 +102,10 @@ def test_logits_and_greedy_generation(name):
 @pytest.mark.parametrize("length", [24, 48, 72])
 def test_frequencies_that_depend_on_the_length_of_the_text(length):
     theirs = reference("llama_dynamic")
-    assert_close(compute_logits(*loaded("llama_dynamic"), jnp.asarray(theirs["tokens"][:, :length])), theirs[f"logits:{length}"])
+    assert_close(
+        compute_logits(*loaded("llama_dynamic"), jnp.asarray(theirs["tokens"][:, :length])),
+        theirs[f"logits:{length}"],
+    )
 
 
 @pytest.mark.parametrize(("name", "size"), VISION_SIZES)
@@ -104,31 +121,33 @@ def test_hidden_states(name, size):
 
 
 @pytest.mark.parametrize("name", ["clip_vision", "siglip_vision", "dinov2"])
-def test_bytes_of_pictures_are_normalised_as_the_family_does(name):
+def test_bytes_of_images_are_normalised_as_the_family_does(name):
     theirs = reference(name)
     assert_close(compute_states(*loaded(name), theirs["images:own"])[1], theirs["last:own"])
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
-def test_llava(pictures):
+@pytest.mark.parametrize("images", [1, 2])
+def test_llava(images):
     theirs, (config, params) = reference("llava"), loaded("llava")
-    batch = llava_batch(theirs[f"tokens:{pictures}"], theirs["images"][None, :pictures])
-    assert_close(compute_logits(config, params, batch), theirs[f"logits:{pictures}"])
+    batch = llava_batch(theirs[f"tokens:{images}"], theirs["images"][None, :images])
+    assert_close(compute_logits(config, params, batch), theirs[f"logits:{images}"])
 
 
 def llava_batch(tokens, images):
-    """One row of text with its pictures where the image token stands."""
-    place = tokens == json.loads((FOLDER / "llava" / "config.json").read_text())["image_token_index"]
+    """One row of text with its images where the image token stands."""
+    place = (
+        tokens == json.loads((FOLDER / "llava" / "config.json").read_text())["image_token_index"]
+    )
     ones = np.ones(tokens.shape, np.int32)
     return Batch(
         tokens=tokens.astype(np.int32),
         targets=-ones,
-        segments=ones,
-        prefixes=0 * ones,
+        segment_ids=ones,
+        prefix_segment_ids=0 * ones,
         positions=np.arange(tokens.shape[1], dtype=np.int32)[None],
         images=images,
         image_mask=np.ones(images.shape[:2], bool),
-        image_slot=np.where(place, place.cumsum(axis=1) - 1, -1).astype(np.int32),
+        visual_embedding_index=np.where(place, place.cumsum(axis=1) - 1, -1).astype(np.int32),
     )
 
 
@@ -142,7 +161,12 @@ def test_another_way_to_write_a_checkpoint_gives_the_same_model(name):
 
 @pytest.mark.parametrize(
     "names",
-    [("llama_yarn", "llama_yarn_settings"), ("mixtral", "mixtral_window"), ("qwen2_untied", "qwen2_tied"), ("qwen2_tied", "qwen2_window")],
+    [
+        ("llama_yarn", "llama_yarn_settings"),
+        ("mixtral", "mixtral_window"),
+        ("qwen2_untied", "qwen2_tied"),
+        ("qwen2_tied", "qwen2_window"),
+    ],
 )
 def test_the_settings_matter(names):
     """Else one that is not obeyed would pass."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmjax.errors import InputError
-from mmjax.fetch import fetched
+from mmjax.fetch.downloads import fetched
 from mmjax.models import parameters
 from mmjax.weights import load_pretrained, save_pretrained
 
@@ -30,8 +30,8 @@ def fetched_or_skip(name):
 
 def compiled(module, call):
     """A function of a module, compiled with the parameters as arguments: as constants they would be compiled in."""
-    structure, params = parameters.split(module)
-    function = jax.jit(lambda params, inputs: call(structure.merge(params), inputs))
+    model_def, params = parameters.split(module)
+    function = jax.jit(lambda params, inputs: call(model_def.merge(params), inputs))
     return lambda inputs: function(params, inputs)
 
 
@@ -43,26 +43,41 @@ def test_smollm2(recorded):
     """Logits of a sentence. After "What is the capital of France?", and after each token of the answer, the next is the most likely."""
     smollm2 = compiled(load_smollm2(), lambda decoder, tokens: decoder(tokens))
     theirs = recorded("smollm2")
-    sentence, answer = theirs["tokens"][0], np.concatenate([theirs["prompt"][0], theirs["generated"][0]])
+    sentence, answer = (
+        theirs["tokens"][0],
+        np.concatenate([theirs["prompt"][0], theirs["generated"][0]]),
+    )
     rows = np.zeros((2, max(len(sentence), len(answer))), np.int32)
     rows[0, : len(sentence)], rows[1, : len(answer)] = sentence, answer
     ours = np.asarray(smollm2(rows))
 
     logits = ours[0, : len(sentence)]
-    assert np.abs(logits[:, ::EVERY] - theirs["logits"]).max() <= SMOLLM2_TOLERANCE * theirs["largest"]
+    assert (
+        np.abs(logits[:, ::EVERY] - theirs["logits"]).max() <= SMOLLM2_TOLERANCE * theirs["largest"]
+    )
     assert theirs["gaps"].min() > SMOLLM2_TOLERANCE * theirs["largest"]
-    np.testing.assert_array_equal(ours[1, theirs["prompt"].size - 1 : len(answer) - 1].argmax(axis=1), theirs["generated"][0])
+    np.testing.assert_array_equal(
+        ours[1, theirs["prompt"].size - 1 : len(answer) - 1].argmax(axis=1), theirs["generated"][0]
+    )
     assert theirs["answer"].tobytes().decode() == "The capital of France is Paris."
 
 
 @pytest.mark.slow
 def test_transformers_reads_smollm2_that_came_from_gguf(recorded, oracle_interpreter):
     theirs = recorded("smollm2")
-    with tempfile.TemporaryDirectory() as name:  # half a gigabyte, which is not kept as pytest's folders are
+    with (
+        tempfile.TemporaryDirectory() as name
+    ):  # half a gigabyte, which is not kept as pytest's folders are
         root = pathlib.Path(name)
         save_pretrained(load_smollm2(), root / "saved")
-        job = {"folder": str(root / "saved"), "original": str(root / "saved"), "outputs": str(root / "out.npz")}
-        (root / "jobs.json").write_text(json.dumps({"smollm2": job | {"inputs": str(HERE / "references" / "smollm2.npz")}}))
+        job = {
+            "folder": str(root / "saved"),
+            "original": str(root / "saved"),
+            "outputs": str(root / "out.npz"),
+        }
+        (root / "jobs.json").write_text(
+            json.dumps({"smollm2": job | {"inputs": str(HERE / "references" / "smollm2.npz")}})
+        )
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
         command = [oracle_interpreter, str(HERE / "load_exported.py"), str(root / "jobs.json")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -70,12 +85,21 @@ def test_transformers_reads_smollm2_that_came_from_gguf(recorded, oracle_interpr
         report = json.loads(done.stdout.splitlines()[-1])["smollm2"]
         assert not (report["missing"] or report["unexpected"] or report["mismatched"]), report
         with np.load(root / "out.npz") as ours:
-            assert np.abs(ours["logits"][0, :, ::EVERY] - theirs["logits"]).max() <= SMOLLM2_TOLERANCE * theirs["largest"]
+            assert (
+                np.abs(ours["logits"][0, :, ::EVERY] - theirs["logits"]).max()
+                <= SMOLLM2_TOLERANCE * theirs["largest"]
+            )
 
 
 def test_dinov2_small(recorded):
     folder, theirs = fetched_or_skip("dinov2-small"), recorded("dinov2_small")
-    encode = compiled(load_pretrained(folder), lambda encoder, pixels: (*encoder(pixels, layers=(8, 10)), encoder.last(pixels)))
+    encode = compiled(
+        load_pretrained(folder),
+        lambda encoder, pixels: (*encoder(pixels, layers=(8, 10)), encoder.last(pixels)),
+    )
     states = encode(theirs["image"][None])
     for key, state in zip(("hidden:8", "hidden:10", "last"), states, strict=True):
-        assert np.abs(state[0, theirs["tokens"]] - theirs[key]).max() <= DINOV2_TOLERANCE * theirs[f"largest:{key}"], key
+        assert (
+            np.abs(state[0, theirs["tokens"]] - theirs[key]).max()
+            <= DINOV2_TOLERANCE * theirs[f"largest:{key}"]
+        ), key

@@ -18,7 +18,7 @@ class Level(nn.Module):
         self.up, self.down = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
 
     def forward(self, queries: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """queries [t, D], patches [S, D], of one window of one picture."""
+        """queries [t, D], patches [S, D], of one window of one image."""
         features = self.norm_features(patches)
         q, k, v = self.query(self.norm_query(queries)), self.key(features), self.value(features)
         heads = []
@@ -33,14 +33,16 @@ class Level(nn.Module):
 class Scale(nn.Module):
     """One window size."""
 
-    def __init__(self, window: int, queries: int, levels: int, width: int, head_dim: int, mlp_width: int):
+    def __init__(
+        self, window: int, queries: int, levels: int, width: int, head_dim: int, mlp_width: int
+    ):
         super().__init__()
         self.window = window
         self.queries = nn.Parameter(torch.zeros(queries, width))
-        self.levels = nn.ModuleList(Level(width, head_dim, mlp_width) for _ in range(levels))
+        self.blocks = nn.ModuleList(Level(width, head_dim, mlp_width) for _ in range(levels))
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """features: one [grid, grid, D] per level, of one picture."""
+        """features: one [grid, grid, D] per level, of one image."""
         side = features[0].shape[0] // self.window
         per_window = len(self.queries) // side**2
         tokens = []
@@ -48,10 +50,10 @@ class Scale(nn.Module):
             for column in range(side):
                 index = row * side + column
                 queries = self.queries[index * per_window : (index + 1) * per_window]
-                for level, picture in zip(self.levels, features, strict=False):
+                for level, image in zip(self.blocks, features, strict=False):
                     rows = slice(row * self.window, (row + 1) * self.window)
                     columns = slice(column * self.window, (column + 1) * self.window)
-                    queries = level(queries, picture[rows, columns].flatten(0, 1))
+                    queries = level(queries, image[rows, columns].flatten(0, 1))
                 tokens.append(queries)
         return torch.cat(tokens)
 
@@ -59,15 +61,32 @@ class Scale(nn.Module):
 class Resampler(nn.Module):
     """All scales, coarse to fine, then one norm and one projection."""
 
-    def __init__(self, windows: list[int], queries: list[int], levels: int, width: int, head_dim: int, mlp_width: int, output_width: int):
+    def __init__(
+        self,
+        windows: list[int],
+        queries: list[int],
+        levels: int,
+        width: int,
+        head_dim: int,
+        mlp_width: int,
+        output_width: int,
+    ):
         super().__init__()
-        self.scales = nn.ModuleList(Scale(w, n, levels, width, head_dim, mlp_width) for w, n in zip(windows, queries, strict=False))
+        self.scales = nn.ModuleList(
+            Scale(w, n, levels, width, head_dim, mlp_width)
+            for w, n in zip(windows, queries, strict=False)
+        )
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, output_width)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """features: one [B, P, D] per level; returns [B, L, output_width]."""
         grid = math.isqrt(features[0].shape[1])
-        pictures = [[level[image].unflatten(0, (grid, grid)) for level in features] for image in range(len(features[0]))]
-        tokens = torch.stack([torch.cat([scale(picture) for scale in self.scales]) for picture in pictures])
+        images = [
+            [level[index].unflatten(0, (grid, grid)) for level in features]
+            for index in range(len(features[0]))
+        ]
+        tokens = torch.stack(
+            [torch.cat([scale(image) for scale in self.scales]) for image in images]
+        )
         return self.projection(self.norm(tokens))

@@ -5,21 +5,29 @@ import html
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.report.charts import Axes, Series, Span, line_chart, linear_ticks, logarithmic_ticks
+from mmjax.report.charts import Axes, ChartSpan, Series, line_chart, linear_ticks, logarithmic_ticks
 from mmjax.report.html import Html, escape, join, tag
 
 
 @given(st.text())
 def test_text_survives_escaping(text: str) -> None:
     assert all(character not in escape(text) for character in "<>\"'")
-    allowed = "".join(c for c in text if (c in "\t\n\r" or ord(c) >= 32) and not 0x7F <= ord(c) <= 0x9F and not 0xD800 <= ord(c) <= 0xDFFF)
+    allowed = "".join(
+        c
+        for c in text
+        if (c in "\t\n\r" or ord(c) >= 32)
+        and not 0x7F <= ord(c) <= 0x9F
+        and not 0xD800 <= ord(c) <= 0xDFFF
+    )
     assert html.unescape(escape(text)).replace("\ufffd", "") == allowed.replace("\ufffd", "")
     escape(text).encode("utf-8")
 
 
 def test_elements() -> None:
     assert tag("p", "a < b", class_="x") == '<p class="x">a &lt; b</p>'
-    assert tag("p", tag("b", "bold"), None, ["x", Html("<i>y</i>")]) == "<p><b>bold</b>x<i>y</i></p>"
+    assert (
+        tag("p", tag("b", "bold"), None, ["x", Html("<i>y</i>")]) == "<p><b>bold</b>x<i>y</i></p>"
+    )
     assert tag("img", src="a", alt=None) == '<img src="a">'
     assert tag("circle", r=3, stroke_width=1.5) == '<circle r="3" stroke-width="1.5"/>'
     assert tag("text", x=1 / 3) == '<text x="0.33"></text>'
@@ -50,13 +58,17 @@ def test_linear_ticks_enclose_the_data(one: float, other: float) -> None:
 @given(st.lists(st.tuples(st.floats(0, 100), positive), min_size=1, max_size=30), st.booleans())
 def test_every_chart_can_be_drawn(points: list[tuple[float, float]], logarithmic: bool) -> None:
     drawn = line_chart(
-        [Series("loss", "train", tuple(sorted(points)), marks=True)], Axes("step", "loss", (Span(0, 100, "only"),), logarithmic)
+        [Series("loss", "train", tuple(sorted(points)), draw_points=True)],
+        Axes("step", "loss", (ChartSpan(0, 100, "only"),), logarithmic),
     )
     assert drawn.count("<svg") == 2 and "nan" not in drawn and "inf" not in drawn
 
 
 def test_long_series_are_thinned_but_keep_their_ends() -> None:
     points = tuple((float(step), 1.0 + step) for step in range(5000))
-    drawn = line_chart([Series("loss", "train", points)], Axes("step", "loss", (Span(0, 4999, "only"),), False))
+    drawn = line_chart(
+        [Series("loss", "train", points)],
+        Axes("step", "loss", (ChartSpan(0, 4999, "only"),), False),
+    )
     assert len(drawn) < 40_000
     assert ">4,000<" in drawn

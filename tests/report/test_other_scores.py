@@ -10,16 +10,27 @@ from mmjax.report.sections import ledger, other_scores
 
 
 def note(workdir, *records) -> None:
-    (workdir / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (workdir / "evaluations.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records)
+    )
 
 
 def scored(stage: str, step: int, right: float, nll: float) -> dict:
-    captions = {"score": 0.25, "measure": "CIDEr-D", "nll": nll, "nll_shuffled": None}
-    return {"stage": stage, "step": step, "eval": {"easy_vqa": {"score": right}, "captions": captions}}
+    captions = {"score": 0.25, "metric": "CIDEr-D", "nll": nll, "nll_shuffled": None}
+    return {
+        "stage": stage,
+        "step": step,
+        "eval": {"easy_vqa": {"score": right}, "captions": captions},
+    }
 
 
 def test_each_point_has_its_newest_score(workdir):
-    note(workdir, scored("pretrain", 96, 0.1, 9.0), scored("finetune", 0, 0.5, 2.5), scored("pretrain", 96, 0.6, 3.25))
+    note(
+        workdir,
+        scored("pretrain", 96, 0.1, 9.0),
+        scored("finetune", 0, 0.5, 2.5),
+        scored("pretrain", 96, 0.6, 3.25),
+    )
     shown = str(other_scores.render(reading.read(workdir)))
     assert "60.0 %" in shown and "10.0 %" not in shown and "3.250" in shown and "2.500" in shown
     assert "what it begins with" in shown and "step 96" in shown and "CIDEr-D" in shown
@@ -43,6 +54,10 @@ def test_a_surrogate_says_how_many_blocks_it_has(workdir, translators, kept):
     config = json.loads((workdir / "config.json").read_text())
     first, *_ = config["stages"]
     assert "blocks of the language model" not in str(ledger.render(reading.read(workdir)))
-    config["stages"][first]["model"]["decoder"] |= {"layers": 8, "replaced": [[1, 8]], "translators": translators}
+    config["stages"][first]["model"]["decoder"] |= {
+        "layers": 8,
+        "replaced_layers": [[1, 8]],
+        "translators": translators,
+    }
     (workdir / "config.json").write_text(json.dumps(config))
     assert f"{kept} of 8" in str(ledger.render(reading.read(workdir)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from mmjax.report.pictures import heat, thumbnail
+from mmjax.report.images import heat, thumbnail
 
 WHITE = np.full((16, 16, 3), 255, np.uint8)
 
@@ -35,8 +35,12 @@ def test_the_tint_is_where_the_weight_is() -> None:
 
 def test_thumbnails(tmp_path: Path) -> None:
     Pillow.new("RGBA", (400, 200), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (thumbnail(tmp_path / "clear.png", "a <picture>") or "").startswith('<img src="data:image/png;base64,')
-    assert "a &lt;picture&gt;" in (thumbnail(tmp_path / "clear.png", "a <picture>") or "")
+    assert (thumbnail(tmp_path / "clear.png", "a <image>") or "").startswith(
+        '<img src="data:image/png;base64,'
+    )
+    assert "a &lt;image&gt;" in (thumbnail(tmp_path / "clear.png", "a <image>") or "")
     (tmp_path / "broken.png").write_bytes((tmp_path / "clear.png").read_bytes()[:60])
-    (tmp_path / "text.png").write_text("no picture")
-    assert [thumbnail(tmp_path / name, "") for name in ("broken.png", "text.png", "none.png", ".")] == [None] * 4
+    (tmp_path / "text.png").write_text("no image")
+    assert [
+        thumbnail(tmp_path / name, "") for name in ("broken.png", "text.png", "none.png", ".")
+    ] == [None] * 4

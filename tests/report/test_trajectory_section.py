@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmjax import report
-from mmjax.report.trajectory_figure import MOST_LINES, drawing, figure
+from mmjax.report.charts import MOST_LINES, drawing, figure
 from tests.report.test_report import HOSTILE, Page
 
 TITLE = "Prediction trajectory"
@@ -17,7 +17,11 @@ TITLE = "Prediction trajectory"
 def make_record(samples: int = 30, layers: int = 12, cut: bool = True) -> dict[str, Any]:
     curve = np.minimum(np.linspace(3, 2.8, layers), np.linspace(6, 0, layers))
     curves = curve * np.random.default_rng(0).uniform(0.6, 1.5, (samples, 1))
-    found = {"layer": 7, "replaced": [7, layers - 1], "fit": [[0, 3.0], [6, 2.9], [layers - 1, 0.0]]}
+    found = {
+        "layer": 7,
+        "replaced_layers": [7, layers - 1],
+        "fit": [[0, 3.0], [6, 2.9], [layers - 1, 0.0]],
+    }
     return {
         "model": {"weights": "fetched:smollm2"},
         "median": np.median(curves, axis=0).tolist(),
@@ -53,7 +57,14 @@ def test_a_run_with_one_shows_it(workdir: Path, cut: bool) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", "{}", '{"samples": 3}', json.dumps(make_record() | {"cut": {"layer": 1}}), json.dumps(make_record() | {"median": "x"})],
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"samples": 3}',
+        json.dumps(make_record() | {"cut": {"layer": 1}}),
+        json.dumps(make_record() | {"median": "x"}),
+    ],
 )
 def test_a_damaged_one_is_named(workdir: Path, content: str) -> None:
     page = rendered(workdir, content)

@@ -29,15 +29,23 @@ def make_state(seed: int, width: int = 4) -> TrainState:
         "connector/projection/kernel": jnp.asarray(random.normal(size=(3, width)), jnp.float32),
         "decoder/norm/scale": jnp.asarray(random.normal(size=width), jnp.float32),
     }
-    frozen = {"decoder/layers/mlp/up/kernel": jnp.asarray(random.normal(size=(2, width, 5)), jnp.bfloat16)}
+    frozen = {
+        "decoder/layers/mlp/up/kernel": jnp.asarray(random.normal(size=(2, width, 5)), jnp.bfloat16)
+    }
     zeros, ones = ({path: factor * value for path, value in trainable.items()} for factor in (0, 1))
     return TrainState(
-        trainable, frozen, optax.ScaleByAdamState(jnp.int32(seed), zeros, ones), jnp.int32(seed), jax.random.key_data(jax.random.key(seed))
+        trainable,
+        frozen,
+        optax.ScaleByAdamState(jnp.int32(seed), zeros, ones),
+        jnp.int32(seed),
+        jax.random.key_data(jax.random.key(seed)),
     )
 
 
 def abstract(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
@@ -78,7 +86,9 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         for step, loss in losses.items():
             kept.save(step, make_state(step), 0, {}, loss)
     assert published(tmp_path) == [2, 6, 7]
-    with Checkpoints(tmp_path, keep_last=2, keep_best=True) as kept:  # which one is best is known after a restart, too
+    with Checkpoints(
+        tmp_path, keep_last=2, keep_best=True
+    ) as kept:  # which one is best is known after a restart, too
         kept.save(8, make_state(8), 0, {}, 9.0)
     assert published(tmp_path) == [2, 7, 8]
 
@@ -98,7 +108,9 @@ def test_a_published_step_is_never_written_again(tmp_path):
 
 
 def test_arrays_may_be_given_away_while_they_are_being_saved(tmp_path):
-    advance = jax.jit(lambda state: jax.tree.map(lambda x: x + x.dtype.type(1), state), donate_argnums=0)
+    advance = jax.jit(
+        lambda state: jax.tree.map(lambda x: x + x.dtype.type(1), state), donate_argnums=0
+    )
     state = advance(make_state(1, width=100_000))
     expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
     with Checkpoints(tmp_path) as kept:
@@ -141,11 +153,17 @@ def truncate(path: pathlib.Path) -> None:
 DAMAGES = {"flip": flip, "truncate": truncate, "delete": pathlib.Path.unlink}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the storage library's own, when a read fails
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # the storage library's own, when a read fails
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_gives_the_same_state_or_the_one_before(tmp_path, damage):
     save(tmp_path / "good", 3, 7)
-    files = [path.relative_to(tmp_path / "good") for path in sorted((tmp_path / "good" / "7").rglob("*")) if path.is_file()]
+    files = [
+        path.relative_to(tmp_path / "good")
+        for path in sorted((tmp_path / "good" / "7").rglob("*"))
+        if path.is_file()
+    ]
     fell_back = []
     for number, file in enumerate(files):
         folder = tmp_path / str(number)
@@ -200,7 +218,10 @@ def test_if_none_can_be_read_nothing_is_touched_and_nothing_begins_anew(tmp_path
     save(tmp_path, 3, 7)
     for step in (3, 7):
         flip(tmp_path / str(step) / "record" / "record.json")
-    with Checkpoints(tmp_path) as kept, pytest.raises(InputError, match="None of the 2 checkpoints"):
+    with (
+        Checkpoints(tmp_path) as kept,
+        pytest.raises(InputError, match="None of the 2 checkpoints"),
+    ):
         kept.restore_latest(abstract(make_state(0)))
     assert published(tmp_path) == [3, 7]
 
@@ -218,7 +239,7 @@ def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch, error):
     assert published(tmp_path) == [3, 7]
 
 
-# Structure
+# ModelDef
 
 
 def test_another_structure_is_refused_with_a_list(tmp_path):
@@ -226,14 +247,18 @@ def test_another_structure_is_refused_with_a_list(tmp_path):
     state = make_state(0)
     trainable = {
         "connector/projection/kernel": jnp.zeros((4, 3)),  # misshapen
-        "decoder/norm/scale": state.trainable["decoder/norm/scale"].astype(jnp.bfloat16),  # of another type
+        "decoder/norm/scale": state.trainable["decoder/norm/scale"].astype(
+            jnp.bfloat16
+        ),  # of another type
         "vision/patch/kernel": jnp.zeros((2, 2)),  # not in the checkpoint
     }
     other = TrainState(trainable, {}, state.optimizer, state.step, state.rng)
     with Checkpoints(tmp_path) as kept, pytest.raises(InputError) as caught:
         kept.restore_latest(abstract(other))
     message = str(caught.value)
-    assert "trainable/connector/projection/kernel: float32[3, 4] there, float32[4, 3] here" in message
+    assert (
+        "trainable/connector/projection/kernel: float32[3, 4] there, float32[4, 3] here" in message
+    )
     assert "trainable/decoder/norm/scale: float32[4] there, bfloat16[4] here" in message
     assert "trainable/vision/patch/kernel: missing" in message
     assert "frozen/decoder/layers/mlp/up/kernel: not part of this model" in message
@@ -299,9 +324,20 @@ with Checkpoints(pathlib.Path(sys.argv[1])) as kept:
 
 def test_a_state_is_restored_to_other_devices_and_back(tmp_path):
     save(tmp_path, 3)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", RESHARD, str(tmp_path)], env=environment | {"PYTHONPATH": "."}, check=True)
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    subprocess.run(
+        [sys.executable, "-c", RESHARD, str(tmp_path)],
+        env=environment | {"PYTHONPATH": "."},
+        check=True,
+    )
     with Checkpoints(tmp_path) as kept:
         found = kept.restore_latest(abstract(make_state(0)))
     assert found.step == 5
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y + y.dtype.type(1)), found.state, make_state(3))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(x, y + y.dtype.type(1)),
+        found.state,
+        make_state(3),
+    )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmjax.training import chrono as training_chrono
-from mmjax.training.chrono import CAUSES, Chrono
+from mmjax.training import result as training_chrono
+from mmjax.training.result import CAUSES, Chrono
 
 
 @pytest.fixture
@@ -26,7 +26,11 @@ def test_time_goes_to_the_innermost_cause(clock):
             clock(4)
         clock(8)
     clock(16)
-    assert chrono.seconds == dict.fromkeys(CAUSES, 0.0) | {"other": 17.0, "evaluation": 10.0, "save": 4.0}
+    assert chrono.seconds == dict.fromkeys(CAUSES, 0.0) | {
+        "other": 17.0,
+        "evaluation": 10.0,
+        "save": 4.0,
+    }
     assert chrono.total == 31.0
 
 

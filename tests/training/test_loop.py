@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from mmjax.errors import InputError, NonFiniteError, Preempted
-from mmjax.recipe import OptimizerConfig
+from mmjax.recipe.recipe import OptimizerConfig
 from mmjax.training import loop as training_loop
-from mmjax.training.integrity import describe
+from mmjax.training.checkpoint import describe
 from tests.training import toy
 
 
@@ -33,7 +33,9 @@ def whole(data, tmp_path_factory):
 
 
 def record(workdir: pathlib.Path, step: int = toy.STEPS) -> dict:
-    return json.loads((workdir / "checkpoints" / str(step) / "record" / "record.json").read_text())["content"]
+    return json.loads((workdir / "checkpoints" / str(step) / "record" / "record.json").read_text())[
+        "content"
+    ]
 
 
 def assert_same_end(workdir: pathlib.Path, result, whole) -> None:
@@ -41,7 +43,9 @@ def assert_same_end(workdir: pathlib.Path, result, whole) -> None:
     folder, expected, _ = whole
     found, wanted = record(workdir), record(folder)
     assert found["arrays"] == wanted["arrays"]  # with a digest of each
-    assert {"step", "rng", "optimizer/count", "optimizer/nu/decoder/embedding"} < found["arrays"].keys()
+    assert {"step", "rng", "optimizer/count", "optimizer/nu/decoder/embedding"} < found[
+        "arrays"
+    ].keys()
     for name in ("position", "window", "skipped", "config_digest"):
         assert found["metadata"][name] == wanted["metadata"][name], name
     assert found["row"] == wanted["row"] == 2 * toy.STEPS
@@ -61,7 +65,14 @@ def test_a_run_reports_what_it_did(whole):
     folder, result, screen = whole
     assert (result.steps, result.samples, result.finished) == (toy.STEPS, 2 * toy.STEPS, True)
     assert 0 < result.tokens <= 2 * toy.STEPS * (12 + 2 * 4)
-    assert result.flops > 0 and set(result.seconds) == {"compile", "input", "step", "evaluation", "save", "other"}
+    assert result.flops > 0 and set(result.seconds) == {
+        "compile",
+        "input",
+        "step",
+        "evaluation",
+        "save",
+        "other",
+    }
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], "loss" in line, "holdout/loss" in line) for line in lines] == [
@@ -70,9 +81,13 @@ def test_a_run_reports_what_it_did(whole):
         (6, True, False),
         (6, False, True),
     ]
-    assert {"token_accuracy", "gradient_norm", "gradient_norm/decoder", "learning_rate"} <= lines[1].keys()
+    assert {"token_accuracy", "gradient_norm", "gradient_norm/decoder", "learning_rate"} <= lines[
+        1
+    ].keys()
     assert {"steps_per_second", "images_per_second", "tokens_per_second", "mfu"} <= lines[1].keys()
-    assert sum(value for name, value in lines[1].items() if name.startswith("time_share/")) == pytest.approx(1.0)
+    assert sum(
+        value for name, value in lines[1].items() if name.startswith("time_share/")
+    ) == pytest.approx(1.0)
     assert result.held_out_loss == lines[-1]["holdout/loss"]
     assert "first batch in" in screen and "compiled in" in screen and "compiled anew" not in screen
     assert screen.count("MFU = (forward + backward FLOPs") == 1
@@ -160,7 +175,9 @@ def test_an_evaluation_cut_short_and_then_a_crash_leave_no_line_twice(data, whol
     stop, edit = stop_when_read("holdout", 0)
     with pytest.raises(Preempted, match="step 3"):
         toy.train(rare, tmp_path, stop=stop, edit_rows=edit)
-    with pytest.raises(ConnectionError):  # after the held-out loss of step 3 was measured and logged again
+    with pytest.raises(
+        ConnectionError
+    ):  # after the held-out loss of step 3 was measured and logged again
         toy.train(rare, tmp_path, edit_rows=crash_when_read(8))
     assert_same_end(tmp_path, toy.train(rare, tmp_path), whole)
 
@@ -182,7 +199,9 @@ def test_a_damaged_newest_step_costs_its_steps_only(data, whole, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_with_the_samples_named(data, tmp_path):
-    recipe = toy.small_recipe(data, every=1, optimizer=OptimizerConfig(1e30, schedule="constant", clip_norm=None))
+    recipe = toy.small_recipe(
+        data, every=1, optimizer=OptimizerConfig(1e30, schedule="constant", clip_norm=None)
+    )
     rows = []
 
     def remember(train_rows, held_out):
@@ -193,18 +212,50 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_the_samples_named(data, t
         toy.train(recipe, tmp_path, edit_rows=remember)
     dump = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (dump["step"], dump["stage"]) == (2, "toy") and dump["what"] in ("loss", "gradient")
-    assert dump["samples"] == [rows[0].sample_ids(index) for index in (2, 3)] and all(dump["samples"])
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1"]  # nothing of the bad step was saved
+    assert dump["samples"] == [rows[0].sample_ids(index) for index in (2, 3)] and all(
+        dump["samples"]
+    )
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "1"
+    ]  # nothing of the bad step was saved
 
 
 @pytest.mark.parametrize(
     "one_at_a_time, later",
     [
-        (False, ("step", "step", "look at 2", "step", "look at 3", "step", "look at 4", "step", "look at 5")),
-        (True, ("step", "look at 2", "step", "look at 3", "step", "look at 4", "step", "look at 5", "step")),
+        (
+            False,
+            (
+                "step",
+                "step",
+                "look at 2",
+                "step",
+                "look at 3",
+                "step",
+                "look at 4",
+                "step",
+                "look at 5",
+            ),
+        ),
+        (
+            True,
+            (
+                "step",
+                "look at 2",
+                "step",
+                "look at 3",
+                "step",
+                "look at 4",
+                "step",
+                "look at 5",
+                "step",
+            ),
+        ),
     ],
 )
-def test_an_accelerator_is_not_waited_for_before_it_has_the_next_step_and_a_cpu_is(data, tmp_path, monkeypatch, one_at_a_time, later):
+def test_an_accelerator_is_not_waited_for_before_it_has_the_next_step_and_a_cpu_is(
+    data, tmp_path, monkeypatch, one_at_a_time, later
+):
     assert training_loop.one_at_a_time() == (jax.default_backend() == "cpu")
     monkeypatch.setattr(training_loop, "one_at_a_time", lambda: one_at_a_time)
     events = []
@@ -229,7 +280,9 @@ def test_an_accelerator_is_not_waited_for_before_it_has_the_next_step_and_a_cpu_
     monkeypatch.setattr(training_loop, "make_train_step", recording)
     monkeypatch.setattr(training_loop, "check_finite", checking)
     recipe = toy.small_recipe(data, every=100)
-    quiet = dataclasses.replace(recipe, logging=dataclasses.replace(recipe.logging, every=100, evaluate_every=0))
+    quiet = dataclasses.replace(
+        recipe, logging=dataclasses.replace(recipe.logging, every=100, evaluate_every=0)
+    )
     toy.train(quiet, tmp_path)
     assert events == [
         *("step", "look at 1"),  # the compilation is timed
@@ -242,7 +295,9 @@ def test_an_accelerator_is_not_waited_for_before_it_has_the_next_step_and_a_cpu_
 def test_input_is_waited_for_only_where_no_step_is_under_way(data, tmp_path, monkeypatch, done):
     monkeypatch.setattr(training_loop, "is_done", lambda metrics: done)
     recipe = toy.small_recipe(data, every=100)
-    quiet = dataclasses.replace(recipe, logging=dataclasses.replace(recipe.logging, every=1, evaluate_every=0))
+    quiet = dataclasses.replace(
+        recipe, logging=dataclasses.replace(recipe.logging, every=1, evaluate_every=0)
+    )
     seconds = []
     take = training_loop.batches
 
@@ -252,9 +307,15 @@ def test_input_is_waited_for_only_where_no_step_is_under_way(data, tmp_path, mon
             yield (time.sleep(0.1) or found for found in data)
 
     monkeypatch.setattr(training_loop, "batches", slow)
-    monkeypatch.setattr(training_loop._Loop, "_log_if_due", lambda loop: seconds.append(loop.chrono.seconds["input"]))
+    monkeypatch.setattr(
+        training_loop._Loop,
+        "_log_if_due",
+        lambda loop: seconds.append(loop.chrono.seconds["input"]),
+    )
     toy.train(quiet, tmp_path)
-    later = seconds[-1] - seconds[1]  # the first step is waited for, so that the device waits for the second batch
+    later = (
+        seconds[-1] - seconds[1]
+    )  # the first step is waited for, so that the device waits for the second batch
     assert later > 0.1 * (len(seconds) - 2) if done else later < 0.1
 
 
@@ -277,7 +338,10 @@ def test_a_second_compilation_is_noticed(data, tmp_path, monkeypatch):
     screen = io.StringIO()
     recipe = toy.small_recipe(data)
     toy.train(recipe, tmp_path, console=Console(file=screen), stop_after=3)
-    assert screen.getvalue().count("compiled anew") == 1 and "step 3 was compiled anew (program 2)" in screen.getvalue()
+    assert (
+        screen.getvalue().count("compiled anew") == 1
+        and "step 3 was compiled anew (program 2)" in screen.getvalue()
+    )
 
 
 def test_the_stage_key_is_part_of_the_state(whole):

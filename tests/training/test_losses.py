@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from mmjax.training.losses import TokenSums, cross_entropy
+from mmjax.training.metrics import TokenSums, cross_entropy
 
 
 def example(seed=0, rows=(3, 5), vocabulary=7):
@@ -45,7 +45,9 @@ def test_half_precision_logits_are_summed_in_float32():
     rounded = logits.astype(jnp.bfloat16)
     sums = cross_entropy(rounded, targets)
     assert sums.loss.dtype == jnp.float32
-    assert float(sums.loss) == pytest.approx(float(cross_entropy(rounded.astype(jnp.float32), targets).loss), rel=1e-7)
+    assert float(sums.loss) == pytest.approx(
+        float(cross_entropy(rounded.astype(jnp.float32), targets).loss), rel=1e-7
+    )
 
 
 @pytest.mark.parametrize("target, correct", [(0, 1), (1, 0)])
@@ -68,6 +70,10 @@ def test_no_target_gives_zero_and_a_zero_gradient():
 def test_sums_add_up_over_parts():
     logits, targets = example(rows=(4, 5))
     whole = cross_entropy(logits, targets)
-    parts = TokenSums.zero() + cross_entropy(logits[:1], targets[:1]) + cross_entropy(logits[1:], targets[1:])
+    parts = (
+        TokenSums.zero()
+        + cross_entropy(logits[:1], targets[:1])
+        + cross_entropy(logits[1:], targets[1:])
+    )
     assert float(parts.loss) == pytest.approx(float(whole.loss), rel=1e-6)
     assert (int(parts.targets), int(parts.correct)) == (int(whole.targets), int(whole.correct))

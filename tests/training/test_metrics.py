@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.training.losses import TokenSums
-from mmjax.training.metrics import merge, step_metrics, summary
+from mmjax.training.metrics import TokenSums, merge, step_metrics, summary
 
 
 def of_step(loss, targets, correct, norm=1.0, rate=0.1):
@@ -20,7 +19,11 @@ def test_merged_steps_are_the_mean_over_all_tokens(steps):
     total, losses, hits, norms = None, [], [], []
     for count, seed in steps:
         random = np.random.default_rng(seed)
-        loss, hit, norm = random.uniform(0, 3, count), random.random(count) < 0.5, float(random.uniform(0, 9))
+        loss, hit, norm = (
+            random.uniform(0, 3, count),
+            random.random(count) < 0.5,
+            float(random.uniform(0, 9)),
+        )
         found = of_step(loss.sum(), count, hit.sum(), norm)
         total = found if total is None else merge(total, found)
         losses.append(loss)
@@ -42,17 +45,36 @@ def test_merged_steps_are_the_mean_over_all_tokens(steps):
 
 
 def test_the_newest_learning_rate_stands():
-    assert summary(merge(of_step(1, 1, 1, rate=0.5), of_step(1, 1, 1, rate=0.25)))["learning_rate"] == 0.25
+    assert (
+        summary(merge(of_step(1, 1, 1, rate=0.5), of_step(1, 1, 1, rate=0.25)))["learning_rate"]
+        == 0.25
+    )
 
 
 @pytest.mark.parametrize(
-    "loss, norm, cause", [(np.nan, 1.0, "loss"), (np.inf, np.nan, "loss"), (2.0, np.inf, "gradient"), (2.0, np.nan, "gradient")]
+    "loss, norm, cause",
+    [
+        (np.nan, 1.0, "loss"),
+        (np.inf, np.nan, "loss"),
+        (2.0, np.inf, "gradient"),
+        (2.0, np.nan, "gradient"),
+    ],
 )
 def test_a_step_that_is_not_finite_is_counted_and_left_out(loss, norm, cause):
-    total = merge(merge(of_step(6, 3, 1, norm=2.0), of_step(loss, 5, 4, norm)), of_step(2, 1, 1, norm=4.0))
+    total = merge(
+        merge(of_step(6, 3, 1, norm=2.0), of_step(loss, 5, 4, norm)), of_step(2, 1, 1, norm=4.0)
+    )
     found = summary(total)
-    assert (found["loss"], found["token_accuracy"], found["gradient_norm"], found["nonfinite_steps"]) == (2.0, 0.5, 3.0, 1)
-    assert {"loss": int(total.nonfinite_steps.loss), "gradient": int(total.nonfinite_steps.gradient)} == {
+    assert (
+        found["loss"],
+        found["token_accuracy"],
+        found["gradient_norm"],
+        found["nonfinite_steps"],
+    ) == (2.0, 0.5, 3.0, 1)
+    assert {
+        "loss": int(total.nonfinite_steps.loss),
+        "gradient": int(total.nonfinite_steps.gradient),
+    } == {
         "loss": int(cause == "loss"),
         "gradient": int(cause == "gradient"),
     }

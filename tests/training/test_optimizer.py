@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from mmjax.errors import InputError
-from mmjax.recipe import OptimizerConfig, ParameterGroup
-from mmjax.training import optimizer
-from mmjax.training.optimizer import Optimizer
+from mmjax.recipe.recipe import OptimizerConfig, ParameterGroup
+from mmjax.training import state as optimizer
+from mmjax.training.state import Optimizer
 
 SHAPES = {
     "vision/class_token": (4,),
@@ -24,7 +24,9 @@ CONFIG = OptimizerConfig(learning_rate=0.1, schedule="constant", weight_decay=0.
 
 def random_params(seed):
     random = np.random.default_rng(seed)
-    return {path: jnp.asarray(random.normal(size=shape), jnp.float32) for path, shape in SHAPES.items()}
+    return {
+        path: jnp.asarray(random.normal(size=shape), jnp.float32) for path, shape in SHAPES.items()
+    }
 
 
 def run(config, steps=3, total=10, scale=1.0):
@@ -66,7 +68,13 @@ def test_clipping_is_by_the_global_norm():
     # Gradients of different sizes: Adam alone would undo a common scale.
     clip = dataclasses.replace(CONFIG, clip_norm=0.5, epsilon=0.1)
     found, _ = run(clip, scale=2.0)
-    expected = reference(optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.1, eps=0.1, weight_decay=0.3, mask=DECAYED)), scale=2.0)
+    expected = reference(
+        optax.chain(
+            optax.clip_by_global_norm(0.5),
+            optax.adamw(0.1, eps=0.1, weight_decay=0.3, mask=DECAYED),
+        ),
+        scale=2.0,
+    )
     assert_close(found, expected)
     unclipped, _ = run(dataclasses.replace(clip, clip_norm=None), scale=2.0)
     assert not np.allclose(found["decoder/embedding"], unclipped["decoder/embedding"], rtol=1e-3)
@@ -90,16 +98,24 @@ def test_the_first_matching_group_decides():
     )
     found, _ = run(dataclasses.replace(CONFIG, groups=groups))
     np.testing.assert_array_equal(found["decoder/embedding"], random_params(0)["decoder/embedding"])
-    assert_close({"x": found["decoder/norm/scale"]}, {"x": reference(optax.adamw(0.5, weight_decay=0.0))["decoder/norm/scale"]})
+    assert_close(
+        {"x": found["decoder/norm/scale"]},
+        {"x": reference(optax.adamw(0.5, weight_decay=0.0))["decoder/norm/scale"]},
+    )
     halved = reference(optax.adamw(0.05, weight_decay=0.0))
-    assert_close({"x": found["vision/layers/mlp/up/kernel"]}, {"x": halved["vision/layers/mlp/up/kernel"]})
+    assert_close(
+        {"x": found["vision/layers/mlp/up/kernel"]}, {"x": halved["vision/layers/mlp/up/kernel"]}
+    )
     untouched = reference(optax.adamw(0.1, weight_decay=0.0))
     assert_close({"x": found["vision/class_token"]}, {"x": untouched["vision/class_token"]})
 
 
 def test_a_groups_decay_never_reaches_a_vector():
     group = ParameterGroup("*", weight_decay=0.7)
-    found = {path: optimizer.weight_decay(path, value, CONFIG, group) for path, value in random_params(0).items()}
+    found = {
+        path: optimizer.weight_decay(path, value, CONFIG, group)
+        for path, value in random_params(0).items()
+    }
     assert found == {path: 0.7 if decayed else 0.0 for path, decayed in DECAYED.items()}
 
 
@@ -117,21 +133,30 @@ def test_the_schedule():
     assert rates[12:] == pytest.approx([0.2, 0.2])
     assert all(np.diff(rates[3:]) <= 0)
     constant = Optimizer(dataclasses.replace(config, schedule="constant"), 12)
-    assert [float(constant.learning_rate(step)) for step in (0, 3, 4, 11)] == pytest.approx([0.5, 2.0, 2.0, 2.0])
+    assert [float(constant.learning_rate(step)) for step in (0, 3, 4, 11)] == pytest.approx(
+        [0.5, 2.0, 2.0, 2.0]
+    )
 
 
 def test_the_schedule_follows_optax_after_warm_up():
     config = OptimizerConfig(learning_rate=0.3, warmup_steps=5, final_scale=0.2)
     expected = optax.warmup_cosine_decay_schedule(0.0, 0.3, 5, 50, end_value=0.06)
     for step in (5, 6, 20, 49, 50, 60):
-        assert float(Optimizer(config, 50).learning_rate(step)) == pytest.approx(float(expected(step)), rel=1e-5)
+        assert float(Optimizer(config, 50).learning_rate(step)) == pytest.approx(
+            float(expected(step)), rel=1e-5
+        )
 
 
 def test_norms_by_module():
     params = random_params(0)
     found = {module: float(value) for module, value in optimizer.parameter_norms(params).items()}
-    flat = {m: np.concatenate([np.ravel(v) for path, v in params.items() if path.startswith(m + "/")]) for m in ("vision", "decoder")}
-    assert found == pytest.approx({module: np.linalg.norm(values) for module, values in flat.items()}, rel=1e-6)
+    flat = {
+        m: np.concatenate([np.ravel(v) for path, v in params.items() if path.startswith(m + "/")])
+        for m in ("vision", "decoder")
+    }
+    assert found == pytest.approx(
+        {module: np.linalg.norm(values) for module, values in flat.items()}, rel=1e-6
+    )
     together = optimizer.global_norm(optimizer.squared_norms(params).values())
     assert float(together) == pytest.approx(float(optax.tree.norm(params)), rel=1e-6)
 
@@ -139,4 +164,6 @@ def test_norms_by_module():
 def test_norms_of_half_precision_are_summed_in_float32():
     value = 1.0078125  # exact in bfloat16; its square is not
     params = {"decoder/embedding": jnp.full((64, 64), value, jnp.bfloat16)}
-    assert float(optimizer.parameter_norms(params)["decoder"]) == pytest.approx(64 * value, rel=1e-6)
+    assert float(optimizer.parameter_norms(params)["decoder"]) == pytest.approx(
+        64 * value, rel=1e-6
+    )

@@ -1,4 +1,4 @@
-"""The step on rows as the loader makes them: pictures, captions, questions and text alone, mixed."""
+"""The step on rows as the loader makes them: images, captions, questions and text alone, mixed."""
 
 import dataclasses
 
@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from mmjax.data.loader import batches
-from mmjax.data.rows import make_rows
+from mmjax.data.packing.rows import make_rows
 from mmjax.data.sources import open_source
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.text.tokenizer import WordTokenizer
+from mmjax.data.text.vocabulary import MULTIPLE
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, ResamplerConfig, ViTConfig, VLMConfig
-from mmjax.recipe import DataConfig, EasyVqaSource, LlavaSource, OptimizerConfig, Stage
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.resampler import ResamplerConfig
+from mmjax.recipe.recipe import DataConfig, EasyVqaSource, LlavaSource, OptimizerConfig, Stage
 from mmjax.training import state as training_state
 from mmjax.training.step import make_train_step
-from mmjax.vocabulary import MULTIPLE
 
 ROWS = 4
 SOURCE = EasyVqaSource("easy_vqa", tasks=("caption", "question"))
@@ -23,18 +24,26 @@ SOURCE = EasyVqaSource("easy_vqa", tasks=("caption", "question"))
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """(rows, stage) of 50 pictures with captions and questions, and of conversations without any picture."""
+    """(rows, stage) of 50 images with captions and questions, and of conversations without any image."""
     path = tmp_path_factory.mktemp("text") / "talk.json"
-    turns = '[{"from": "human", "value": "is a red shape present?"}, {"from": "gpt", "value": "no"}]'
-    path.write_text(f"[{', '.join(f'''{{"id": "{number}", "conversations": {turns}}}''' for number in range(20))}]")
+    turns = (
+        '[{"from": "human", "value": "is a red shape present?"}, {"from": "gpt", "value": "no"}]'
+    )
+    path.write_text(
+        f"[{', '.join(f'''{{"id": "{number}", "conversations": {turns}}}''' for number in range(20))}]"
+    )
     data = DataConfig(
-        {"pictures": SOURCE, "talk": LlavaSource("llava", str(path), str(path.parent), weight=0.4)}, text_length=48, flip=True
+        {"images": SOURCE, "talk": LlavaSource("llava", str(path), str(path.parent), weight=0.4)},
+        text_length=48,
+        flip=True,
     )
     data = dataclasses.replace(data, holdout=5)
     tokenizer = WordTokenizer.build(open_source(SOURCE, holdout=3950).texts())
     model = VLMConfig(
         vision=ViTConfig(16, 4, 16, 1, 2, 16, norm="rms", class_token=False, embedding_norm=False),
-        connector=ResamplerConfig("resampler", (4, 2), (1, 4), (1,), width=16, head_dim=8, mlp_width=16, norm="rms"),
+        connector=ResamplerConfig(
+            "resampler", (4, 2), (1, 4), (1,), width=16, head_dim=8, mlp_width=16, norm="rms"
+        ),
         decoder=DecoderConfig(-(-tokenizer.vocabulary // MULTIPLE) * MULTIPLE, 16, 1, 2, 1, 8, 16),
         compute_dtype="float32",
     )
@@ -43,9 +52,11 @@ def mixed(tmp_path_factory):
 
 
 def train(rows, stage, steps):
-    structure, _ = parameters.abstract(stage.model)
-    state = training_state.create(parameters.initialize(stage.model, jax.random.key(0)), stage, jax.random.key(1))
-    step = make_train_step(structure, stage)
+    model_def, _ = parameters.abstract(stage.model)
+    state = training_state.create(
+        parameters.initialize(stage.model, jax.random.key(0)), stage, jax.random.key(1)
+    )
+    step = make_train_step(model_def, stage)
     losses, kinds = [], set()
     with batches(rows, stage.batch_size, 0, 0) as data:
         for _ in range(steps):
@@ -57,16 +68,18 @@ def train(rows, stage, steps):
 
 
 def test_twenty_varied_batches_are_one_compilation_and_are_learned(mixed):
-    _, losses, pictures_per_batch, compilations = train(*mixed, 20)
+    _, losses, images_per_batch, compilations = train(*mixed, 20)
     assert compilations == 1
-    assert len(pictures_per_batch) > 1, "the batches should differ in how many rows are text alone"
+    assert len(images_per_batch) > 1, "the batches should differ in how many rows are text alone"
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
 
 
-def test_micro_batches_of_real_rows_change_nothing(mixed):
+def test_gradient_accumulation_steps_of_real_rows_change_nothing(mixed):
     rows, stage = mixed
     whole, losses, *_ = train(rows, stage, 3)
-    parts, split_losses, *_ = train(rows, dataclasses.replace(stage, micro_batches=4), 3)
+    parts, split_losses, *_ = train(
+        rows, dataclasses.replace(stage, gradient_accumulation_steps=4), 3
+    )
     np.testing.assert_allclose(split_losses, losses, rtol=1e-5)
     for path, value in whole.trainable.items():
         np.testing.assert_allclose(parts.trainable[path], value, atol=2e-4, err_msg=path)

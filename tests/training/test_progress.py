@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from mmjax.training.flops import MFU_FORMULA
-from mmjax.training.progress import StageProgress, describe
+from mmjax.training.logging import StageProgress, describe
 
 METRICS = {
     "loss": 1.23456,
@@ -29,15 +29,25 @@ def show(terminal: bool, *logs: tuple[int, dict]) -> str:
 
 
 def test_a_line_names_every_number():
-    assert describe(METRICS) == "loss 1.2346  accuracy 50.0%  2 steps/s  64 images/s  12,346 tokens/s  MFU 41.2%"
+    assert (
+        describe(METRICS)
+        == "loss 1.2346  accuracy 50.0%  2 steps/s  64 images/s  12,346 tokens/s  MFU 41.2%"
+    )
     assert describe({"holdout/loss": 2.0, "gradient_norm": 1.0}) == "held-out loss 2.0000"
 
 
 def test_skipped_samples_are_said_with_their_causes():
-    counts = {"loss": 1.0, "skipped/bad JSON": 2.0, "skipped/corrupt image": 1200.0, "skipped/missing image": 0.0}
+    counts = {
+        "loss": 1.0,
+        "skipped/bad JSON": 2.0,
+        "skipped/corrupt image": 1200.0,
+        "skipped/missing image": 0.0,
+    }
     assert describe(counts) == "loss 1.0000  1,202 skipped (corrupt image: 1,200, bad JSON: 2)"
     assert describe({"loss": 1.0, "skipped/bad JSON": 0.0}) == "loss 1.0000"
-    assert "1,202 skipped" in show(False, (50, counts)) and "1,202 skipped" in show(True, (50, counts))
+    assert "1,202 skipped" in show(False, (50, counts)) and "1,202 skipped" in show(
+        True, (50, counts)
+    )
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines():

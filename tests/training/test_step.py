@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mmjax.errors import InputError
-from mmjax.models.config import DecoderConfig, LinearConfig, ViTConfig, VLMConfig
-from mmjax.recipe import DataConfig, OptimizerConfig, Stage
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
+from mmjax.recipe.recipe import DataConfig, OptimizerConfig, Stage
 from mmjax.training import metrics as training_metrics
 from mmjax.training import state as training_state
 from mmjax.training.step import make_evaluation_step, make_train_step
@@ -19,11 +20,15 @@ VOCABULARY, WIDTH, LENGTH, ROWS = 11, 8, 6, 8
 MODEL = VLMConfig(
     vision=ViTConfig(image_size=4, patch_size=2, width=4, layers=1, heads=1, mlp_width=4),
     connector=LinearConfig(kind="linear", feature_layers=(1,)),
-    decoder=DecoderConfig(vocabulary=VOCABULARY, width=WIDTH, layers=2, heads=1, kv_heads=1, head_dim=8, mlp_width=8),
+    decoder=DecoderConfig(
+        vocabulary=VOCABULARY, width=WIDTH, layers=2, heads=1, kv_heads=1, head_dim=8, mlp_width=8
+    ),
     compute_dtype="float32",
 )
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, schedule="constant", weight_decay=0.1)
-STAGE = Stage("toy", MODEL, DataConfig(sources={}, text_length=LENGTH), OPTIMIZER, steps=100, batch_size=ROWS)
+STAGE = Stage(
+    "toy", MODEL, DataConfig(sources={}, text_length=LENGTH), OPTIMIZER, steps=100, batch_size=ROWS
+)
 
 
 class Toy:
@@ -35,10 +40,13 @@ class Toy:
     def supervised_logits(self, batch):
         p = self.params
         brightness = batch.images.astype(jnp.float32).mean(axis=(1, 2, 3, 4)) / 255
-        x = jnp.cumsum(p["decoder/embedding"][batch.tokens], axis=1) + p["vision/bias"] * brightness[:, None, None]
+        x = (
+            jnp.cumsum(p["decoder/embedding"][batch.tokens], axis=1)
+            + p["vision/bias"] * brightness[:, None, None]
+        )
         for kernel in p["decoder/layers/kernel"]:
             x = x + jnp.tanh(x @ kernel)
-        return x @ p["decoder/head/kernel"], batch.targets
+        return x @ p["decoder/lm_head/kernel"], batch.targets
 
 
 class ToyStructure:
@@ -51,25 +59,36 @@ def make_params(seed=0):
     shapes = {
         "decoder/embedding": (VOCABULARY, WIDTH),
         "decoder/layers/kernel": (2, WIDTH, WIDTH),
-        "decoder/head/kernel": (WIDTH, VOCABULARY),
+        "decoder/lm_head/kernel": (WIDTH, VOCABULARY),
         "vision/bias": (WIDTH,),
     }
-    return {path: 0.5 * jax.random.normal(key, shape) for key, (path, shape) in zip(keys, shapes.items(), strict=True)}
+    return {
+        path: 0.5 * jax.random.normal(key, shape)
+        for key, (path, shape) in zip(keys, shapes.items(), strict=True)
+    }
 
 
 def make_batch(seed=0, empty_rows=()):
     random = np.random.default_rng(seed)
     tokens = random.integers(0, VOCABULARY, (ROWS, LENGTH)).astype(np.int32)
     lengths = random.integers(1, LENGTH + 1, ROWS)  # uneven: the mean of means is another number
-    targets = np.where(np.arange(LENGTH) < lengths[:, None], random.integers(0, VOCABULARY, (ROWS, LENGTH)), NO_TARGET).astype(np.int32)
+    targets = np.where(
+        np.arange(LENGTH) < lengths[:, None],
+        random.integers(0, VOCABULARY, (ROWS, LENGTH)),
+        NO_TARGET,
+    ).astype(np.int32)
     targets[list(empty_rows)] = NO_TARGET
     zeros = np.zeros((ROWS, LENGTH), np.int32)
     images = random.integers(0, 256, (ROWS, 1, 4, 4, 3)).astype(np.uint8)
-    return Batch(tokens, targets, zeros + 1, zeros, zeros, images, np.ones((ROWS, 1), bool), zeros - 1)
+    return Batch(
+        tokens, targets, zeros + 1, zeros, zeros, images, np.ones((ROWS, 1), bool), zeros - 1
+    )
 
 
-def run(batch, micro_batches=1, params=None, steps=1, **changes):
-    stage = dataclasses.replace(STAGE, micro_batches=micro_batches, **changes)
+def run(batch, gradient_accumulation_steps=1, params=None, steps=1, **changes):
+    stage = dataclasses.replace(
+        STAGE, gradient_accumulation_steps=gradient_accumulation_steps, **changes
+    )
     state = training_state.create(params or make_params(), stage, jax.random.key(0))
     step = make_train_step(ToyStructure(), stage)
     for _ in range(steps):
@@ -80,17 +99,24 @@ def run(batch, micro_batches=1, params=None, steps=1, **changes):
 def assert_close(left, right, tolerance=1e-6):
     assert left.keys() == right.keys()
     for path in left:
-        np.testing.assert_allclose(left[path], right[path], rtol=tolerance, atol=tolerance, err_msg=path)
+        np.testing.assert_allclose(
+            left[path], right[path], rtol=tolerance, atol=tolerance, err_msg=path
+        )
 
 
 # With every second row empty, micro-batch 1 of 2 (rows 1, 3, 5, 7) has no target at all.
 @pytest.mark.parametrize("empty_rows", [(), (0, 3), (1, 3, 5, 7)])
-@pytest.mark.parametrize("micro_batches", [2, 4, 8])
-def test_micro_batches_are_one_batch(micro_batches, empty_rows):
+@pytest.mark.parametrize("gradient_accumulation_steps", [2, 4, 8])
+def test_gradient_accumulation_steps_are_one_batch(gradient_accumulation_steps, empty_rows):
     batch = make_batch(empty_rows=empty_rows)
-    (whole, whole_metrics), (parts, parts_metrics) = run(batch), run(batch, micro_batches)
+    (whole, whole_metrics), (parts, parts_metrics) = (
+        run(batch),
+        run(batch, gradient_accumulation_steps),
+    )
     assert_close(whole.optimizer.mu, parts.optimizer.mu)  # a tenth of the clipped gradient
-    assert_close(whole.params, parts.params, 1e-4)  # Adam divides by the gradient, and so magnifies the rounding of small ones
+    assert_close(
+        whole.params, parts.params, 1e-4
+    )  # Adam divides by the gradient, and so magnifies the rounding of small ones
     left, right = training_metrics.summary(whole_metrics), training_metrics.summary(parts_metrics)
     assert left["gradient_norm"] > 0
     assert left == pytest.approx(right, rel=1e-5)
@@ -102,7 +128,9 @@ def test_the_gradient_is_of_the_mean_over_targets():
 
     def mean(params):
         logits, targets = Toy(params).supervised_logits(batch)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+        chosen = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), jnp.maximum(targets, 0)[..., None], -1
+        )[..., 0]
         return -(chosen * (targets >= 0)).sum() / (targets >= 0).sum()
 
     loss, gradient = jax.value_and_grad(mean)(params)
@@ -111,26 +139,31 @@ def test_the_gradient_is_of_the_mean_over_targets():
     found = training_metrics.summary(metrics)
     assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert found["gradient_norm"] == pytest.approx(norm, rel=1e-5)
-    assert found["gradient_norm/vision"] == pytest.approx(float(jnp.linalg.norm(gradient["vision/bias"])), rel=1e-5)
+    assert found["gradient_norm/vision"] == pytest.approx(
+        float(jnp.linalg.norm(gradient["vision/bias"])), rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 4])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_step(where, micro_batches):
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step(where, gradient_accumulation_steps):
     # An infinite bias makes the loss NaN. A huge head leaves the loss finite and lets the gradient norm overflow.
     params = make_params()
     if where == "loss":
         params["vision/bias"] = params["vision/bias"].at[0].set(jnp.inf)
     else:
-        params["decoder/head/kernel"] = params["decoder/head/kernel"] * 1e25
+        params["decoder/lm_head/kernel"] = params["decoder/lm_head/kernel"] * 1e25
     before = {path: np.array(value) for path, value in params.items()}
-    state, metrics = run(make_batch(), micro_batches, params=params, steps=2)
+    state, metrics = run(make_batch(), gradient_accumulation_steps, params=params, steps=2)
     assert int(state.step) == 2
     for path, value in state.params.items():
         np.testing.assert_array_equal(value, before[path], err_msg=path)
     assert int(state.optimizer.count) == 0
     assert all(not np.any(value) for value in jax.tree.leaves(state.optimizer))
-    flags = {"loss": int(metrics.nonfinite_steps.loss), "gradient": int(metrics.nonfinite_steps.gradient)}
+    flags = {
+        "loss": int(metrics.nonfinite_steps.loss),
+        "gradient": int(metrics.nonfinite_steps.gradient),
+    }
     assert flags == {name: int(name == where) for name in flags}
     assert int(metrics.loss.count) == 0
 
@@ -140,8 +173,14 @@ def test_training_goes_on_after_a_step_that_was_not_finite():
     state = training_state.create(make_params(), STAGE, jax.random.key(0))
     state, _ = step(state, make_batch(0))
     bias = state.trainable["vision/bias"]
-    state, bad = step(dataclasses.replace(state, trainable=state.trainable | {"vision/bias": bias * jnp.nan}), make_batch(1))
-    state, good = step(dataclasses.replace(state, trainable=state.trainable | {"vision/bias": jnp.zeros(WIDTH)}), make_batch(2))
+    state, bad = step(
+        dataclasses.replace(state, trainable=state.trainable | {"vision/bias": bias * jnp.nan}),
+        make_batch(1),
+    )
+    state, good = step(
+        dataclasses.replace(state, trainable=state.trainable | {"vision/bias": jnp.zeros(WIDTH)}),
+        make_batch(2),
+    )
     assert [int(m.nonfinite_steps.compute()) for m in (bad, good)] == [1, 0]
     assert np.isfinite(training_metrics.summary(good)["loss"])
     assert (int(state.step), int(state.optimizer.count)) == (3, 2)
@@ -156,9 +195,9 @@ def test_a_batch_without_targets_moves_nothing():
     assert int(metrics.nonfinite_steps.compute()) == 0 and int(state.step) == 2
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_twenty_varied_batches_compile_once(micro_batches):
-    stage = dataclasses.replace(STAGE, micro_batches=micro_batches)
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
+def test_twenty_varied_batches_compile_once(gradient_accumulation_steps):
+    stage = dataclasses.replace(STAGE, gradient_accumulation_steps=gradient_accumulation_steps)
     step = make_train_step(ToyStructure(), stage)
     state = training_state.create(make_params(), stage, jax.random.key(0))
     for seed in range(20):
@@ -169,12 +208,27 @@ def test_twenty_varied_batches_compile_once(micro_batches):
 def test_training_lowers_the_loss_and_frozen_parameters_stay():
     params = make_params()
     embedding = np.array(params["decoder/embedding"])
-    first, last = (run(make_batch(), params=make_params(), steps=n, trainable=("decoder/layers/*", "decoder/head/*")) for n in (1, 60))
-    assert training_metrics.summary(last[1])["loss"] < 0.7 * training_metrics.summary(first[1])["loss"]
+    first, last = (
+        run(
+            make_batch(),
+            params=make_params(),
+            steps=n,
+            trainable=("decoder/layers/*", "decoder/lm_head/*"),
+        )
+        for n in (1, 60)
+    )
+    assert (
+        training_metrics.summary(last[1])["loss"] < 0.7 * training_metrics.summary(first[1])["loss"]
+    )
     state = last[0]
     assert set(state.frozen) == {"decoder/embedding", "vision/bias"}
     np.testing.assert_array_equal(state.frozen["decoder/embedding"], embedding)
-    assert set(state.optimizer.mu) == set(state.optimizer.nu) == set(state.trainable) == {"decoder/layers/kernel", "decoder/head/kernel"}
+    assert (
+        set(state.optimizer.mu)
+        == set(state.optimizer.nu)
+        == set(state.trainable)
+        == {"decoder/layers/kernel", "decoder/lm_head/kernel"}
+    )
 
 
 def test_the_state_is_consumed():
@@ -185,10 +239,14 @@ def test_the_state_is_consumed():
 
 
 def test_frozen_matrices_are_kept_in_the_compute_dtype():
-    stage = dataclasses.replace(STAGE, model=dataclasses.replace(MODEL, compute_dtype="bfloat16"), trainable=("decoder/head/*",))
+    stage = dataclasses.replace(
+        STAGE,
+        model=dataclasses.replace(MODEL, compute_dtype="bfloat16"),
+        trainable=("decoder/lm_head/*",),
+    )
     state = training_state.create(make_params(), stage, jax.random.key(0))
     assert {path: str(value.dtype) for path, value in state.params.items()} == {
-        "decoder/head/kernel": "float32",
+        "decoder/lm_head/kernel": "float32",
         "decoder/embedding": "bfloat16",
         "decoder/layers/kernel": "bfloat16",
         "vision/bias": "float32",
@@ -217,11 +275,17 @@ def test_evaluation_sums_merge_to_the_mean_over_all_targets():
 
 
 def test_rows_that_do_not_split_are_refused():
-    with pytest.raises(InputError, match="batch_size 8 cannot be computed in 3 micro_batches"):
-        make_train_step(ToyStructure(), dataclasses.replace(STAGE, micro_batches=3))
+    with pytest.raises(
+        InputError, match="batch_size 8 must be divisible by gradient_accumulation_steps 3"
+    ):
+        make_train_step(ToyStructure(), dataclasses.replace(STAGE, gradient_accumulation_steps=3))
 
 
-@pytest.mark.parametrize("trainable, message", [(("decoder/layerz/*",), "decoder/layerz"), ((), "empty")])
+@pytest.mark.parametrize(
+    "trainable, message", [(("decoder/layerz/*",), "decoder/layerz"), ((), "empty")]
+)
 def test_a_glob_that_matches_nothing_is_refused(trainable, message):
     with pytest.raises(InputError, match=message):
-        training_state.create(make_params(), dataclasses.replace(STAGE, trainable=trainable), jax.random.key(0))
+        training_state.create(
+            make_params(), dataclasses.replace(STAGE, trainable=trainable), jax.random.key(0)
+        )

@@ -10,8 +10,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from mmjax.errors import InputError
-from mmjax.recipe import LoggingConfig, Recipe
-from mmjax.training.trackers import JsonLines, TensorBoard, Trackers, WeightsAndBiases, make_trackers
+from mmjax.recipe.recipe import LoggingConfig, Recipe
+from mmjax.training.logging import JsonLines, TensorBoard, Trackers, WeightsAndBiases, make_trackers
 
 RECIPE = Recipe("cos", "small", {})
 
@@ -41,10 +41,18 @@ def lines(tmp_path):
 
 
 def test_a_line_holds_what_was_logged(tmp_path):
-    JsonLines(tmp_path / "m").log("one", 3, {"loss": 0.1 + 0.2, "mfu": float("nan"), "norm": float("inf")})
+    JsonLines(tmp_path / "m").log(
+        "one", 3, {"loss": 0.1 + 0.2, "mfu": float("nan"), "norm": float("inf")}
+    )
     (line,) = read(tmp_path / "m")
     assert line.pop("time") > 0
-    assert line == {"stage": "one", "step": 3, "loss": 0.1 + 0.2, "mfu": None, "norm": None}  # JSON has no NaN
+    assert line == {
+        "stage": "one",
+        "step": 3,
+        "loss": 0.1 + 0.2,
+        "mfu": None,
+        "norm": None,
+    }  # JSON has no NaN
 
 
 @pytest.mark.parametrize(
@@ -70,7 +78,9 @@ def test_rewinding_a_stage_leaves_the_others(lines):
     assert {place[0] for place in places(path)} == {"two"} and len(places(path)) == 5
 
 
-@pytest.mark.parametrize("end", ['{"stage": "two", "st', '{"stage": "two", "step": 4, "loss": 1.0}'])
+@pytest.mark.parametrize(
+    "end", ['{"stage": "two", "st', '{"stage": "two", "step": 4, "loss": 1.0}']
+)
 def test_a_line_that_a_kill_cut_off_does_not_swallow_the_next(lines, end):
     tracker, path = lines
     with path.open("a") as file:
@@ -93,7 +103,11 @@ def test_tensorboard_files_hold_the_scalars(tmp_path):
     tracker.close()
     for stage, step, value in (("one", 3, 0.5), ("two", 4, 0.25)):
         (path,) = (tmp_path / stage).iterdir()
-        scalars = [(event.step, item.tag, item.simple_value) for event in events(path.read_bytes()) for item in event.summary.value]
+        scalars = [
+            (event.step, item.tag, item.simple_value)
+            for event in events(path.read_bytes())
+            for item in event.summary.value
+        ]
         assert scalars == [(step, "loss", value)]
 
 
@@ -119,7 +133,11 @@ def test_wandb_receives_stages_as_prefixes(tmp_path, monkeypatch):
         log = staticmethod(logged.append)
         finish = staticmethod(lambda: logged.append("finished"))
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **settings: started.update(settings) or Run()))
+    monkeypatch.setitem(
+        sys.modules,
+        "wandb",
+        types.SimpleNamespace(init=lambda **settings: started.update(settings) or Run()),
+    )
     tracker = WeightsAndBiases(RECIPE, tmp_path)
     tracker.rewind("one", 0, evaluated=False)
     tracker.log("one", 3, {"loss": 0.5})
@@ -153,4 +171,6 @@ def test_the_recipe_names_the_trackers(tmp_path):
     tracker = make_trackers(RECIPE, tmp_path)
     tracker.log("one", 1, {"loss": 1.0})
     tracker.close()
-    assert (tmp_path / "metrics.jsonl").exists() and list((tmp_path / "tensorboard" / "one").iterdir())
+    assert (tmp_path / "metrics.jsonl").exists() and list(
+        (tmp_path / "tensorboard" / "one").iterdir()
+    )

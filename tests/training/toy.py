@@ -9,15 +9,24 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from mmjax.data.rows import Rows, make_rows
-from mmjax.data.tokenizer import WordTokenizer
+from mmjax.data.packing.rows import Rows, make_rows
+from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LinearConfig, ViTConfig, VLMConfig
-from mmjax.recipe import CheckpointConfig, DataConfig, JsonlSource, LoggingConfig, OptimizerConfig, Recipe, Stage
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
+from mmjax.recipe.recipe import (
+    CheckpointConfig,
+    DataConfig,
+    JsonlSource,
+    LoggingConfig,
+    OptimizerConfig,
+    Recipe,
+    Stage,
+)
+from mmjax.training.logging import make_trackers
 from mmjax.training.loop import train_stage
 from mmjax.training.result import StageFiles, StageResult
-from mmjax.training.state import Start
-from mmjax.training.trackers import make_trackers
+from mmjax.training.state import InitialParams
 
 COLOURS = ("red", "green", "blue", "white", "black", "pink")
 TOKENIZER = WordTokenizer.build([f"a {colour} square" for colour in COLOURS])
@@ -32,23 +41,44 @@ class NoSignal:
 
 
 def write_data(folder: pathlib.Path) -> pathlib.Path:
-    """Twenty pictures of one colour each, with captions."""
+    """Twenty images of one colour each, with captions."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     lines = []
     for number in range(20):
-        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        lines.append(json.dumps({"image": f"{number}.png", "text": f"a {COLOURS[number % len(COLOURS)]} square"}))
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+            folder / f"{number}.png"
+        )
+        lines.append(
+            json.dumps(
+                {"image": f"{number}.png", "text": f"a {COLOURS[number % len(COLOURS)]} square"}
+            )
+        )
     (folder / "captions.jsonl").write_text("\n".join(lines))
     return folder
 
 
-def make_recipe(data: pathlib.Path, *, width: int = 8, steps: int = STEPS, checkpoint: CheckpointConfig, logging: LoggingConfig) -> Recipe:
-    """One stage on the data that `write_data` wrote, with a frozen part, packing and pictures."""
+def make_recipe(
+    data: pathlib.Path,
+    *,
+    width: int = 8,
+    steps: int = STEPS,
+    checkpoint: CheckpointConfig,
+    logging: LoggingConfig,
+) -> Recipe:
+    """One stage on the data that `write_data` wrote, with a frozen part, packing and images."""
     model = VLMConfig(
         ViTConfig(image_size=8, patch_size=4, width=8, layers=1, heads=2, mlp_width=8),
         LinearConfig(kind="linear", feature_layers=(1,)),
-        DecoderConfig(vocabulary=-(-TOKENIZER.vocabulary // 8) * 8, width=width, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8),
+        DecoderConfig(
+            vocabulary=-(-TOKENIZER.vocabulary // 8) * 8,
+            width=width,
+            layers=1,
+            heads=2,
+            kv_heads=1,
+            head_dim=4,
+            mlp_width=8,
+        ),
         compute_dtype="float32",
     )
     source = JsonlSource("jsonl", str(data / "captions.jsonl"), str(data))
@@ -66,19 +96,34 @@ def make_recipe(data: pathlib.Path, *, width: int = 8, steps: int = STEPS, check
 
 def small_recipe(data: pathlib.Path, *, every: int = 2, **changes: object) -> Recipe:
     """Saves every `every` steps, logs every 4, measures the held-out loss every 3."""
-    logging = replace(LoggingConfig(every=4, evaluate_every=3, trackers=("jsonl",), hang_timeout=0.0, peak_flops=1e12))
-    recipe = make_recipe(data, checkpoint=CheckpointConfig(every=every, keep_last=2), logging=logging)
+    logging = replace(
+        LoggingConfig(
+            every=4, evaluate_every=3, trackers=("jsonl",), hang_timeout=0.0, peak_flops=1e12
+        )
+    )
+    recipe = make_recipe(
+        data, checkpoint=CheckpointConfig(every=every, keep_last=2), logging=logging
+    )
     stage = replace(recipe.stages["toy"], **changes)
     return replace(recipe, stages={"toy": stage})
 
 
 def train(
-    recipe: Recipe, workdir: pathlib.Path, *, stop=None, console: Console | None = None, stop_after=None, edit_rows=None
+    recipe: Recipe,
+    workdir: pathlib.Path,
+    *,
+    stop=None,
+    console: Console | None = None,
+    stop_after=None,
+    edit_rows=None,
 ) -> StageResult:
     """Trains the stage in a folder, as far as it goes."""
     workdir.mkdir(parents=True, exist_ok=True)
     (stage,) = recipe.stages.values()
-    rows, held_out = (make_rows(stage.data, stage.model, TOKENIZER, recipe.seed, part) for part in ("train", "holdout"))
+    rows, held_out = (
+        make_rows(stage.data, stage.model, TOKENIZER, recipe.seed, part)
+        for part in ("train", "holdout")
+    )
     if edit_rows is not None:
         rows, held_out = edit_rows(rows, held_out)
     tracker = make_trackers(recipe, workdir)
@@ -87,7 +132,9 @@ def train(
             stage,
             recipe,
             StageFiles(workdir / "checkpoints", workdir / "nonfinite.json"),
-            start=lambda mesh: Start({}, lambda _: parameters.initialize(stage.model, jax.random.key(1))),
+            start=lambda mesh: InitialParams(
+                {}, lambda _: parameters.initialize(stage.model, jax.random.key(1))
+            ),
             key=jax.random.key(2),
             rows=rows,
             held_out=held_out,
@@ -104,7 +151,19 @@ def metric_lines(workdir: pathlib.Path) -> list[dict]:
     """The lines of metrics.jsonl without what depends on the clock."""
     clock = ("time", "steps_per_second", "tokens_per_second", "images_per_second", "mfu")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith(clock)} for line in lines]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(clock)}
+        for line in lines
+    ]
 
 
-__all__ = ["STEPS", "NoSignal", "Rows", "make_recipe", "metric_lines", "small_recipe", "train", "write_data"]
+__all__ = [
+    "STEPS",
+    "NoSignal",
+    "Rows",
+    "make_recipe",
+    "metric_lines",
+    "small_recipe",
+    "train",
+    "write_data",
+]

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LinearConfig, LoRAConfig, ResamplerConfig, ViTConfig, VLMConfig
+from mmjax.models.config import DecoderConfig, LoRAConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
+from mmjax.models.connectors.resampler import ResamplerConfig
 from mmjax.typing import Params
 
 MakeModel = Callable[..., VLMConfig]
 
 VISION = ViTConfig(image_size=28, patch_size=7, width=8, layers=2, heads=2, mlp_width=16)
-DECODER = DecoderConfig(vocabulary=16, width=12, layers=2, heads=2, kv_heads=1, head_dim=6, mlp_width=16)
+DECODER = DecoderConfig(
+    vocabulary=16, width=12, layers=2, heads=2, kv_heads=1, head_dim=6, mlp_width=16
+)
 
 
 def _make_model(
@@ -31,10 +35,14 @@ def _make_model(
     connector: dict[str, Any] | None = None,
 ) -> VLMConfig:
     """A model with patches of 7 x 7 pixels; the defaults are two scales on a grid of 4 x 4."""
-    resampler = ResamplerConfig("resampler", windows, queries, (1, 2), width=8, head_dim=4, mlp_width=16, parents=parents)
+    resampler = ResamplerConfig(
+        "resampler", windows, queries, (1, 2), width=8, head_dim=4, mlp_width=16, parents=parents
+    )
     return VLMConfig(
         vision=dataclasses.replace(VISION, image_size=image_size, **(vision or {})),
-        connector=LinearConfig("linear", (2,)) if linear else dataclasses.replace(resampler, **(connector or {})),
+        connector=LinearConfig("linear", (2,))
+        if linear
+        else dataclasses.replace(resampler, **(connector or {})),
         decoder=dataclasses.replace(DECODER, **(decoder or {})),
         lora=lora or LoRAConfig(),
         compute_dtype="float32",
@@ -53,6 +61,9 @@ def random_params() -> Callable[[VLMConfig], Params]:
     def make(config: VLMConfig, seed: int = 0) -> Params:
         generator = np.random.default_rng(seed)
         leaves = parameters.abstract(config)[1]
-        return {path: jnp.asarray(generator.normal(0, 0.3, leaf.shape), jnp.float32) for path, leaf in leaves.items()}
+        return {
+            path: jnp.asarray(generator.normal(0, 0.3, leaf.shape), jnp.float32)
+            for path, leaf in leaves.items()
+        }
 
     return make

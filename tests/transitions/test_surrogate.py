@@ -11,9 +11,10 @@ from mmjax import transitions
 from mmjax.errors import InputError
 from mmjax.kernels.attention import IntervalMask
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LanguageModelConfig, MLPConfig
+from mmjax.models.config import DecoderConfig, LanguageModelConfig
+from mmjax.models.connectors.mlp import MLPConfig
 from mmjax.models.decoder import KVCache
-from mmjax.transitions.stacks import cut, in_one_stack, join
+from mmjax.transitions.surrogate import cut, in_one_stack, join
 
 KEY = jax.random.key(0)
 
@@ -27,7 +28,7 @@ def decoder(layers: int, *replaced: tuple[int, int], translators: int = 1) -> De
         kv_heads=1,
         head_dim=4,
         mlp_width=8,
-        replaced=replaced,
+        replaced_layers=replaced,
         translators=translators,
         weight_std=0.3,
         embedding_std=1.0,
@@ -49,25 +50,43 @@ def test_blocks_of_published_surrogates(layers, replaced, blocks, trained):
     config = decoder(layers, *replaced)
     assert config.blocks == blocks
     assert config.depth == len(blocks)
-    positions = [i for span in config.spans for i in [span.path.startswith("translators/")] * span.size]
+    positions = [
+        i
+        for layer_range in config.layer_ranges
+        for i in [layer_range.path.startswith("translators/")] * layer_range.size
+    ]
     assert tuple(i for i, is_translator in enumerate(positions) if is_translator) == trained
 
 
 def test_several_translators_begin_as_blocks_on_end():
     config = decoder(12, (3, 7), (8, 11), translators=2)
     assert config.blocks == (0, 1, 2, 3, 4, 7, 8, 9, 11)
-    assert [span.path for span in config.spans if "translators" in span.path] == ["translators/0/layers", "translators/1/layers"]
+    assert [
+        layer_range.path for layer_range in config.layer_ranges if "translators" in layer_range.path
+    ] == [
+        "translators/0/layers",
+        "translators/1/layers",
+    ]
 
 
 def test_a_range_at_either_end_leaves_no_empty_stack():
-    assert [span.path for span in decoder(6, (0, 2)).spans] == ["translators/0/layers", "kept/0/layers"]
-    assert [span.path for span in decoder(6, (4, 6)).spans] == ["kept/0/layers", "translators/0/layers"]
+    assert [layer_range.path for layer_range in decoder(6, (0, 2)).layer_ranges] == [
+        "translators/0/layers",
+        "kept_layers/0/layers",
+    ]
+    assert [layer_range.path for layer_range in decoder(6, (4, 6)).layer_ranges] == [
+        "kept_layers/0/layers",
+        "translators/0/layers",
+    ]
 
 
 @pytest.fixture
 def models(make_model):
     def make(*replaced: tuple[int, int], layers: int = 6):
-        return make_model(decoder=dataclasses.asdict(decoder(layers, *replaced)), connector={"boundaries": True})
+        return make_model(
+            decoder=dataclasses.asdict(decoder(layers, *replaced)),
+            connector={"image_boundary_tokens": True},
+        )
 
     return make
 
@@ -75,17 +94,23 @@ def models(make_model):
 def hidden(params, config: DecoderConfig) -> jax.Array:
     """States after each block, before the final norm."""
     names = {path: value for path, value in params.items() if path.startswith("decoder/")}
-    model = parameters.abstract(LanguageModelConfig(config, compute_dtype="float32"))[0].merge(names)
+    model = parameters.abstract(LanguageModelConfig(config, compute_dtype="float32"))[0].merge(
+        names
+    )
     return model.hidden_states(jnp.arange(6)[None])
 
 
 def logits(params, config: DecoderConfig) -> jax.Array:
     names = {path: value for path, value in params.items() if path.startswith("decoder/")}
-    model = parameters.abstract(LanguageModelConfig(config, compute_dtype="float32"))[0].merge(names)
+    model = parameters.abstract(LanguageModelConfig(config, compute_dtype="float32"))[0].merge(
+        names
+    )
     return model(jnp.arange(6)[None])
 
 
-def test_up_to_the_translator_a_surrogate_computes_what_its_target_does_bit_for_bit(models, random_params):
+def test_up_to_the_translator_a_surrogate_computes_what_its_target_does_bit_for_bit(
+    models, random_params
+):
     target, small = models(), models((2, 5))
     params = random_params(target)
     made, _ = transitions.apply(("surrogate",), params, target, small, KEY, stage="s")
@@ -109,24 +134,36 @@ def test_what_needs_no_copy_is_none(models, random_params):
     for path, value in params.items():
         if not path.startswith("decoder/layers/"):
             assert made[path] is value
-    notes = {entry.target.split("/")[1]: entry.note for entry in manifest.entries if "/layers/" in entry.target and entry.note}
+    notes = {
+        entry.target.split("/")[1]: entry.note
+        for entry in manifest.entries
+        if "/layers/" in entry.target and entry.note
+    }
     assert notes["translators"] == "begins as block 2, in the place of 2 to 4"
-    assert {entry.note for entry in manifest.entries if entry.target.startswith("decoder/kept/")} == {"blocks 0 to 1", "block 5"}
+    assert {
+        entry.note for entry in manifest.entries if entry.target.startswith("decoder/kept_layers/")
+    } == {"blocks 0 to 1", "block 5"}
 
 
 def test_grafting_takes_encoder_and_connector_and_nothing_else(models, random_params):
     target, small = models(), models((2, 5))
     whole = random_params(target)
     trained = random_params(small, seed=1)
-    made, manifest = transitions.apply(("graft",), trained, small, target, KEY, stage="g", loaded={"decoder"})
+    made, manifest = transitions.apply(
+        ("graft",), trained, small, target, KEY, stage="g", loaded={"decoder"}
+    )
     assert set(made) == {path for path in whole if not path.startswith("decoder/")}
     assert all(made[path] is trained[path] for path in made)
     assert set(manifest.dropped) == {path for path in trained if path.startswith("decoder/")}
-    decoder_of_target = {path: value for path, value in whole.items() if path.startswith("decoder/")}
-    back, _ = transitions.apply(("surrogate",), made | decoder_of_target, target, small, KEY, stage="s")
+    decoder_of_target = {
+        path: value for path, value in whole.items() if path.startswith("decoder/")
+    }
+    back, _ = transitions.apply(
+        ("surrogate",), made | decoder_of_target, target, small, KEY, stage="s"
+    )
     for path in made:
         assert back[path] is trained[path], path
-    assert any(path.startswith("connector/boundaries/") for path in made)
+    assert any(path.startswith("connector/image_boundary_tokens/") for path in made)
 
 
 def test_a_plan_of_grafting_computes_nothing(models):
@@ -141,7 +178,7 @@ def test_a_plan_of_grafting_computes_nothing(models):
         (("surrogate",), (), (), (), "no surrogate"),
         (("graft",), (), (), ("decoder",), "no surrogate"),
         (("graft",), ((2, 5),), ((2, 5),), ("decoder",), "still a surrogate"),
-        (("graft",), ((2, 5),), (), (), "weights.decoder"),
+        (("graft",), ((2, 5),), (), (), "init_from.decoder"),
         ((), ((2, 5),), (), (), "'graft'"),
         ((), (), ((2, 5),), (), "'surrogate'"),
         ((), ((2, 5),), ((1, 4),), (), "misshapen"),
@@ -154,10 +191,14 @@ def test_what_cannot_be_done_says_why(models, names, old, new, loaded, message):
         transitions.plan(names, models(*old), models(*new), stage="s", loaded=loaded)
 
 
-@pytest.mark.parametrize(("field", "value"), [("vocabulary", 16), ("width", 16), ("layers", 7), ("rope_theta", 5e5)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("vocabulary", 16), ("width", 16), ("layers", 7), ("rope_theta", 5e5)]
+)
 def test_a_target_that_the_surrogate_was_not_cut_from_is_refused(models, field, value):
     small, target = models((2, 5)), models()
-    other = dataclasses.replace(target, decoder=dataclasses.replace(target.decoder, **{field: value}))
+    other = dataclasses.replace(
+        target, decoder=dataclasses.replace(target.decoder, **{field: value})
+    )
     with pytest.raises(InputError, match=f"decoder.{field} of the surrogate is"):
         transitions.plan(("graft",), small, other, stage="s", loaded={"decoder"})
 
@@ -165,11 +206,13 @@ def test_a_target_that_the_surrogate_was_not_cut_from_is_refused(models, field, 
 def test_stacks_come_apart_and_together_again(models, random_params):
     target, small = models(), models((2, 5))
     params = random_params(target)
-    apart = cut(params, "decoder", small.decoder.spans)
+    apart = cut(params, "decoder", small.decoder.layer_ranges)
     assert set(apart) == set(parameters.abstract(small)[1])
-    joined = join(apart, "decoder", small.decoder.spans)
+    joined = join(apart, "decoder", small.decoder.layer_ranges)
     for path, value in joined.items():
-        source, _ = in_one_stack(path, target.decoder) if path.startswith("decoder/") else (path, None)
+        source, _ = (
+            in_one_stack(path, target.decoder) if path.startswith("decoder/") else (path, None)
+        )
         expected = params[source]
         if path.startswith("decoder/layers/"):
             expected = expected[jnp.array(small.decoder.blocks)]
@@ -178,40 +221,58 @@ def test_stacks_come_apart_and_together_again(models, random_params):
 
 def test_late_blocks_of_an_encoder_lie_apart_and_compute_the_same(make_model, random_params):
     whole = make_model(vision={"layers": 4}, connector={"feature_layers": (2, 4)})
-    apart = dataclasses.replace(whole, vision=dataclasses.replace(whole.vision, late=1))
+    apart = dataclasses.replace(
+        whole, vision=dataclasses.replace(whole.vision, separate_last_layers=1)
+    )
     params = random_params(whole)
     pixels = jax.random.randint(KEY, (1, 1, 28, 28, 3), 0, 255).astype(jnp.uint8)
     expected = parameters.abstract(whole)[0].merge(params).encode_images(pixels)
-    found = parameters.abstract(apart)[0].merge(cut(params, "vision", apart.vision.spans)).encode_images(pixels)
+    found = (
+        parameters.abstract(apart)[0]
+        .merge(cut(params, "vision", apart.vision.layer_ranges))
+        .encode_images(pixels)
+    )
     np.testing.assert_array_equal(found, expected)
 
 
 def test_visual_tokens_of_the_papers_connector(make_model):
-    connector = MLPConfig("mlp", (2,), 16, class_token=True, final_norm=True, boundaries=True)
+    connector = MLPConfig(
+        "mlp", (2,), 16, class_token=True, final_norm=True, image_boundary_tokens=True
+    )
     model = dataclasses.replace(make_model(vision={"final_norm": True}), connector=connector)
-    structure, shapes = parameters.abstract(model)
+    model_def, shapes = parameters.abstract(model)
     assert model.visual_tokens == 16 + 1 + 2
-    assert shapes["connector/boundaries/start"].shape == (12,)
+    assert shapes["connector/image_boundary_tokens/start"].shape == (12,)
     params = parameters.initialize(model, KEY)
     pixels = jnp.zeros((2, 1, 28, 28, 3), jnp.uint8)
-    tokens = structure.merge(params).encode_images(pixels)
+    tokens = model_def.merge(params).encode_images(pixels)
     assert tokens.shape == (2, 1, 19, 12)
-    np.testing.assert_array_equal(tokens[0, 0, 0], params["connector/boundaries/start"].astype(tokens.dtype))
-    np.testing.assert_array_equal(tokens[0, 0, -1], params["connector/boundaries/end"].astype(tokens.dtype))
+    np.testing.assert_array_equal(
+        tokens[0, 0, 0], params["connector/image_boundary_tokens/start"].astype(tokens.dtype)
+    )
+    np.testing.assert_array_equal(
+        tokens[0, 0, -1], params["connector/image_boundary_tokens/end"].astype(tokens.dtype)
+    )
 
 
 def test_a_surrogate_reads_token_by_token_what_it_reads_at_once():
     config = LanguageModelConfig(decoder(6, (2, 5)), compute_dtype="float32")
     model = parameters.abstract(config)[0].merge(parameters.initialize(config, KEY))
     tokens = jnp.arange(6)[None]
-    at_once = model.decoder(model.decoder.embed_tokens(tokens), tokens, IntervalMask.from_segments(jnp.ones((1, 6), jnp.int32)))[0]
+    at_once = model.decoder(
+        model.decoder.embed_tokens(tokens),
+        tokens,
+        IntervalMask.from_segments(jnp.ones((1, 6), jnp.int32)),
+    )[0]
     cache = KVCache.empty(config.decoder, 1, 6, jnp.dtype("float32"))
     assert cache.keys.shape[0] == 4
     found = []
     for position in range(6):
         at = jnp.full((1, 1), position)
         mask = IntervalMask(jnp.zeros((1, 1), jnp.int32), at + 1)
-        state, cache = model.decoder(model.decoder.embed_tokens(tokens[:, position : position + 1]), at, mask, cache)
+        state, cache = model.decoder(
+            model.decoder.embed_tokens(tokens[:, position : position + 1]), at, mask, cache
+        )
         cache = dataclasses.replace(cache, length=cache.length + 1)
         found.append(state)
     np.testing.assert_allclose(jnp.concatenate(found, axis=1), at_once, atol=1e-5)
@@ -221,16 +282,18 @@ def test_a_surrogate_reads_token_by_token_what_it_reads_at_once():
 @pytest.mark.parametrize("unroll", [1, 3])
 def test_recomputing_and_unrolling_change_no_gradient(make_model, random_params, remat, unroll):
     plain = make_model(
-        decoder=dataclasses.asdict(decoder(6, (2, 5))), vision={"layers": 4, "late": 1}, connector={"feature_layers": (2, 4)}
+        decoder=dataclasses.asdict(decoder(6, (2, 5))),
+        vision={"layers": 4, "separate_last_layers": 1},
+        connector={"feature_layers": (2, 4)},
     )
     params = random_params(plain)
     pixels = jax.random.randint(KEY, (1, 1, 28, 28, 3), 0, 255).astype(jnp.uint8)
 
     def gradient(model):
-        structure = parameters.abstract(model)[0]
+        model_def = parameters.abstract(model)[0]
 
         def loss(params):
-            module = structure.merge(params)
+            module = model_def.merge(params)
             seen = module.encode_images(pixels)[0]
             mask = IntervalMask.from_segments(jnp.ones(seen.shape[:2], jnp.int32))
             return jnp.square(module.decoder(seen, jnp.arange(seen.shape[1])[None], mask)[0]).sum()

@@ -11,13 +11,25 @@ import numpy as np
 
 from mmjax.weights.tensors import TensorInfo
 
-DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int64, np.uint8, np.bool_)
+DTYPES = (
+    np.float32,
+    np.float16,
+    ml_dtypes.bfloat16,
+    ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e5m2,
+    np.int64,
+    np.uint8,
+    np.bool_,
+)
 
 
 def arrays(seed: int = 0) -> dict[str, np.ndarray]:
     """Tensors of every kind that checkpoints have, and of awkward shapes."""
     random = np.random.default_rng(seed)
-    found = {f"layers.{i}.{np.dtype(dtype).name}": random.integers(0, 2, (3, 5)).astype(dtype) for i, dtype in enumerate(DTYPES)}
+    found = {
+        f"layers.{i}.{np.dtype(dtype).name}": random.integers(0, 2, (3, 5)).astype(dtype)
+        for i, dtype in enumerate(DTYPES)
+    }
     found["scale"] = np.asarray(2.5, np.float32)
     found["empty"] = np.zeros((0, 4), np.float16)
     found["odd bytes"] = np.arange(3, dtype=np.uint8)
@@ -32,7 +44,11 @@ def listed(tensors: Mapping[str, np.ndarray]) -> list[tuple[str, TensorInfo, np.
 
 def same(left: np.ndarray, right: np.ndarray) -> bool:
     """Equal in shape, dtype and every bit."""
-    return left.shape == right.shape and left.dtype == right.dtype and left.tobytes() == right.tobytes()
+    return (
+        left.shape == right.shape
+        and left.dtype == right.dtype
+        and left.tobytes() == right.tobytes()
+    )
 
 
 def entry(dtype: Any = "F32", shape: Any = (2, 2), offsets: Any = (0, 16)) -> dict[str, Any]:
@@ -71,5 +87,10 @@ def gguf_bytes(
     counts: tuple[int, int] | None = None,
 ) -> bytes:
     """A file with any fields and tensors; `counts` is how many tensors and fields it claims."""
-    head = magic + struct.pack("<IQQ", version, *(counts or (len(tensors), len(fields)))) + b"".join(fields) + b"".join(tensors)
+    head = (
+        magic
+        + struct.pack("<IQQ", version, *(counts or (len(tensors), len(fields))))
+        + b"".join(fields)
+        + b"".join(tensors)
+    )
     return head + bytes(-len(head) % 32) + data

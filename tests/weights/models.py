@@ -7,13 +7,25 @@ import jax
 import numpy as np
 
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LanguageModelConfig, LinearConfig, ModelConfig, VisionEncoderConfig, ViTConfig, VLMConfig
+from mmjax.models.config import (
+    DecoderConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    VisionEncoderConfig,
+    ViTConfig,
+    VLMConfig,
+)
+from mmjax.models.connectors.linear import LinearConfig
+from mmjax.weights.safetensors_writing import write_safetensors
 from mmjax.weights.save import save_params
 from mmjax.weights.tensors import TensorInfo
-from mmjax.weights.writing import write_safetensors
 
-LLAMA = DecoderConfig(vocabulary=48, width=32, layers=3, heads=8, kv_heads=4, head_dim=8, mlp_width=64)
-MIXTRAL = DecoderConfig(vocabulary=48, width=32, layers=2, heads=8, kv_heads=4, head_dim=8, mlp_width=48, experts=4)
+LLAMA = DecoderConfig(
+    vocabulary=48, width=32, layers=3, heads=8, kv_heads=4, head_dim=8, mlp_width=64
+)
+MIXTRAL = DecoderConfig(
+    vocabulary=48, width=32, layers=2, heads=8, kv_heads=4, head_dim=8, mlp_width=48, experts=4
+)
 SIGLIP = ViTConfig(
     image_size=16,
     patch_size=4,
@@ -40,7 +52,10 @@ def params_of(config: ModelConfig, seed: int = 0) -> dict[str, jax.Array]:
     """Random numbers, in norms and biases too."""
     random = np.random.default_rng(seed)
     shapes = parameters.abstract(config)[1]
-    return {path: jax.numpy.asarray(random.standard_normal(shape.shape, np.float32)) for path, shape in shapes.items()}
+    return {
+        path: jax.numpy.asarray(random.standard_normal(shape.shape, np.float32))
+        for path, shape in shapes.items()
+    }
 
 
 def saved(name: str, folder: pathlib.Path) -> pathlib.Path:
@@ -49,10 +64,23 @@ def saved(name: str, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def write_llama(folder: pathlib.Path, *, width: int, mlp: int, layers: int, vocabulary: int, heads: int = 8, kv_heads: int = 2) -> int:
+def write_llama(
+    folder: pathlib.Path,
+    *,
+    width: int,
+    mlp: int,
+    layers: int,
+    vocabulary: int,
+    heads: int = 8,
+    kv_heads: int = 2,
+) -> int:
     """A Llama of any size in float32, one tensor in memory at a time. Returns the bytes of its largest tensor."""
     kv = width // heads * kv_heads
-    shapes = {"model.embed_tokens.weight": (vocabulary, width), "lm_head.weight": (vocabulary, width), "model.norm.weight": (width,)}
+    shapes = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "lm_head.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+    }
     for layer in range(layers):
         own = {
             "self_attn.q_proj": (width, width),
@@ -69,8 +97,17 @@ def write_llama(folder: pathlib.Path, *, width: int, mlp: int, layers: int, voca
     float32 = np.dtype(np.float32)
     tensors = [(name, TensorInfo(shape, float32), _maker(shape)) for name, shape in shapes.items()]
     write_safetensors(folder, tensors)
-    settings = {"vocab_size": vocabulary, "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
-    settings |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "model_type": "llama"}
+    settings = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+    }
+    settings |= {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "model_type": "llama",
+    }
     (folder / "config.json").write_text(json.dumps(settings))
     return max(info.nbytes for _, info, _ in tensors)
 
@@ -78,4 +115,7 @@ def write_llama(folder: pathlib.Path, *, width: int, mlp: int, layers: int, voca
 def _maker(shape: tuple[int, ...]):
     """Numbers that differ along every axis, quickly made."""
     rows = np.arange(np.prod(shape[1:], dtype=int), dtype=np.float32) * 1e-6
-    return lambda: np.arange(shape[0], dtype=np.float32).reshape(-1, *(1,) * (len(shape) - 1)) * 1e-3 + rows.reshape(shape[1:])
+    return lambda: (
+        np.arange(shape[0], dtype=np.float32).reshape(-1, *(1,) * (len(shape) - 1)) * 1e-3
+        + rows.reshape(shape[1:])
+    )

@@ -8,12 +8,12 @@ import tracemalloc
 
 import pytest
 
-from mmjax.data.image_processor import open_image_processor
-from mmjax.data.tokenizer_files import read_tokenizer
+from mmjax.data.images.processor import open_image_processor
+from mmjax.data.text.tokenizer_files import read_tokenizer
 from mmjax.errors import InputError
+from mmjax.weights.load import open_pretrained
 from mmjax.weights.open import open_weights
 from mmjax.weights.orbax_folder import open_orbax
-from mmjax.weights.pretrained import open_pretrained
 from tests.weights.effort import at_most
 from tests.weights.files import gguf_bytes, gguf_text, safetensors_bytes
 from tests.weights.models import saved
@@ -40,7 +40,9 @@ READERS = {
     "config.json": open_pretrained,
     "preprocessor_config.json": open_image_processor,
     "mmjax.json": open_orbax,
-    "model.safetensors.index.json": lambda folder: open_weights(folder / "model.safetensors.index.json"),
+    "model.safetensors.index.json": lambda folder: open_weights(
+        folder / "model.safetensors.index.json"
+    ),
     "tokenizer_config.json": read_tokenizer,
     "chat_template.jinja": read_tokenizer,
     "chat_template.json": read_tokenizer,
@@ -74,7 +76,10 @@ def test_what_is_no_file_is_not_read(name, kind, tmp_path):
     KINDS[kind](tmp_path / "model" / name)
     said = refused(READERS[name], tmp_path / "model")
     # a folder with such a name may be one of weights
-    assert name in said and ("is not a file" in said or ("index" in name and kind == "a folder" and "has no weights" in said))
+    assert name in said and (
+        "is not a file" in said
+        or ("index" in name and kind == "a folder" and "has no weights" in said)
+    )
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -98,17 +103,35 @@ HOSTILE = {
     "a config of lists": ("config.json", filled(b'{"x":[', b"[],", b"1]}", MEGABYTE)),
     "a config of objects": ("config.json", filled(b'{"x":[', b"{},", b"1]}", MEGABYTE)),
     "a longer config": ("config.json", filled(b'{"x":[', b"[],", b"1]}", 16 * MEGABYTE)),
-    "an index of lists": ("model.safetensors.index.json", filled(b'{"weight_map":{},"x":[', b"[],", b"1]}", 2 * MEGABYTE)),
-    "an index of objects": ("model.safetensors.index.json", filled(b'{"weight_map":{},"x":[', b"{},", b"1]}", 2 * MEGABYTE)),
+    "an index of lists": (
+        "model.safetensors.index.json",
+        filled(b'{"weight_map":{},"x":[', b"[],", b"1]}", 2 * MEGABYTE),
+    ),
+    "an index of objects": (
+        "model.safetensors.index.json",
+        filled(b'{"weight_map":{},"x":[', b"{},", b"1]}", 2 * MEGABYTE),
+    ),
     "an index of files": (
         "model.safetensors.index.json",
         json.dumps({"weight_map": {f"{n}": f"{n}.safetensors" for n in range(70_000)}}).encode(),
     ),
-    "a longer index": ("model.safetensors.index.json", filled(b'{"weight_map":{},"x":[', b"{},", b"1]}", 8 * MEGABYTE)),
+    "a longer index": (
+        "model.safetensors.index.json",
+        filled(b'{"weight_map":{},"x":[', b"{},", b"1]}", 8 * MEGABYTE),
+    ),
     "an empty index": ("model.safetensors.index.json", b'{"weight_map": {}}'),
-    "a header of objects": ("model.safetensors", safetensors_bytes(filled(b'{"x":[', b"{},", b"1]}", MEGABYTE))),
-    "a header of tensors": ("model.safetensors", safetensors_bytes({f"{n:05d}": ENTRY for n in range(13_800)})),
-    "a longer header": ("model.safetensors", safetensors_bytes({f"{n:05d}": ENTRY for n in range(27_000)})),
+    "a header of objects": (
+        "model.safetensors",
+        safetensors_bytes(filled(b'{"x":[', b"{},", b"1]}", MEGABYTE)),
+    ),
+    "a header of tensors": (
+        "model.safetensors",
+        safetensors_bytes({f"{n:05d}": ENTRY for n in range(13_800)}),
+    ),
+    "a longer header": (
+        "model.safetensors",
+        safetensors_bytes({f"{n:05d}": ENTRY for n in range(27_000)}),
+    ),
     "texts of GGUF": ("model.gguf", None),
     "more texts of GGUF": ("model.gguf", 1_270_000),
 }

@@ -8,7 +8,7 @@ import pytest
 
 from mmjax.errors import InputError
 from mmjax.weights.open import open_weights
-from mmjax.weights.writing import write_safetensors
+from mmjax.weights.safetensors_writing import write_safetensors
 from tests.weights.effort import at_most
 from tests.weights.files import arrays, entry, listed, safetensors_bytes, write_index
 
@@ -19,37 +19,109 @@ TWICE = b'{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"a":{"dtype":
 DAMAGED = {
     "shorter than a length": (b"\x00\x01", "2 bytes"),
     "truncated data": (safetensors_bytes({"a": entry()} | SECOND, bytes(31)), "'b'.*truncated"),
-    "truncated header": (safetensors_bytes({"a": entry()}, bytes(16))[:30], "claims 65 bytes.*has 30.*truncated"),
-    "a header of terabytes": (safetensors_bytes({"a": entry()}, bytes(16), length=1 << 42), "claims 4398046511104 bytes"),
-    "the longest length": (safetensors_bytes({"a": entry()}, bytes(16), length=(1 << 64) - 1), "claims"),
+    "truncated header": (
+        safetensors_bytes({"a": entry()}, bytes(16))[:30],
+        "claims 65 bytes.*has 30.*truncated",
+    ),
+    "a header of terabytes": (
+        safetensors_bytes({"a": entry()}, bytes(16), length=1 << 42),
+        "claims 4398046511104 bytes",
+    ),
+    "the longest length": (
+        safetensors_bytes({"a": entry()}, bytes(16), length=(1 << 64) - 1),
+        "claims",
+    ),
     "a long header": (safetensors_bytes(b"{" + b" " * 9_000_000 + b"}"), "claims 9000002 bytes"),
     "no JSON": (safetensors_bytes(b"{nonsense"), "JSON cannot be read"),
     "no UTF-8": (safetensors_bytes(b'{"\xff":0}'), "JSON cannot be read"),
     "an array": (safetensors_bytes(b"[]"), "not an object"),
     "deep nesting": (safetensors_bytes(b'{"a":' + b"[" * 200_000), "nested too deeply"),
     "a name twice": (safetensors_bytes(TWICE, bytes(16)), "'a' stands in it twice"),
-    "a key twice": (safetensors_bytes(b'{"a":{"dtype":"F32","dtype":"F16"}}'), "'dtype' stands in it twice"),
+    "a key twice": (
+        safetensors_bytes(b'{"a":{"dtype":"F32","dtype":"F16"}}'),
+        "'dtype' stands in it twice",
+    ),
     "no object": (safetensors_bytes({"a": 3}), "tensor 'a' must be described"),
-    "no offsets": (safetensors_bytes({"a": {"dtype": "F32", "shape": []}}), "tensor 'a' must be described"),
-    "unknown dtype": (safetensors_bytes({"a": entry("F31")}, bytes(16)), "tensor 'a' has the dtype 'F31'.*BF16"),
-    "packed dtype": (safetensors_bytes({"a": entry("F4", (2, 16))}, bytes(16)), "tensor 'a' has the dtype 'F4'"),
-    "dtype of another type": (safetensors_bytes({"a": entry(["F32"])}, bytes(16)), "tensor 'a' has the dtype"),
-    "text for a shape": (safetensors_bytes({"a": entry(shape="22")}, bytes(16)), "the shape of tensor 'a'"),
-    "a negative size": (safetensors_bytes({"a": entry(shape=(-2, -2))}, bytes(16)), "the shape of tensor 'a'"),
-    "a fraction": (safetensors_bytes({"a": entry(shape=(2.0, 2))}, bytes(16)), "the shape of tensor 'a'"),
-    "true for a size": (safetensors_bytes({"a": entry(shape=(True, 4))}, bytes(16)), "the shape of tensor 'a'"),
-    "many axes": (safetensors_bytes({"a": entry(shape=[1] * 33)}, bytes(16)), "the shape of tensor 'a'"),
-    "an endless tensor": (safetensors_bytes({"a": entry(shape=(2**62, 2**62))}, bytes(16)), "tensor 'a' is larger"),
-    "endless, but empty": (safetensors_bytes({"a": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}), "tensor 'a' is larger"),
-    "terabytes": (safetensors_bytes({"a": entry(shape=(2**40,), offsets=(0, 2**42))}, bytes(16)), "tensor 'a'.*truncated"),
-    "offsets backwards": (safetensors_bytes({"a": entry(offsets=(16, 0))}, bytes(16)), "data_offsets of tensor 'a'"),
-    "three offsets": (safetensors_bytes({"a": entry(offsets=(0, 8, 16))}, bytes(16)), "data_offsets of tensor 'a'"),
-    "negative offset": (safetensors_bytes({"a": entry(offsets=(-16, 0))}, bytes(16)), "data_offsets of tensor 'a'"),
-    "another size": (safetensors_bytes({"a": entry(shape=(2, 3))}, bytes(16)), "tensor 'a' is F32 of shape .*24 bytes, but has 16"),
-    "overlap": (safetensors_bytes({"a": entry(), "b": entry(offsets=(8, 24))}, bytes(24)), "'b' overlaps tensor 'a'"),
-    "the same place": (safetensors_bytes({"a": entry(), "b": entry()}, bytes(16)), "'b' overlaps tensor 'a'"),
-    "a gap": (safetensors_bytes({"a": entry(), "b": entry(offsets=(20, 36))}, bytes(36)), "between tensor 'a' and tensor 'b' are 4 bytes"),
-    "a gap before": (safetensors_bytes({"a": entry(offsets=(4, 20))}, bytes(20)), "between the header and tensor 'a' are 4 bytes"),
+    "no offsets": (
+        safetensors_bytes({"a": {"dtype": "F32", "shape": []}}),
+        "tensor 'a' must be described",
+    ),
+    "unknown dtype": (
+        safetensors_bytes({"a": entry("F31")}, bytes(16)),
+        "tensor 'a' has the dtype 'F31'.*BF16",
+    ),
+    "packed dtype": (
+        safetensors_bytes({"a": entry("F4", (2, 16))}, bytes(16)),
+        "tensor 'a' has the dtype 'F4'",
+    ),
+    "dtype of another type": (
+        safetensors_bytes({"a": entry(["F32"])}, bytes(16)),
+        "tensor 'a' has the dtype",
+    ),
+    "text for a shape": (
+        safetensors_bytes({"a": entry(shape="22")}, bytes(16)),
+        "the shape of tensor 'a'",
+    ),
+    "a negative size": (
+        safetensors_bytes({"a": entry(shape=(-2, -2))}, bytes(16)),
+        "the shape of tensor 'a'",
+    ),
+    "a fraction": (
+        safetensors_bytes({"a": entry(shape=(2.0, 2))}, bytes(16)),
+        "the shape of tensor 'a'",
+    ),
+    "true for a size": (
+        safetensors_bytes({"a": entry(shape=(True, 4))}, bytes(16)),
+        "the shape of tensor 'a'",
+    ),
+    "many axes": (
+        safetensors_bytes({"a": entry(shape=[1] * 33)}, bytes(16)),
+        "the shape of tensor 'a'",
+    ),
+    "an endless tensor": (
+        safetensors_bytes({"a": entry(shape=(2**62, 2**62))}, bytes(16)),
+        "tensor 'a' is larger",
+    ),
+    "endless, but empty": (
+        safetensors_bytes({"a": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}),
+        "tensor 'a' is larger",
+    ),
+    "terabytes": (
+        safetensors_bytes({"a": entry(shape=(2**40,), offsets=(0, 2**42))}, bytes(16)),
+        "tensor 'a'.*truncated",
+    ),
+    "offsets backwards": (
+        safetensors_bytes({"a": entry(offsets=(16, 0))}, bytes(16)),
+        "data_offsets of tensor 'a'",
+    ),
+    "three offsets": (
+        safetensors_bytes({"a": entry(offsets=(0, 8, 16))}, bytes(16)),
+        "data_offsets of tensor 'a'",
+    ),
+    "negative offset": (
+        safetensors_bytes({"a": entry(offsets=(-16, 0))}, bytes(16)),
+        "data_offsets of tensor 'a'",
+    ),
+    "another size": (
+        safetensors_bytes({"a": entry(shape=(2, 3))}, bytes(16)),
+        "tensor 'a' is F32 of shape .*24 bytes, but has 16",
+    ),
+    "overlap": (
+        safetensors_bytes({"a": entry(), "b": entry(offsets=(8, 24))}, bytes(24)),
+        "'b' overlaps tensor 'a'",
+    ),
+    "the same place": (
+        safetensors_bytes({"a": entry(), "b": entry()}, bytes(16)),
+        "'b' overlaps tensor 'a'",
+    ),
+    "a gap": (
+        safetensors_bytes({"a": entry(), "b": entry(offsets=(20, 36))}, bytes(36)),
+        "between tensor 'a' and tensor 'b' are 4 bytes",
+    ),
+    "a gap before": (
+        safetensors_bytes({"a": entry(offsets=(4, 20))}, bytes(20)),
+        "between the header and tensor 'a' are 4 bytes",
+    ),
     "bytes behind": (safetensors_bytes({"a": entry()}, bytes(17)), "1 bytes after tensor 'a'"),
     "metadata of numbers": (safetensors_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
     "metadata as text": (safetensors_bytes({"__metadata__": "a"}), "__metadata__"),
@@ -93,7 +165,18 @@ def shared(places: dict[str, str]) -> str:
     return next(name for name, file in places.items() if files.count(file) > 1)
 
 
-@pytest.mark.parametrize("file", ["../outside", "/etc/outside", "a/../../outside", "C:\\outside", "C:outside", "..\\outside", "out\0side"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../outside",
+        "/etc/outside",
+        "a/../../outside",
+        "C:\\outside",
+        "C:outside",
+        "..\\outside",
+        "out\0side",
+    ],
+)
 def test_an_index_does_not_lead_out_of_its_folder(sharded: pathlib.Path, file: str):
     write_safetensors(sharded.parent / "outside.safetensors", listed(arrays()))
     write_index(sharded, {"scale": f"{file}.safetensors"})
@@ -104,7 +187,10 @@ def test_an_index_does_not_lead_out_of_its_folder(sharded: pathlib.Path, file: s
 @pytest.mark.parametrize(
     "places, message",
     [
-        ({"scale": "model-9.safetensors"}, "'model-9.safetensors' for tensor 'scale', which does not exist"),
+        (
+            {"scale": "model-9.safetensors"},
+            "'model-9.safetensors' for tensor 'scale', which does not exist",
+        ),
         ({"scale": "x" * 5000 + ".safetensors"}, "does not exist"),
         ({"scale": "pytorch_model.bin"}, "no safetensors file"),
         ({"scale": ""}, "no safetensors file"),
@@ -122,7 +208,10 @@ def test_an_index_and_its_files_agree(sharded: pathlib.Path):
     places = json.loads(index.read_text())["weight_map"]
     write_index(sharded, places | {"absent": places["scale"]})
     assert "'absent'" in refused(sharded)
-    name, other = shared(places), next(file for file in places.values() if file != places[shared(places)])
+    name, other = (
+        shared(places),
+        next(file for file in places.values() if file != places[shared(places)]),
+    )
     write_index(sharded, places | {name: other})
     assert f"tensor '{name}' is in '{other}', but it is in '{places[name]}'" in refused(sharded)
     index.write_text('{"weight_map": {"a": "b.safetensors", "a": "c.safetensors"}}')
@@ -145,7 +234,10 @@ def test_a_tensor_that_the_index_forgot_is_there(sharded: pathlib.Path):
 
 def test_a_tensor_in_two_files(sharded: pathlib.Path):
     places = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
-    write_safetensors(sharded / "more.safetensors", listed({name: arrays()[name] for name in ("scale", "odd bytes")}))
+    write_safetensors(
+        sharded / "more.safetensors",
+        listed({name: arrays()[name] for name in ("scale", "odd bytes")}),
+    )
     write_index(sharded, places | {"odd bytes": "more.safetensors"})
     text = refused(sharded)
     assert "again in" in text and "more.safetensors" in text

@@ -10,7 +10,7 @@ from mmjax.models.config import DynamicScaling, LanguageModelConfig, LinearScali
 from mmjax.weights import load_pretrained
 from mmjax.weights.config_json import ConfigJson
 from mmjax.weights.families import BY_MODEL_TYPE
-from mmjax.weights.pretrained import open_pretrained
+from mmjax.weights.load import open_pretrained
 from mmjax.weights.save import save_params
 from tests.weights.models import LLAMA, params_of, saved
 
@@ -36,9 +36,21 @@ ROPE = {
         3.0,
         LinearScaling("linear", 4.0),
     ),
-    "theta beside the newer form": ({"rope_parameters": LINEAR, "rope_theta": 9.0}, 9.0, LinearScaling("linear", 4.0)),
-    "the older counts": ({"rope_scaling": LINEAR, "rope_parameters": THETA}, 10_000.0, LinearScaling("linear", 4.0)),
-    "the older with theta": ({"rope_scaling": LINEAR, "rope_parameters": THETA, "rope_theta": 7.0}, 7.0, LinearScaling("linear", 4.0)),
+    "theta beside the newer form": (
+        {"rope_parameters": LINEAR, "rope_theta": 9.0},
+        9.0,
+        LinearScaling("linear", 4.0),
+    ),
+    "the older counts": (
+        {"rope_scaling": LINEAR, "rope_parameters": THETA},
+        10_000.0,
+        LinearScaling("linear", 4.0),
+    ),
+    "the older with theta": (
+        {"rope_scaling": LINEAR, "rope_parameters": THETA, "rope_theta": 7.0},
+        7.0,
+        LinearScaling("linear", 4.0),
+    ),
     "an empty one does not": ({"rope_scaling": {}, "rope_parameters": THETA}, 500.0, None),
     "null does not": ({"rope_scaling": None, "rope_parameters": THETA}, 500.0, None),
     "original length outside": (
@@ -47,7 +59,10 @@ ROPE = {
         YarnScaling("yarn", 2.0, 64, 1.0),
     ),
     "original length twice": (
-        {"rope_scaling": YARN | {"original_max_position_embeddings": 32}, "original_max_position_embeddings": 64},
+        {
+            "rope_scaling": YARN | {"original_max_position_embeddings": 32},
+            "original_max_position_embeddings": 64,
+        },
         10_000.0,
         YarnScaling("yarn", 2.0, 64, 1.0),
     ),
@@ -72,7 +87,9 @@ def test_rotary_positions_of_kinds_of_layers_are_refused():
 
 @pytest.mark.parametrize("context", [32, 64, 128, None])
 def test_a_base_that_grows_does_so_from_the_same_length_again(context, tmp_path):
-    decoder = dataclasses.replace(LLAMA, rope_scaling=DynamicScaling("dynamic", 2.0, 64), context_length=context)
+    decoder = dataclasses.replace(
+        LLAMA, rope_scaling=DynamicScaling("dynamic", 2.0, 64), context_length=context
+    )
     config = LanguageModelConfig(decoder, compute_dtype="float32")
     save_params(params_of(config), config, tmp_path / "saved")
     assert load_pretrained(tmp_path / "saved").config.decoder.rope_scaling == decoder.rope_scaling
@@ -81,7 +98,20 @@ def test_a_base_that_grows_does_so_from_the_same_length_again(context, tmp_path)
 WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
 
 
-@pytest.mark.parametrize("types", [5, "x", {}, [["a"], ["a"]], [{}, {}], ["full_attention"], [], ["full_attention"] * 3, ["other"] * 2])
+@pytest.mark.parametrize(
+    "types",
+    [
+        5,
+        "x",
+        {},
+        [["a"], ["a"]],
+        [{}, {}],
+        ["full_attention"],
+        [],
+        ["full_attention"] * 3,
+        ["other"] * 2,
+    ],
+)
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 def test_kinds_of_layers_are_a_list_of_names(model_type, types):
     with pytest.raises(InputError, match=r"layer_types is .*; it must be a list of 2 texts"):

@@ -14,24 +14,34 @@ from hypothesis import strategies as st
 
 from mmjax.errors import InputError
 from mmjax.weights.open import open_weights
-from mmjax.weights.safetensors_header import DTYPES
+from mmjax.weights.safetensors import DTYPES
 from tests.weights.files import entry, gguf_bytes, gguf_tensor, safetensors_bytes, same
 from tests.weights.test_gguf import ONE, array, field
 
-NUMBERS = st.sampled_from([0, 1, 2, 4, 8, 16, 31, 32, 64, 255, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1])
+NUMBERS = st.sampled_from(
+    [0, 1, 2, 4, 8, 16, 31, 32, 64, 255, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=4,
 )
 WRONG = {
     "dtype": st.sampled_from([*DTYPES, "F4", "F6_E2M3"]) | JSON,
     "shape": st.lists(st.sampled_from([0, 1, 2, 4, 8, 2**62, -1]), max_size=3) | JSON,
-    "data_offsets": st.lists(st.sampled_from([0, 4, 8, 16, 24, 32, 2**40]), min_size=2, max_size=2) | JSON,
+    "data_offsets": st.lists(st.sampled_from([0, 4, 8, 16, 24, 32, 2**40]), min_size=2, max_size=2)
+    | JSON,
 }
 
 SOUND_SAFETENSORS = safetensors_bytes(
-    {"__metadata__": {"format": "pt"}, "a": entry(), "b": entry("BF16", (4,), (16, 24)), "c": entry("U8", (0, 3), (24, 24))},
+    {
+        "__metadata__": {"format": "pt"},
+        "a": entry(),
+        "b": entry("BF16", (4,), (16, 24)),
+        "c": entry("U8", (0, 3), (24, 24)),
+    },
     bytes(range(24)),
 )
 SOUND_GGUF = gguf_bytes(
@@ -73,15 +83,23 @@ def layouts(draw: st.DrawFn) -> bytes:
     header: dict[str, Any] = {}
     end = 0
     for name in draw(st.lists(st.sampled_from(["a", "b", "ü", "\n"]), unique=True, max_size=3)):
-        dtype, shape = draw(st.sampled_from(list(DTYPES))), draw(st.lists(st.integers(0, 3), max_size=3))
+        dtype, shape = (
+            draw(st.sampled_from(list(DTYPES))),
+            draw(st.lists(st.integers(0, 3), max_size=3)),
+        )
         begin, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
         header[name] = entry(dtype, shape, (begin, end))
     for _ in range(draw(st.integers(0, 2))):
-        name, key = draw(st.sampled_from([*header, "__metadata__"])), draw(st.sampled_from(list(WRONG)))
+        name, key = (
+            draw(st.sampled_from([*header, "__metadata__"])),
+            draw(st.sampled_from(list(WRONG))),
+        )
         if draw(st.booleans()) and isinstance(header.get(name), dict):
             header[name] = header[name] | {key: draw(WRONG[key])}
         else:
-            header[name] = draw(JSON | st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3))
+            header[name] = draw(
+                JSON | st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3)
+            )
     return safetensors_bytes(header, bytes(range(256))[: draw(st.just(end) | st.integers(0, 64))])
 
 
@@ -103,7 +121,10 @@ def same_as_reader(path: pathlib.Path, source: Any) -> None:
         return  # It refuses more, such as a version of which it knows nothing, and not by one kind of error.
     assert set(theirs) == set(source.tensors)
     for name, tensor in theirs.items():
-        assert gguf.dequantize(tensor.data, tensor.tensor_type).tobytes() == source.read(name).tobytes()
+        assert (
+            gguf.dequantize(tensor.data, tensor.tensor_type).tobytes()
+            == source.read(name).tobytes()
+        )
 
 
 def check(path: pathlib.Path, data: bytes, compare: Callable[[pathlib.Path, Any], None]) -> None:
@@ -152,7 +173,14 @@ def test_any_bytes_at_length(tmp_path: pathlib.Path, kind: str):
     fuzz(tmp_path, kind, 3_000)
 
 
-@hypothesis.given(JSON | st.dictionaries(st.just("weight_map"), JSON | st.dictionaries(st.text(max_size=3), JSON | st.text()), max_size=1))
+@hypothesis.given(
+    JSON
+    | st.dictionaries(
+        st.just("weight_map"),
+        JSON | st.dictionaries(st.text(max_size=3), JSON | st.text()),
+        max_size=1,
+    )
+)
 @hypothesis.settings(deadline=None, max_examples=100)
 def test_any_index(tmp_path_factory: pytest.TempPathFactory, content: Any):
     path = tmp_path_factory.getbasetemp() / "model.safetensors.index.json"

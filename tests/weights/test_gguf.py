@@ -35,14 +35,26 @@ def stored(kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
     blocks = random.integers(0, 256, (*shape[:-1], shape[-1] // numbers, width), dtype=np.uint8)
     scales = [(0, 2), (2, 4)] if kind == Kind.Q4_K else [(width - 2, width)]
     for begin, end in scales:
-        blocks[..., begin:end] = random.uniform(-1, 1, (*blocks.shape[:-1], 1)).astype(np.float16).view(np.uint8)
+        blocks[..., begin:end] = (
+            random.uniform(-1, 1, (*blocks.shape[:-1], 1)).astype(np.float16).view(np.uint8)
+        )
     return blocks.reshape(*shape[:-1], -1)
 
 
-def write(path: pathlib.Path, tensors: dict[str, tuple[Kind, np.ndarray]], fields: dict[str, Any] | None = None) -> None:
+def write(
+    path: pathlib.Path,
+    tensors: dict[str, tuple[Kind, np.ndarray]],
+    fields: dict[str, Any] | None = None,
+) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in (fields or {}).items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
         add[type(value)](key, value)
     for name, (kind, data) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=kind)
@@ -59,8 +71,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     tensors = {name: (Kind[name], stored(Kind[name], SHAPE)) for name in KINDS}
     tensors["experts"] = (Kind.Q8_0, stored(Kind.Q8_0, (3, 4, 64)))
     tensors["norm.weight"] = (Kind.F32, np.arange(5, dtype=np.float32))
-    fields = {"llama.block_count": 30, "llama.rope.freq_base": 0.5, "is": True, "general.name": "ein Modell ü"}
-    write(path, tensors, fields | {"tokens": ["a", "", "ü", " b"], "scores": [0.5, -1.0], "types": [1, 2, 3], "flags": [True, False]})
+    fields = {
+        "llama.block_count": 30,
+        "llama.rope.freq_base": 0.5,
+        "is": True,
+        "general.name": "ein Modell ü",
+    }
+    write(
+        path,
+        tensors,
+        fields
+        | {
+            "tokens": ["a", "", "ü", " b"],
+            "scores": [0.5, -1.0],
+            "types": [1, 2, 3],
+            "flags": [True, False],
+        },
+    )
     return path
 
 
@@ -70,7 +97,12 @@ def test_every_kind_is_read_as_the_package_reads_it(model: pathlib.Path, kind: s
     with open_weights(model) as source:
         found = source.read(kind)
         assert source.tensors[kind] == TensorInfo(found.shape, np.dtype(np.float32))
-    assert found.dtype == np.float32 and found.flags.writeable and np.isfinite(found).all() and found.std() > 0.1
+    assert (
+        found.dtype == np.float32
+        and found.flags.writeable
+        and np.isfinite(found).all()
+        and found.std() > 0.1
+    )
     np.testing.assert_array_equal(found, gguf.dequantize(theirs.data, theirs.tensor_type))
 
 
@@ -95,20 +127,43 @@ def test_fields_are_plain_values(model: pathlib.Path):
     with open_weights(model) as source:
         fields = source.metadata
     assert fields["general.architecture"] == "llama" and fields["general.name"] == "ein Modell ü"
-    assert fields["llama.block_count"] == 30 and fields["llama.rope.freq_base"] == 0.5 and fields["is"] is True
-    assert fields["tokens"] == ["a", "", "ü", " b"] and fields["scores"] == [0.5, -1.0] and fields["types"] == [1, 2, 3]
+    assert (
+        fields["llama.block_count"] == 30
+        and fields["llama.rope.freq_base"] == 0.5
+        and fields["is"] is True
+    )
+    assert (
+        fields["tokens"] == ["a", "", "ü", " b"]
+        and fields["scores"] == [0.5, -1.0]
+        and fields["types"] == [1, 2, 3]
+    )
     assert fields["flags"] == [True, False]
-    theirs = {key: field.contents() for key, field in gguf.GGUFReader(model).fields.items() if not key.startswith("GGUF.")}
+    theirs = {
+        key: field.contents()
+        for key, field in gguf.GGUFReader(model).fields.items()
+        if not key.startswith("GGUF.")
+    }
     assert fields == theirs
 
 
-@hypothesis.given(st.sampled_from([*KINDS, "experts"]), st.data(), st.sampled_from([1, 100, 1 << 20]))
-@hypothesis.settings(deadline=None, max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-def test_any_slice_in_any_number_of_parts(model: pathlib.Path, kind: str, data: st.DataObject, chunk: int):
+@hypothesis.given(
+    st.sampled_from([*KINDS, "experts"]), st.data(), st.sampled_from([1, 100, 1 << 20])
+)
+@hypothesis.settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_any_slice_in_any_number_of_parts(
+    model: pathlib.Path, kind: str, data: st.DataObject, chunk: int
+):
     with open_weights(model) as source, mock.patch.object(module, "_CHUNK", chunk):
         shape = source.tensors[kind].shape
         starts = [data.draw(st.integers(0, size)) for size in shape]
-        index = tuple(slice(start, data.draw(st.integers(start, size))) for start, size in zip(starts, shape, strict=True))
+        index = tuple(
+            slice(start, data.draw(st.integers(start, size)))
+            for start, size in zip(starts, shape, strict=True)
+        )
         whole = source.read(kind)
         np.testing.assert_array_equal(source.read(kind, index), whole[index])
         np.testing.assert_array_equal(source.read(kind, index[:1]), whole[index[:1]])
@@ -116,7 +171,9 @@ def test_any_slice_in_any_number_of_parts(model: pathlib.Path, kind: str, data: 
 
 def test_other_kinds_are_refused_by_name(tmp_path: pathlib.Path):
     for kind, shown in ((int(Kind.IQ2_XS), "IQ2_XS"), (999, "999")):
-        (tmp_path / "model.gguf").write_bytes(gguf_bytes(tensors=[gguf_tensor("w", [256], kind)], data=bytes(4096)))
+        (tmp_path / "model.gguf").write_bytes(
+            gguf_bytes(tensors=[gguf_tensor("w", [256], kind)], data=bytes(4096))
+        )
         with pytest.raises(InputError, match=f"'w'.*{shown}.*Q6_K"):
             open_weights(tmp_path)
 
@@ -129,7 +186,10 @@ def test_without_the_package_the_extra_is_named(model: pathlib.Path):
             raise ImportError(name)
         return real(name, *arguments, **keywords)
 
-    with mock.patch.object(builtins, "__import__", absent), pytest.raises(InputError, match=r"mmjax\[gguf\]"):
+    with (
+        mock.patch.object(builtins, "__import__", absent),
+        pytest.raises(InputError, match=r"mmjax\[gguf\]"),
+    ):
         open_weights(model)
 
 
@@ -155,26 +215,65 @@ DAMAGED = {
     "endless fields": (gguf_bytes(counts=(0, 1 << 60)), "claims 1152921504606846976 fields"),
     "many tensors": (gguf_bytes(counts=(100_000, 0)), "claims 100000 tensors"),
     "more tensors than there are": (gguf_bytes([], [W], counts=(2, 0)), "damaged"),
-    "endless bytes": (gguf_bytes([field("k", 9, array(0, 1 << 50))]), "claims 1125899906842624 values of 'k'"),
+    "endless bytes": (
+        gguf_bytes([field("k", 9, array(0, 1 << 50))]),
+        "claims 1125899906842624 values of 'k'",
+    ),
     "endless texts": (gguf_bytes([field("k", 9, array(8, 1 << 50))]), "texts of 'k'"),
-    "an endless text": (gguf_bytes([field("k", 8, struct.pack("<Q", 1 << 62))]), "within its header"),
+    "an endless text": (
+        gguf_bytes([field("k", 8, struct.pack("<Q", 1 << 62))]),
+        "within its header",
+    ),
     "an endless name": (gguf_bytes([struct.pack("<Q", 1 << 62)]), "within its header"),
-    "nested arrays": (gguf_bytes([field("k", 9, array(9, 1, array(0, 0)))]), "'k' is an array of the type 9"),
+    "nested arrays": (
+        gguf_bytes([field("k", 9, array(9, 1, array(0, 0)))]),
+        "'k' is an array of the type 9",
+    ),
     "unknown type": (gguf_bytes([field("k", 77, b"")]), "'k' has the unknown type 77"),
     "no UTF-8": (gguf_bytes([field("k", 8, gguf_text(b"\xff"))]), "'k' is not UTF-8"),
     "a field twice": (gguf_bytes([ONE, ONE]), "'k' stands in it twice"),
     "a tensor twice": (gguf_bytes([], [W, W], bytes(32)), "tensor 'w' stands in it twice"),
-    "alignment": (gguf_bytes([field("general.alignment", 4, struct.pack("<I", 24))]), "general.alignment is 24"),
-    "alignment as text": (gguf_bytes([field("general.alignment", 8, gguf_text("x"))]), "general.alignment is 'x'"),
-    "many axes": (gguf_bytes([], [gguf_tensor("w", [1] * 5)], bytes(32)), "tensor 'w' claims 5 axes"),
+    "alignment": (
+        gguf_bytes([field("general.alignment", 4, struct.pack("<I", 24))]),
+        "general.alignment is 24",
+    ),
+    "alignment as text": (
+        gguf_bytes([field("general.alignment", 8, gguf_text("x"))]),
+        "general.alignment is 'x'",
+    ),
+    "many axes": (
+        gguf_bytes([], [gguf_tensor("w", [1] * 5)], bytes(32)),
+        "tensor 'w' claims 5 axes",
+    ),
     "no axes": (gguf_bytes([], [gguf_tensor("w", [])], bytes(32)), "tensor 'w' claims 0 axes"),
-    "an endless tensor": (gguf_bytes([], [gguf_tensor("w", [2**63, 2**63])], bytes(32)), "tensor 'w' claims the shape"),
-    "an empty tensor": (gguf_bytes([], [gguf_tensor("w", [4, 0])], bytes(32)), "tensor 'w' claims the shape"),
-    "terabytes": (gguf_bytes([], [gguf_tensor("w", [2**20, 2**20])], bytes(32)), "tensor 'w' ends at byte.*truncated"),
-    "out of the file": (gguf_bytes([], [gguf_tensor("w", [4], offset=2**63)], bytes(32)), "tensor 'w' ends at byte.*truncated"),
-    "part of a block": (gguf_bytes([], [gguf_tensor("w", [33], int(Kind.Q8_0))], bytes(64)), "rows of tensor 'w' have 33 numbers"),
-    "overlap": (gguf_bytes([], [W, gguf_tensor("v", [4], offset=16)], bytes(64)), "tensor 'v' overlaps 'w'"),
-    "one of several files": (gguf_bytes([field("split.count", 2, struct.pack("<H", 3))]), "one of 3 files"),
+    "an endless tensor": (
+        gguf_bytes([], [gguf_tensor("w", [2**63, 2**63])], bytes(32)),
+        "tensor 'w' claims the shape",
+    ),
+    "an empty tensor": (
+        gguf_bytes([], [gguf_tensor("w", [4, 0])], bytes(32)),
+        "tensor 'w' claims the shape",
+    ),
+    "terabytes": (
+        gguf_bytes([], [gguf_tensor("w", [2**20, 2**20])], bytes(32)),
+        "tensor 'w' ends at byte.*truncated",
+    ),
+    "out of the file": (
+        gguf_bytes([], [gguf_tensor("w", [4], offset=2**63)], bytes(32)),
+        "tensor 'w' ends at byte.*truncated",
+    ),
+    "part of a block": (
+        gguf_bytes([], [gguf_tensor("w", [33], int(Kind.Q8_0))], bytes(64)),
+        "rows of tensor 'w' have 33 numbers",
+    ),
+    "overlap": (
+        gguf_bytes([], [W, gguf_tensor("v", [4], offset=16)], bytes(64)),
+        "tensor 'v' overlaps 'w'",
+    ),
+    "one of several files": (
+        gguf_bytes([field("split.count", 2, struct.pack("<H", 3))]),
+        "one of 3 files",
+    ),
 }
 
 

@@ -11,17 +11,35 @@ from safetensors.numpy import load_file
 
 from mmjax.errors import InputError
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LanguageModelConfig, LinearScaling, Llama3Scaling, YarnScaling
+from mmjax.models.config import (
+    DecoderConfig,
+    LanguageModelConfig,
+    LinearScaling,
+    Llama3Scaling,
+    YarnScaling,
+)
 from mmjax.weights import load_pretrained
-from mmjax.weights.pretrained import open_pretrained
+from mmjax.weights.load import open_pretrained
 from mmjax.weights.save import save_params
 from tests.weights.files import gguf_bytes, gguf_text
 from tests.weights.models import params_of
 
-BASE = DecoderConfig(vocabulary=24, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, context_length=128)
+BASE = DecoderConfig(
+    vocabulary=24,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+    context_length=128,
+)
 MODELS = {
     "llama": ("llama", BASE),
-    "llama of one key head, tied": ("llama", dataclasses.replace(BASE, kv_heads=1, tied_head=True)),
+    "llama of one key head, tied": (
+        "llama",
+        dataclasses.replace(BASE, kv_heads=1, tie_word_embeddings=True),
+    ),
     "mixtral": ("llama", dataclasses.replace(BASE, experts=3, experts_per_token=2)),
     "qwen2": ("qwen2", dataclasses.replace(BASE, qkv_bias=True)),
     "qwen3": ("qwen3", dataclasses.replace(BASE, query_key_norm=True, head_dim=16)),
@@ -48,7 +66,11 @@ EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
 
 def permuted(array, heads):
     """As llama.cpp's converter does with queries and keys of Llama."""
-    return array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return (
+        array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(array.shape)
+    )
 
 
 def write(folder, architecture, config, fields=None, tensors=None):
@@ -72,10 +94,19 @@ def write(folder, architecture, config, fields=None, tensors=None):
     if config.experts:
         own |= {"expert_count": config.experts, "expert_used_count": config.experts_per_token}
     writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
     for key, value in (own | (fields or {})).items():
         add[type(value)](key if key.startswith("tokenizer") else f"{architecture}.{key}", value)
-    for name, array in (converted(load_file(folder / "theirs" / "model.safetensors"), architecture, config) | (tensors or {})).items():
+    for name, array in (
+        converted(load_file(folder / "theirs" / "model.safetensors"), architecture, config)
+        | (tensors or {})
+    ).items():
         writer.add_tensor(name, np.ascontiguousarray(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -92,13 +123,18 @@ def converted(theirs, architecture, config):
         layer = f"blk.{name.split('.')[2]}." if ".layers." in name else ""
         module = ".".join(module.split(".")[3:]) if layer else module
         if ".experts." in name:
-            experts.setdefault(f"{layer}{EXPERTS[module[-2:]]}.weight", {})[int(module.split(".")[2])] = array
+            experts.setdefault(f"{layer}{EXPERTS[module[-2:]]}.weight", {})[
+                int(module.split(".")[2])
+            ] = array
             continue
         heads = {"self_attn.q_proj": config.heads, "self_attn.k_proj": config.kv_heads}.get(module)
         if heads and architecture == "llama":
             array = permuted(array, heads)
         found[f"{layer}{NAMES[module]}.{leaf}"] = array
-    return found | {name: np.stack([arrays[number] for number in sorted(arrays)]) for name, arrays in experts.items()}
+    return found | {
+        name: np.stack([arrays[number] for number in sorted(arrays)])
+        for name, arrays in experts.items()
+    }
 
 
 def settings(path):
@@ -149,7 +185,11 @@ def test_factors_of_one_change_nothing(tmp_path):
     assert settings(path).rope_scaling is None
 
 
-YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 32,
+}
 HONOURED = {
     "a factor alone is linear": ({"rope.scaling.factor": 4.0}, LinearScaling("linear", 4.0), None),
     "of older files": ({"rope.scale_linear": 2.0}, LinearScaling("linear", 2.0), None),
@@ -169,24 +209,61 @@ HONOURED = {
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_a_field_is_obeyed(case, architecture, tmp_path):
     fields, scaling, window = HONOURED[case]
-    path, _ = write(tmp_path, architecture, dataclasses.replace(BASE, query_key_norm=architecture == "qwen3"), fields)
+    path, _ = write(
+        tmp_path,
+        architecture,
+        dataclasses.replace(BASE, query_key_norm=architecture == "qwen3"),
+        fields,
+    )
     found = settings(path)
     assert (found.rope_scaling, found.sliding_window) == (scaling, window)
 
 
 REFUSED = {
-    "part of the head": ({"rope.dimension_count": 4}, {}, "rope.dimension_count is 4, but a head has 8 channels"),
+    "part of the head": (
+        {"rope.dimension_count": 4},
+        {},
+        "rope.dimension_count is 4, but a head has 8 channels",
+    ),
     "other values": ({"attention.value_length": 4}, {}, "attention.value_length is 4"),
-    "a pattern of windows": ({"attention.sliding_window": 4, "attention.sliding_window_pattern": 2}, {}, "sliding_window_pattern"),
+    "a pattern of windows": (
+        {"attention.sliding_window": 4, "attention.sliding_window_pattern": 2},
+        {},
+        "sliding_window_pattern",
+    ),
     "scaled scores": ({"attention.scale": 0.5}, {}, "attention.scale is 0.5; mmjax has 0.0 only"),
-    "attention without yarn": ({"rope.scaling.attn_factor": 0.5}, {}, "attn_factor is 0.5, which mmjax has for YaRN only"),
-    "of another kind": ({"rope.scaling.type": "longrope"}, {}, 'type is "longrope"; mmjax knows none, linear, yarn'),
-    "type as a list": ({"rope.scaling.type": [1, 2]}, {}, r"rope.scaling.type is \[1, 2\]; it must be a text"),
+    "attention without yarn": (
+        {"rope.scaling.attn_factor": 0.5},
+        {},
+        "attn_factor is 0.5, which mmjax has for YaRN only",
+    ),
+    "of another kind": (
+        {"rope.scaling.type": "longrope"},
+        {},
+        'type is "longrope"; mmjax knows none, linear, yarn',
+    ),
+    "type as a list": (
+        {"rope.scaling.type": [1, 2]},
+        {},
+        r"rope.scaling.type is \[1, 2\]; it must be a text",
+    ),
     "window as text": ({"attention.sliding_window": "x"}, {}, "must be a whole number"),
-    "another ramp": ({}, {"rope_freqs.weight": factors(8.0, original=4096)}, "is not the rescaling of Llama 3.1"),
-    "too many factors": ({}, {"rope_freqs.weight": np.ones(5, np.float32)}, r"is \[5\], but a head has 8"),
+    "another ramp": (
+        {},
+        {"rope_freqs.weight": factors(8.0, original=4096)},
+        "is not the rescaling of Llama 3.1",
+    ),
+    "too many factors": (
+        {},
+        {"rope_freqs.weight": np.ones(5, np.float32)},
+        r"is \[5\], but a head has 8",
+    ),
     "twice": ({"rope.scaling.factor": 2.0}, {"rope_freqs.weight": np.ones(4, np.float32)}, "twice"),
-    "a token as text": ({"tokenizer.ggml.bos_token_id": "abc"}, {}, 'bos_token_id is "abc"; it must be a whole number'),
+    "a token as text": (
+        {"tokenizer.ggml.bos_token_id": "abc"},
+        {},
+        'bos_token_id is "abc"; it must be a whole number',
+    ),
 }
 
 
@@ -206,12 +283,24 @@ def field(key, kind, value):
 ARRAY = struct.pack("<IQI", 4, 1, 7)
 BOOK = gguf_text("x" * 60_000_000)
 ODD = {
-    "architecture as a list": ([field("general.architecture", 9, ARRAY)], "its architecture is no text"),
-    "architecture as a book": ([field("general.architecture", 8, BOOK)], r"\(60000000 characters\)"),
+    "architecture as a list": (
+        [field("general.architecture", 9, ARRAY)],
+        "its architecture is no text",
+    ),
+    "architecture as a book": (
+        [field("general.architecture", 8, BOOK)],
+        r"\(60000000 characters\)",
+    ),
     "no architecture": ([], "its architecture is no text"),
-    "parts as text": ([field("split.count", 8, gguf_text("a\nb" * 1000))], "split.count is not a number"),
+    "parts as text": (
+        [field("split.count", 8, gguf_text("a\nb" * 1000))],
+        "split.count is not a number",
+    ),
     "parts as a list": ([field("split.count", 9, ARRAY)], "split.count is not a number"),
-    "alignment as a book": ([field("general.alignment", 8, BOOK)], r"\(60000000 characters\), which is no power"),
+    "alignment as a book": (
+        [field("general.alignment", 8, BOOK)],
+        r"\(60000000 characters\), which is no power",
+    ),
     "alignment as a list": ([field("general.alignment", 9, ARRAY)], "a list, which is no power"),
 }
 

@@ -10,10 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mmjax.errors import InputError
-from mmjax.models.config import MLPConfig, VLMConfig
+from mmjax.models.config import VLMConfig
+from mmjax.models.connectors.mlp import MLPConfig
 from mmjax.weights import load_pretrained
 from mmjax.weights.families import LLAVA
-from mmjax.weights.families.decoders import write as write_decoder
+from mmjax.weights.families.llama import write_decoder
 from mmjax.weights.families.siglip import write as write_siglip
 from mmjax.weights.rules import pieces
 from tests.weights.models import LLAMA, SIGLIP, params_of
@@ -31,11 +32,19 @@ def of_siglip(folder, **settings):
     folder.mkdir()
     params = params_of(CONFIG)
     found = pieces(LLAVA.rules(CONFIG), params)
-    tensors = {piece.name: np.array(piece.layout.to_theirs(np.asarray(params[piece.target])[piece.index])) for piece in found}
+    tensors = {
+        piece.name: np.array(piece.layout.to_theirs(np.asarray(params[piece.target])[piece.index]))
+        for piece in found
+    }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     vision = write_siglip(CONFIG.vision) | {"model_type": "siglip_vision_model"}
     text = write_decoder(CONFIG.decoder) | {"model_type": "llama"}
-    config = {"model_type": "llava", "text_config": text, "vision_config": vision, "vision_feature_layer": -2}
+    config = {
+        "model_type": "llava",
+        "text_config": text,
+        "vision_config": vision,
+        "vision_feature_layer": -2,
+    }
     (folder / "config.json").write_text(json.dumps(config | settings))
     return folder
 
@@ -49,12 +58,20 @@ def of_clip(folder, **settings):
 
 def test_an_encoder_without_a_class_token_gives_all_of_its_patches(tmp_path):
     model = load_pretrained(of_siglip(tmp_path / "siglip", vision_feature_select_strategy="full"))
-    assert dataclasses.replace(model.config, vision=CONFIG.vision) == dataclasses.replace(CONFIG, decoder=model.config.decoder)
+    assert dataclasses.replace(model.config, vision=CONFIG.vision) == dataclasses.replace(
+        CONFIG, decoder=model.config.decoder
+    )
 
 
-@pytest.mark.parametrize("settings", [{}, {"vision_feature_select_strategy": None}, {"vision_feature_select_strategy": "default"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"vision_feature_select_strategy": None}, {"vision_feature_select_strategy": "default"}],
+)
 def test_without_a_class_token_there_is_nothing_to_leave_out(settings, tmp_path):
-    with pytest.raises(InputError, match='"default", which leaves out the first feature, but this encoder has no class token'):
+    with pytest.raises(
+        InputError,
+        match='"default", which leaves out the first feature, but this encoder has no class token',
+    ):
         load_pretrained(of_siglip(tmp_path / "siglip", **settings))
 
 
@@ -65,8 +82,10 @@ def test_the_class_token_is_never_read(strategy, tmp_path):
 
 
 def test_tied_by_the_config_of_the_whole(tmp_path):
-    folder = of_siglip(tmp_path / "siglip", vision_feature_select_strategy="full", tie_word_embeddings=True)
+    folder = of_siglip(
+        tmp_path / "siglip", vision_feature_select_strategy="full", tie_word_embeddings=True
+    )
     found = load_file(folder / "model.safetensors")
     del found["language_model.lm_head.weight"]
     save_file(found, folder / "model.safetensors", {"format": "pt"})
-    assert load_pretrained(folder).config.decoder.tied_head
+    assert load_pretrained(folder).config.decoder.tie_word_embeddings

@@ -9,7 +9,7 @@ import pytest
 
 from mmjax.errors import InputError
 from mmjax.weights.open import open_weights
-from mmjax.weights.writing import write_safetensors
+from mmjax.weights.safetensors_writing import write_safetensors
 from tests.weights.files import arrays, gguf_bytes, listed, safetensors_bytes, write_index
 
 
@@ -20,7 +20,9 @@ def refused(path: pathlib.Path, *parts: str) -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "connector.safetensors", "model.fp16.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "connector.safetensors", "model.fp16.safetensors"]
+)
 def test_the_only_file_of_a_folder(tmp_path: pathlib.Path, name: str):
     write_safetensors(tmp_path / name, listed(arrays()))
     (tmp_path / "pytorch_model.bin").write_bytes(b"beside it")
@@ -54,14 +56,21 @@ def test_a_header_whose_length_looks_like_a_pickle(tmp_path: pathlib.Path, lengt
         assert not source.tensors
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "pytorch_model.bin.index.json"],
+)
 def test_pickles_are_refused_with_the_reason(tmp_path: pathlib.Path, name: str):
     (tmp_path / name).write_bytes(b"whatever it is")
     for path in (tmp_path, tmp_path / name):
         refused(path, name, "pickle", "Convert it to safetensors")
 
 
-@pytest.mark.parametrize("data", [pickle.dumps({"a": 1}), pickle.dumps({"a": 1}, 2), b"PK\x03\x04" + bytes(40)], ids=["4", "2", "zip"])
+@pytest.mark.parametrize(
+    "data",
+    [pickle.dumps({"a": 1}), pickle.dumps({"a": 1}, 2), b"PK\x03\x04" + bytes(40)],
+    ids=["4", "2", "zip"],
+)
 def test_pickles_of_another_name_are_refused(tmp_path: pathlib.Path, data: bytes):
     (tmp_path / "model.safetensors").write_bytes(data)
     refused(tmp_path, "pickle")
@@ -77,7 +86,9 @@ def test_nothing_usable(tmp_path: pathlib.Path):
     refused(tmp_path / "a.npz", "numpy")
     (tmp_path / "model.safetensors").write_bytes(b"")
     refused(tmp_path, "empty")
-    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "model.safetensors").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
     refused(tmp_path, "git lfs pull")
 
 

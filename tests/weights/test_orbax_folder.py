@@ -11,9 +11,9 @@ from jax.sharding import SingleDeviceSharding
 
 from mmjax.errors import InputError
 from mmjax.weights import load_pretrained, orbax_folder
-from mmjax.weights.opened import Origin, stored
+from mmjax.weights.load import open_pretrained
 from mmjax.weights.orbax_folder import save_orbax
-from mmjax.weights.pretrained import open_pretrained
+from mmjax.weights.pretrained_protocol import Origin, stored
 from tests.weights.models import CONFIGS, params_of
 
 ORIGINS = (Origin("decoder", "Mistral", '{"bos_token_id": 1}'),)
@@ -45,7 +45,9 @@ def test_what_is_written_is_read(name, dtype, tmp_path):
         found = opened.read(dtype=jnp.dtype(dtype), progress=told.append)
     assert sum(told) == opened.nbytes and found.keys() == params.keys()
     for path, value in params.items():
-        assert found[path].dtype == value.dtype and found[path].sharding == SingleDeviceSharding(jax.devices()[0])
+        assert found[path].dtype == value.dtype and found[path].sharding == SingleDeviceSharding(
+            jax.devices()[0]
+        )
         assert np.asarray(found[path]).tobytes() == np.asarray(value).tobytes(), path
 
 
@@ -79,7 +81,9 @@ def test_a_folder_that_is_used_is_left_alone(folder):
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmjax.weights.orbax_folder.ocp.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "mmjax.weights.orbax_folder.ocp.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         save_orbax(params_of(CONFIGS["llama"]), CONFIGS["llama"], tmp_path / "new" / "model")
     assert not list(tmp_path.iterdir())
@@ -99,8 +103,14 @@ def decoder(**changes):
 
 
 HARMS = {
-    "no JSON": (lambda folder: (folder / "mmjax.json").write_text("{"), "mmjax.json cannot be read"),
-    "no object": (lambda folder: (folder / "mmjax.json").write_text("[]"), "does not hold a JSON object"),
+    "no JSON": (
+        lambda folder: (folder / "mmjax.json").write_text("{"),
+        "mmjax.json cannot be read",
+    ),
+    "no object": (
+        lambda folder: (folder / "mmjax.json").write_text("[]"),
+        "does not hold a JSON object",
+    ),
     "version": (lambda folder: changed(folder, version=2), "this mmjax reads version 1"),
     "kind": (lambda folder: changed(folder, kind="audio"), "kind is .audio"),
     "origins": (lambda folder: changed(folder, origins=3), "origins|list|config"),
@@ -108,14 +118,26 @@ HARMS = {
     "type": (decoder(width="wide"), "a whole number is expected"),
     "more layers": (decoder(layers=4), "misshapen: decoder/layers/.* should be \\[4,"),
     "absurd": (decoder(layers=10**9, width=10**12), "should be"),
-    "heads": (decoder(kv_heads=3), "does not divide"),
-    "not tied": (decoder(tied_head=True), "unexpected: decoder/head/kernel"),
+    "heads": (decoder(kv_heads=3), "must be divisible by"),
+    "not tied": (decoder(tie_word_embeddings=True), "unexpected: decoder/lm_head/kernel"),
     "biases": (decoder(qkv_bias=True), "missing: decoder/layers/attention/key/bias"),
     "no params": (lambda folder: shutil.rmtree(folder / "params"), "has no params"),
-    "no metadata": (lambda folder: (folder / "params" / "_CHECKPOINT_METADATA").unlink(), "Orbax cannot read it|no params"),
-    "no tree": (lambda folder: (folder / "params" / "state" / "_METADATA").unlink(), "Orbax cannot read it"),
-    "damaged tree": (lambda folder: (folder / "params" / "state" / "_METADATA").write_text('{"tree'), "Orbax cannot read it"),
-    "no data": (lambda folder: (folder / "params" / "state" / "manifest.ocdbt").unlink(), "Orbax cannot read it"),
+    "no metadata": (
+        lambda folder: (folder / "params" / "_CHECKPOINT_METADATA").unlink(),
+        "Orbax cannot read it|no params",
+    ),
+    "no tree": (
+        lambda folder: (folder / "params" / "state" / "_METADATA").unlink(),
+        "Orbax cannot read it",
+    ),
+    "damaged tree": (
+        lambda folder: (folder / "params" / "state" / "_METADATA").write_text('{"tree'),
+        "Orbax cannot read it",
+    ),
+    "no data": (
+        lambda folder: (folder / "params" / "state" / "manifest.ocdbt").unlink(),
+        "Orbax cannot read it",
+    ),
     "half of it": (lambda folder: cut(folder), "Orbax cannot read it"),
 }
 
@@ -139,7 +161,9 @@ def test_a_number_that_is_not_finite_is_refused_by_name(tmp_path, monkeypatch):
     params = params_of(CONFIGS["llama"])
     params["decoder/norm/scale"] = params["decoder/norm/scale"].at[3].set(np.nan)
     with monkeypatch.context() as patched:
-        patched.setattr(orbax_folder, "_is_finite", lambda value: True)  # else it would not be written
+        patched.setattr(
+            orbax_folder, "_is_finite", lambda value: True
+        )  # else it would not be written
         save_orbax(params, CONFIGS["llama"], tmp_path / "model")
     with pytest.raises(InputError, match="decoder/norm/scale has numbers that are not finite"):
         load_pretrained(tmp_path / "model")

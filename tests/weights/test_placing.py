@@ -13,15 +13,13 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
+from mmjax.distributed.mesh import make_mesh, parameter_shardings
 from mmjax.errors import InputError
-from mmjax.mesh_axes import parameter_shardings
 from mmjax.models import parameters
-from mmjax.recipe import MeshConfig
-from mmjax.training.sharding import make_mesh
+from mmjax.recipe.recipe import MeshConfig
 from mmjax.weights import placing, targets
-from mmjax.weights.load import load_pretrained
-from mmjax.weights.opened import stored
-from mmjax.weights.pretrained import open_pretrained
+from mmjax.weights.load import load_pretrained, open_pretrained
+from mmjax.weights.pretrained_protocol import stored
 from mmjax.weights.save import save_params
 from tests.weights.models import CONFIGS, params_of, saved, write_llama
 
@@ -48,7 +46,9 @@ class Counting:
 
     def read(self, name, index=None):
         value = self._source.read(name, index)
-        self.read_parts.append((name, tuple((part.start, part.stop) for part in index or ()), value.nbytes))
+        self.read_parts.append(
+            (name, tuple((part.start, part.stop) for part in index or ()), value.nbytes)
+        )
         return value
 
 
@@ -58,7 +58,11 @@ def counted(folder, shardings=None, dtype=np.float32):
         for part in opened.parts:
             part.source = Counting(part.source)
         params = opened.read(stored(opened.config, opened.shapes, dtype), shardings, dtype=dtype)
-        return params, [read for part in opened.parts for read in part.source.read_parts], opened.nbytes
+        return (
+            params,
+            [read for part in opened.parts for read in part.source.read_parts],
+            opened.nbytes,
+        )
 
 
 @pytest.mark.parametrize("name", [*MODELS, "vlm"])
@@ -103,7 +107,9 @@ def test_a_number_that_is_not_finite_is_refused_by_name(value, dtype, tmp_path):
     tensors = load_file(tmp_path / "saved" / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = value
     save_file(tensors, tmp_path / "saved" / "model.safetensors")
-    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight' has numbers that are not finite"):
+    with pytest.raises(
+        InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight' has numbers that are not finite"
+    ):
         load_pretrained(tmp_path / "saved")
 
 
@@ -128,14 +134,21 @@ def sharded(tmp_path_factory):
 
     @functools.cache
     def run(kind):
-        done = subprocess.run([sys.executable, __file__, "sharded", str(root), kind], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "sharded", str(root), kind],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
 
 
-@pytest.mark.parametrize("kind", ["HostTarget", pytest.param("DeviceTarget", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["HostTarget", pytest.param("DeviceTarget", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", MODELS)
 def test_sharded_is_unsharded_bit_for_bit_and_read_once(name, mesh, kind, sharded):
@@ -146,7 +159,11 @@ def test_sharded_is_unsharded_bit_for_bit_and_read_once(name, mesh, kind, sharde
 
 def test_a_device_reads_its_part_only(sharded):
     """With one device of eight, an eighth of what is split, for these matrices."""
-    assert sharded("HostTarget")["one device of eight"] == {"up": 1 / 8, "embedding": 1 / 8, "norm": 1}
+    assert sharded("HostTarget")["one device of eight"] == {
+        "up": 1 / 8,
+        "embedding": 1 / 8,
+        "norm": 1,
+    }
 
 
 def sharded_worker(root, kind):
@@ -155,12 +172,19 @@ def sharded_worker(root, kind):
         whole, _, _ = counted(root / name)
         for mesh_name, config in MESHES.items():
             mesh = make_mesh(config)
-            shapes, axes = parameters.abstract(CONFIGS[name])[1], parameters.logical_axes(CONFIGS[name])
+            shapes, axes = (
+                parameters.abstract(CONFIGS[name])[1],
+                parameters.logical_axes(CONFIGS[name]),
+            )
             shardings = parameter_shardings(shapes, axes, mesh)[0]
             placing.make_target = getattr(targets, kind)
             params, read, nbytes = counted(root / name, shardings)
             results[f"{name} {mesh_name}"] = {
-                "different": [path for path in whole if np.asarray(params[path]).tobytes() != np.asarray(whole[path]).tobytes()],
+                "different": [
+                    path
+                    for path in whole
+                    if np.asarray(params[path]).tobytes() != np.asarray(whole[path]).tobytes()
+                ],
                 "elsewhere": [path for path in whole if params[path].sharding != shardings[path]],
                 "read": sum(size for *_, size in read),
                 "nbytes": nbytes,
@@ -171,13 +195,18 @@ def sharded_worker(root, kind):
 def one_device(root):
     """The share of a parameter's bytes that is read for the first device alone, as each of eight hosts would."""
     mesh = make_mesh(MESHES["fsdp_tensor"])
-    shapes, axes = parameters.abstract(CONFIGS["llama"])[1], parameters.logical_axes(CONFIGS["llama"])
+    shapes, axes = (
+        parameters.abstract(CONFIGS["llama"])[1],
+        parameters.logical_axes(CONFIGS["llama"]),
+    )
     shardings = parameter_shardings(shapes, axes, mesh)[0]
 
     class FirstOnly(targets.HostTarget):
         def __init__(self, shape, sharding):
             super().__init__(shape, sharding)
-            first = next(region for region, devices in self._held.items() if mesh.devices.flat[0] in devices)
+            first = next(
+                region for region, devices in self._held.items() if mesh.devices.flat[0] in devices
+            )
             self.regions, self._buffers = (first,), self._buffers[:1]
 
         def array(self):
@@ -185,7 +214,11 @@ def one_device(root):
 
     placing.make_target = FirstOnly
     shares = {}
-    for name, path in (("up", "layers/mlp/up/kernel"), ("embedding", "embedding"), ("norm", "norm/scale")):
+    for name, path in (
+        ("up", "layers/mlp/up/kernel"),
+        ("embedding", "embedding"),
+        ("norm", "norm/scale"),
+    ):
         with open_pretrained(root / "llama") as opened:
             opened.parts[0].source = Counting(opened.parts[0].source)
             wanted = {f"decoder/{path}": opened.shapes[f"decoder/{path}"]}
@@ -206,7 +239,14 @@ def memory_worker(folder, dtype, kind):
     before = high_water()
     params = parameters.split(load_pretrained(folder, dtype=dtype))[1]
     jax.block_until_ready(params)
-    print(json.dumps({"grown": high_water() - before, "result": sum(value.nbytes for value in params.values())}))
+    print(
+        json.dumps(
+            {
+                "grown": high_water() - before,
+                "result": sum(value.nbytes for value in params.values()),
+            }
+        )
+    )
 
 
 def high_water():
@@ -233,7 +273,9 @@ def test_memory_of_a_small_load(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("dtype", "kind"), [("float32", ""), ("bfloat16", ""), ("bfloat16", "DeviceTarget")])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float32", ""), ("bfloat16", ""), ("bfloat16", "DeviceTarget")]
+)
 def test_memory_of_a_large_load(dtype, kind, tmp_path_factory):
     """2 GB: a long table of embeddings, and stacks of layers of up to 350 MB."""
     folder = tmp_path_factory.getbasetemp() / "large"
@@ -246,7 +288,9 @@ def test_memory_of_a_large_load(dtype, kind, tmp_path_factory):
 
 def test_without_a_mesh_everything_is_on_the_first_device(tmp_path):
     params, _, _ = counted(saved("siglip", tmp_path / "saved"))
-    assert all(value.sharding == SingleDeviceSharding(jax.devices()[0]) for value in params.values())
+    assert all(
+        value.sharding == SingleDeviceSharding(jax.devices()[0]) for value in params.values()
+    )
 
 
 if __name__ == "__main__":

@@ -7,19 +7,27 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mmjax.weights.layouts import SAME, TRANSPOSED, Interleaved, InterleavedVector, Layout, Led, Patches
-from mmjax.weights.regions import boxed, in_file, lengths, turned, within
-from mmjax.weights.rules import Piece
+from mmjax.weights.rules import (
+    IDENTITY,
+    TRANSPOSED,
+    Interleaved,
+    InterleavedVector,
+    Layout,
+    LeadingOnes,
+    Patches,
+    TensorSlice,
+)
+from mmjax.weights.targets import boxed, in_file, lengths, turned, within
 
 LAYOUTS: dict[str, tuple[Layout, tuple[int, ...]]] = {
-    "same": (SAME, (6, 4)),
-    "same vector": (SAME, (6,)),
+    "same": (IDENTITY, (6, 4)),
+    "same vector": (IDENTITY, (6,)),
     "transposed": (TRANSPOSED, (6, 4)),
     "transposed stack": (TRANSPOSED, (3, 6, 4)),
     "interleaved": (Interleaved(2), (6, 8)),
     "interleaved vector": (InterleavedVector(2), (8,)),
     "patches": (Patches(2), (12, 5)),
-    "led": (Led(2), (6,)),
+    "led": (LeadingOnes(2), (6,)),
 }
 
 
@@ -31,9 +39,13 @@ def test_a_part_is_made_of_what_is_read_for_it(name: str, data: st.DataObject):
     ours = np.arange(math.prod(shape)).reshape(shape)
     theirs = layout.to_theirs(ours)
     assert theirs.shape == layout.theirs(shape)
-    piece = Piece("x", theirs.shape, "x", (), layout)
+    piece = TensorSlice("x", theirs.shape, "x", (), layout)
     own = tuple(
-        data.draw(st.integers(0, size - 1).flatmap(lambda start, s=size: st.tuples(st.just(start), st.integers(start + 1, s))))
+        data.draw(
+            st.integers(0, size - 1).flatmap(
+                lambda start, s=size: st.tuples(st.just(start), st.integers(start + 1, s))
+            )
+        )
         for size in shape
     )
     part = in_file(piece, own)
@@ -42,9 +54,12 @@ def test_a_part_is_made_of_what_is_read_for_it(name: str, data: st.DataObject):
 
 
 def test_where_the_layout_allows_only_the_part_is_read():
-    piece = Piece("x", (8, 6), "x", (), TRANSPOSED)
+    piece = TensorSlice("x", (8, 6), "x", (), TRANSPOSED)
     assert in_file(piece, ((1, 3), (4, 8))) == ((4, 8), (1, 3))
-    assert in_file(Piece("x", (8, 6), "x", (), Interleaved(2)), ((1, 3), (4, 8))) == ((0, 8), (1, 3))
+    assert in_file(TensorSlice("x", (8, 6), "x", (), Interleaved(2)), ((1, 3), (4, 8))) == (
+        (0, 8),
+        (1, 3),
+    )
 
 
 def test_columns_of_the_same_rows_are_read_together_and_rows_apart():

@@ -12,10 +12,10 @@ import safetensors.numpy
 from hypothesis import strategies as st
 
 from mmjax.errors import InputError
-from mmjax.weights import writing
+from mmjax.weights import safetensors_writing
 from mmjax.weights.open import open_weights
+from mmjax.weights.safetensors_writing import write_safetensors
 from mmjax.weights.tensors import TensorInfo
-from mmjax.weights.writing import write_safetensors
 from tests.weights.files import arrays, listed, same
 
 INDEX = "model.safetensors.index.json"
@@ -27,17 +27,25 @@ def everything(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_a_file_has_the_bytes_that_the_package_writes(tmp_path: pathlib.Path):
     write_safetensors(tmp_path / "ours.safetensors", listed(arrays()))
     safetensors.numpy.save_file(arrays(), tmp_path / "theirs.safetensors", {"format": "pt"})
-    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    assert (tmp_path / "ours.safetensors").read_bytes() == (
+        tmp_path / "theirs.safetensors"
+    ).read_bytes()
 
 
 def test_what_was_written_is_read(tmp_path: pathlib.Path):
-    write_safetensors(tmp_path / "ours.safetensors", listed(arrays()), {"format": "pt", "by": "a test"})
+    write_safetensors(
+        tmp_path / "ours.safetensors", listed(arrays()), {"format": "pt", "by": "a test"}
+    )
     found = everything(tmp_path / "ours.safetensors")
     assert set(found) == set(arrays())
     assert all(same(found[name], array) for name, array in arrays().items())
@@ -65,7 +73,9 @@ def test_the_package_reads_a_sharded_folder(tmp_path: pathlib.Path):
             assert opened.metadata() == {"format": "pt"}
             assert opened.get_slice(name).get_shape() == list(arrays()[name].shape)
     for path in paths[:-1]:
-        size = sum(arrays()[name].nbytes for name, file in index["weight_map"].items() if file == path.name)
+        size = sum(
+            arrays()[name].nbytes for name, file in index["weight_map"].items() if file == path.name
+        )
         assert size <= 100 or list(index["weight_map"].values()).count(path.name) == 1
 
 
@@ -81,12 +91,17 @@ def test_a_sharded_folder_is_read(tmp_path: pathlib.Path):
 
 @hypothesis.given(st.data())
 @hypothesis.settings(deadline=None, max_examples=50)
-def test_slices_equal_those_of_the_package(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+def test_slices_equal_those_of_the_package(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+):
     array = np.arange(7 * 3 * 5, dtype=np.float32).reshape(7, 3, 5)
     path = tmp_path_factory.getbasetemp() / "sliced.safetensors"
     write_safetensors(path, listed({"before": np.zeros(3, np.uint8), "a": array}))
     starts = [data.draw(st.integers(0, size - 1)) for size in array.shape]
-    index = tuple(slice(start, data.draw(st.integers(start + 1, size))) for start, size in zip(starts, array.shape, strict=True))
+    index = tuple(
+        slice(start, data.draw(st.integers(start + 1, size)))
+        for start, size in zip(starts, array.shape, strict=True)
+    )
     with open_weights(path) as source, safetensors.safe_open(path, "numpy") as opened:
         found = source.read("a", index)
         assert same(found, np.ascontiguousarray(opened.get_slice("a")[index]))
@@ -95,7 +110,9 @@ def test_slices_equal_those_of_the_package(tmp_path_factory: pytest.TempPathFact
 
 def test_the_bytes_depend_on_the_tensors_alone(tmp_path: pathlib.Path):
     write_safetensors(tmp_path / "a", listed(arrays()), {"x": "1", "a": "2"}, shard_bytes=100)
-    backwards = [(name, info, lambda array=array: array) for name, info, array in reversed(listed(arrays()))]
+    backwards = [
+        (name, info, lambda array=array: array) for name, info, array in reversed(listed(arrays()))
+    ]
     write_safetensors(tmp_path / "b", backwards, {"a": "2", "x": "1"}, shard_bytes=100)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
@@ -116,9 +133,11 @@ def test_one_tensor_is_made_at_a_time(tmp_path: pathlib.Path):
     assert most == 1 and not alive
 
 
-def test_arrays_of_any_memory_order_are_written(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_arrays_of_any_memory_order_are_written(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
     """A transposed array, in several chunks."""
-    monkeypatch.setattr(writing, "_CHUNK", 50)
+    monkeypatch.setattr(safetensors_writing, "_CHUNK", 50)
     array = np.arange(35, dtype=np.float32).reshape(5, 7).T
     write_safetensors(tmp_path / "a.safetensors", listed({"a": array}))
     np.testing.assert_array_equal(everything(tmp_path / "a.safetensors")["a"], array)
@@ -126,7 +145,9 @@ def test_arrays_of_any_memory_order_are_written(tmp_path: pathlib.Path, monkeypa
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", ["new/model", "new/model.safetensors"])
-def test_an_interruption_leaves_nothing(tmp_path: pathlib.Path, name: str, error: type[BaseException]):
+def test_an_interruption_leaves_nothing(
+    tmp_path: pathlib.Path, name: str, error: type[BaseException]
+):
     def fail() -> np.ndarray:
         raise error("in the middle")
 
@@ -147,7 +168,9 @@ def test_an_interruption_leaves_what_was_there(tmp_path: pathlib.Path):
     assert files(tmp_path) == before and len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_interruption_while_files_get_their_names_leaves_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interruption_while_files_get_their_names_leaves_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
     real = pathlib.Path.replace
 
     def replace(path: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
@@ -182,6 +205,9 @@ def test_a_folder_may_be_there_already(tmp_path: pathlib.Path):
 
 def test_an_array_that_is_not_what_was_announced_is_a_mistake(tmp_path: pathlib.Path):
     with pytest.raises(AssertionError):
-        write_safetensors(tmp_path / "model", [("a", TensorInfo((3,), np.dtype(np.float32)), np.zeros(4, np.float32))])
+        write_safetensors(
+            tmp_path / "model",
+            [("a", TensorInfo((3,), np.dtype(np.float32)), np.zeros(4, np.float32))],
+        )
     with pytest.raises(AssertionError):
         write_safetensors(tmp_path / "model", listed({"a": np.zeros(1)}) * 2)

@@ -13,18 +13,33 @@ from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 
 from mmjax.weights import targets
-from mmjax.weights.memory_order import copy
-from mmjax.weights.targets import DeviceTarget, HostTarget, make_target
+from mmjax.weights.targets import DeviceTarget, HostTarget, copy, make_target
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn)
 DEVICE = SingleDeviceSharding(jax.devices()[0])
 
 
-@hypothesis.given(st.sampled_from(DTYPES), st.sampled_from(DTYPES[:3]), st.lists(st.integers(0, 300), min_size=2, max_size=2), st.data())
+@hypothesis.given(
+    st.sampled_from(DTYPES),
+    st.sampled_from(DTYPES[:3]),
+    st.lists(st.integers(0, 300), min_size=2, max_size=2),
+    st.data(),
+)
 @hypothesis.settings(deadline=None, max_examples=40)
 def test_copies_cast_and_turn(source: type, target: type, shape: list[int], data: st.DataObject):
     rows = np.random.default_rng(0).standard_normal(shape).astype(source)
-    value = data.draw(st.sampled_from([rows, rows.T, rows[None], rows.T[None], rows[0] if shape[0] else rows, rows[:, : shape[1] // 2].T]))
+    value = data.draw(
+        st.sampled_from(
+            [
+                rows,
+                rows.T,
+                rows[None],
+                rows.T[None],
+                rows[0] if shape[0] else rows,
+                rows[:, : shape[1] // 2].T,
+            ]
+        )
+    )
     room = np.zeros(value.shape, target)
     copy(room, value)
     np.testing.assert_array_equal(room, value.astype(target))
@@ -58,7 +73,9 @@ def test_numbers_and_vectors_have_places_too(kind: type):
 def test_on_the_host_nothing_is_copied_and_nothing_stays(monkeypatch: pytest.MonkeyPatch):
     made = []
     original = targets._aligned
-    monkeypatch.setattr(targets, "_aligned", lambda *given: made.append(original(*given)) or made[-1])
+    monkeypatch.setattr(
+        targets, "_aligned", lambda *given: made.append(original(*given)) or made[-1]
+    )
     target = make_target(jax.ShapeDtypeStruct((300, 300), jnp.float32), DEVICE)
     assert isinstance(target, HostTarget)
     target.write((0, 0), [np.ones((300, 300), np.float32)])

@@ -8,29 +8,61 @@ import numpy as np
 import pytest
 
 from mmjax.models import parameters
-from mmjax.models.config import DecoderConfig, LinearConfig, LoRAConfig, ViTConfig, VLMConfig
+from mmjax.models.config import DecoderConfig, LoRAConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.linear import LinearConfig
 from mmjax.typing import Batch
-from mmjax.weights.writable import writable, writable_params
+from mmjax.weights.save import writable, writable_params
 
 MODEL = VLMConfig(
-    ViTConfig(image_size=16, patch_size=8, width=8, layers=3, heads=2, mlp_width=8, late=1, weight_std=0.3),
+    ViTConfig(
+        image_size=16,
+        patch_size=8,
+        width=8,
+        layers=3,
+        heads=2,
+        mlp_width=8,
+        separate_last_layers=1,
+        weight_std=0.3,
+    ),
     LinearConfig("linear", (3,), weight_std=0.3),
-    DecoderConfig(vocabulary=16, width=8, layers=6, heads=2, kv_heads=1, head_dim=4, mlp_width=8, replaced=((2, 5),), weight_std=0.3),
+    DecoderConfig(
+        vocabulary=16,
+        width=8,
+        layers=6,
+        heads=2,
+        kv_heads=1,
+        head_dim=4,
+        mlp_width=8,
+        replaced_layers=((2, 5),),
+        weight_std=0.3,
+    ),
     compute_dtype="float32",
 )
 
 
-@pytest.mark.parametrize("targets", [(), ("decoder/translators/*",), ("vision/late/*",), ("decoder/kept/0/*", "decoder/translators/*")])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        (),
+        ("decoder/translators/*",),
+        ("vision/separate_last_layers/*",),
+        ("decoder/kept_layers/0/*", "decoder/translators/*"),
+    ],
+)
 def test_logits_stay(targets):
     lora = LoRAConfig(rank=2, targets=targets) if targets else LoRAConfig()
     model = dataclasses.replace(MODEL, lora=lora)
     params = parameters.initialize(model, jax.random.key(0))
-    params |= {path: jnp.ones_like(value) for path, value in params.items() if path.endswith("lora_b")}
+    params |= {
+        path: jnp.ones_like(value) for path, value in params.items() if path.endswith("lora_b")
+    }
     place = np.arange(8, dtype=np.int32)[None]
     slot = np.where(place < 4, place, -1).astype(np.int32)
     images = np.random.default_rng(0).integers(0, 255, (1, 1, 16, 16, 3)).astype(np.uint8)
     ones = np.ones_like(place)
-    batch = Batch(place, place, ones, np.zeros_like(place), place, images, np.ones((1, 1), bool), slot)
+    batch = Batch(
+        place, place, ones, np.zeros_like(place), place, images, np.ones((1, 1), bool), slot
+    )
     expected = parameters.abstract(model)[0].merge(params)(batch)
     found = parameters.abstract(writable(model))[0].merge(writable_params(params, model))(batch)
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -5,15 +5,20 @@ from mmjax.data.sources.easy_vqa import EasyVqa
 from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.tfds import Tfds
-from mmjax.data.templates import find_template
-from mmjax.data.tokenizer import Tokenizer
-from mmjax.recipe import EasyVqaSource, JsonlSource, LlavaSource, SourceConfig, TfdsSource
+from mmjax.data.text.templates import find_template
+from mmjax.data.text.tokenizer import Tokenizer
+from mmjax.recipe.recipe import EasyVqaSource, JsonlSource, LlavaSource, SourceConfig, TfdsSource
 
 __all__ = ["Part", "Source", "open_source"]
 
 
 def open_source(
-    config: SourceConfig, *, holdout: int = 0, part: Part = "train", template: str = "plain", tokenizer: Tokenizer | None = None
+    config: SourceConfig,
+    *,
+    holdout: int = 0,
+    part: Part = "train",
+    template: str = "plain",
+    tokenizer: Tokenizer | None = None,
 ) -> Source:
     """Opens a source.
 
@@ -21,7 +26,7 @@ def open_source(
         config: which source.
         holdout: examples that are kept from training: those at its end, or as the config says.
         part: "train": all but those; "holdout": those alone.
-        template: how its captions, questions and conversations become text (names in mmjax.data.templates).
+        template: how its captions, questions and conversations become text (names in mmjax.data.text.templates).
         tokenizer: of the model, which may bring a template along.
 
     Raises:

@@ -22,7 +22,7 @@ class Source(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Example:
-        """Example `index`, pictures not decoded. Raises SampleError for an unusable one and IndexError outside 0 .. len - 1."""
+        """Example `index`, images not decoded. Raises SampleError for an unusable one and IndexError outside 0 .. len - 1."""
 
     def texts(self) -> Iterator[str]:
         """Every text of every usable example, each as it will be tokenised: what a tokenizer is built from."""
@@ -37,7 +37,9 @@ class Source(ABC):
 def split_part(count: int, holdout: int, part: Part, what: str) -> range:
     """The indices of a part: the last `holdout` of `count` examples, or those before. Raises InputError if none are left to train on."""
     if holdout < 0 or holdout >= count:
-        raise InputError(f"{what} has {count} examples; holdout={holdout} leaves none to train on (or is negative).")
+        raise InputError(
+            f"{what} has {count} examples; holdout={holdout} leaves none to train on (or is negative)."
+        )
     return range(count - holdout) if part == "train" else range(count - holdout, count)
 
 

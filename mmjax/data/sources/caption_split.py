@@ -1,6 +1,6 @@
-"""Held out by caption: no caption and no picture stands both in training and in what is held out. A function of the captions alone.
+"""Held out by caption: no caption and no image stands both in training and in what is held out. A function of the captions alone.
 
-Examples that share a caption (see `normalised`) or a picture make a group, and groups stay whole. In the order of a digest of their
+Examples that share a caption (see `normalised`) or an image make a group, and groups stay whole. In the order of a digest of their
 captions they are held out, as long as that makes no more than `holdout` examples; a group that is larger than what is missing is passed
 over. So there are exactly `holdout` examples, or fewer where only larger groups are left.
 """
@@ -19,28 +19,37 @@ _DIGEST = 16  # bytes: what is kept of a caption or a path in memory
 
 
 @dataclass(frozen=True)
-class Line:
-    """What the split has to know of an example: digests of its caption and of the path of its picture, or None where it has none."""
+class CaptionKey:
+    """What the split has to know of an example: digests of its caption and of the path of its image, or None where it has none."""
 
     caption: bytes | None
-    picture: bytes | None
+    image: bytes | None
 
     @classmethod
-    def of(cls, caption: str | None, picture: str | None) -> "Line":
-        return cls(None if caption is None else _digest(normalised(caption)), None if picture is None else _digest(picture))
+    def of(cls, caption: str | None, image: str | None) -> "CaptionKey":
+        return cls(
+            None if caption is None else _digest(normalised(caption)),
+            None if image is None else _digest(image),
+        )
 
 
 def normalised(text: str) -> str:
     """What equal captions have in common: words and signs in lower case, with one space for the white space and punctuation between."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join("".join(" " if unicodedata.category(letter).startswith("P") else letter for letter in folded).split())
+    return " ".join(
+        "".join(
+            " " if unicodedata.category(letter).startswith("P") else letter for letter in folded
+        ).split()
+    )
 
 
-def split_by_caption(lines: Sequence[Line], holdout: int, part: Part, what: str) -> np.ndarray:
+def split_by_caption(
+    lines: Sequence[CaptionKey], holdout: int, part: Part, what: str
+) -> np.ndarray:
     """The indices of a part.
 
     Args:
-        lines: of all examples. Those without a caption are trained on, unless their picture is held out.
+        lines: of all examples. Those without a caption are trained on, unless their image is held out.
         what: the name of the source.
 
     Returns:
@@ -56,19 +65,19 @@ def split_by_caption(lines: Sequence[Line], holdout: int, part: Part, what: str)
             held.extend(group)
     if holdout and not held:
         raise InputError(
-            f"{what} cannot be split by its captions: it has none, or those that belong together, because captions or pictures are equal, "
+            f"{what} cannot be split by its captions: it has none, or those that belong together, because captions or images are equal, "
             f"are more than holdout={holdout} each."
         )
     found = np.array(held, np.int64)
     return found if part == "holdout" else np.setdiff1d(np.arange(len(lines)), found)
 
 
-def _groups_in_order(lines: Sequence[Line]) -> list[list[int]]:
+def _groups_in_order(lines: Sequence[CaptionKey]) -> list[list[int]]:
     """The groups that have a caption, by the smallest digest of their captions."""
     first: dict[tuple[str, bytes], int] = {}
     links = []
     for index, line in enumerate(lines):
-        for kind, value in (("caption", line.caption), ("picture", line.picture)):
+        for kind, value in (("caption", line.caption), ("image", line.image)):
             if value is not None:
                 links.append((index, first.setdefault((kind, value), index)))
     groups: dict[int, list[int]] = {}

@@ -1,4 +1,4 @@
-"""The easy-vqa package: pictures of one coloured shape, with questions (https://pypi.org/project/easy-vqa/, MIT)."""
+"""The easy-vqa package: images of one coloured shape, with questions (https://pypi.org/project/easy-vqa/, MIT)."""
 
 import functools
 import importlib.util
@@ -9,9 +9,9 @@ from typing import Literal
 
 from mmjax.data.examples import Example, Image
 from mmjax.data.sources.base import Part, Source, check_index, split_part
-from mmjax.data.templates import Template
+from mmjax.data.text.templates import Template
 from mmjax.errors import InputError
-from mmjax.recipe import EasyVqaSource
+from mmjax.recipe.recipe import EasyVqaSource
 
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
 COLORS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
@@ -25,55 +25,71 @@ Pair = tuple[str, str]
 
 
 class EasyVqa(Source):
-    """One example per picture: the picture is the prefix; its caption (if composed) and its questions, in file order, are the branches;
+    """One example per image: the image is the prefix; its caption (if composed) and its questions, in file order, are the continuations;
     the caption is repeated in every row that the questions need.
 
-    The official files are in random order of shape and colour, so the last pictures are as good a holdout as any. They are chosen
-    among all pictures: every task holds out the same ones. A picture of which no question tells anything has no caption, and no place in a
+    The official files are in random order of shape and colour, so the last images are as good a holdout as any. They are chosen
+    among all images: every task holds out the same ones. An image of which no question tells anything has no caption, and no place in a
     source of captions alone.
     """
 
-    def __init__(self, config: EasyVqaSource, template: Template, *, holdout: int = 0, part: Part = "train"):
+    def __init__(
+        self, config: EasyVqaSource, template: Template, *, holdout: int = 0, part: Part = "train"
+    ):
         """Reads the questions of the split. Raises InputError if the package is missing or broken, or a task is unknown."""
         unknown = [task for task in config.tasks if task not in TASKS]
         if unknown or not config.tasks:
-            raise InputError(f"An easy_vqa source has the tasks {' and '.join(TASKS)}, not {', '.join(unknown) or 'none'}.")
+            raise InputError(
+                f"An easy_vqa source has the tasks {' and '.join(TASKS)}, not {', '.join(unknown) or 'none'}."
+            )
         self._config = config
         self._folder = _data_folder() / config.split
         self._pairs = _read_questions(self._folder / "questions.json")
         kept = split_part(len(self._pairs), holdout, part, f"easy_vqa ({config.split})")
-        pictures = sorted(self._pairs)[kept.start : kept.stop]
-        self._captions = {picture: compose_caption(self._pairs[picture]) for picture in pictures}
-        self._pictures = [picture for picture in pictures if "question" in config.tasks or self._captions[picture]]
-        # The whole set has some hundred different branches: each is made once.
-        self._questions = {pair: template.question(*pair) for pair in {pair for picture in pictures for pair in self._pairs[picture]}}
-        self._caption_branches = {text: template.caption(text) for text in set(self._captions.values()) if text}
+        images = sorted(self._pairs)[kept.start : kept.stop]
+        self._captions = {image: compose_caption(self._pairs[image]) for image in images}
+        self._images = [
+            image for image in images if "question" in config.tasks or self._captions[image]
+        ]
+        # The whole set has some hundred different continuations: each is made once.
+        self._questions = {
+            pair: template.question(*pair)
+            for pair in {pair for image in images for pair in self._pairs[image]}
+        }
+        self._caption_continuations = {
+            text: template.caption(text) for text in set(self._captions.values()) if text
+        }
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
-        picture = self._pictures[check_index(index, len(self))]
-        branches = []
+        image = self._images[check_index(index, len(self))]
+        continuations = []
         caption = self.caption(index) if "caption" in self._config.tasks else None
         if caption is not None:
-            branches.append(self._caption_branches[caption])
+            continuations.append(self._caption_continuations[caption])
         if "question" in self._config.tasks:
-            branches.extend(self._questions[pair] for pair in self.questions(index))
-        name = f"easy_vqa/{self._config.split}/{picture}"
-        return Example((Image(self.image_path(index)),), tuple(branches), name, repeated=int(caption is not None))
+            continuations.extend(self._questions[pair] for pair in self.questions(index))
+        name = f"easy_vqa/{self._config.split}/{image}"
+        return Example(
+            (Image(self.image_path(index)),),
+            tuple(continuations),
+            name,
+            repeated=int(caption is not None),
+        )
 
     def questions(self, index: int) -> tuple[Pair, ...]:
-        """Questions and answers of one picture, in file order."""
-        return self._pairs[self._pictures[index]]
+        """Questions and answers of one image, in file order."""
+        return self._pairs[self._images[index]]
 
     def caption(self, index: int) -> str | None:
-        """What the questions of one picture determine; see `compose_caption`."""
-        return self._captions[self._pictures[index]]
+        """What the questions of one image determine; see `compose_caption`."""
+        return self._captions[self._images[index]]
 
     def image_path(self, index: int) -> Path:
-        """The PNG file of one picture."""
-        return self._folder / "images" / f"{self._pictures[index]}.png"
+        """The PNG file of one image."""
+        return self._folder / "images" / f"{self._images[index]}.png"
 
 
 def question_type(answer: str) -> QuestionType:
@@ -88,7 +104,7 @@ def question_type(answer: str) -> QuestionType:
 
 
 def compose_caption(pairs: tuple[Pair, ...]) -> str | None:
-    """A caption of what the questions and answers of a picture determine, by elimination; nothing is guessed.
+    """A caption of what the questions and answers of an image determine, by elimination; nothing is guessed.
 
     Returns:
         "a red circle"; "a circle" where the colour is open; "a red shape" where the shape is; None where both are.
@@ -98,7 +114,7 @@ def compose_caption(pairs: tuple[Pair, ...]) -> str | None:
         is_there, named = _evidence(question, answer)
         shapes = _eliminate(shapes, named & SHAPES, is_there)
         colors = _eliminate(colors, named & COLORS, is_there)
-    assert shapes and colors, "the answers of one picture contradict each other"
+    assert shapes and colors, "the answers of one image contradict each other"
     if len(shapes) > 1 and len(colors) > 1:
         return None
     shape = next(iter(shapes)) if len(shapes) == 1 else "shape"
@@ -107,10 +123,12 @@ def compose_caption(pairs: tuple[Pair, ...]) -> str | None:
 
 @functools.cache
 def _evidence(question: str, answer: str) -> tuple[bool, frozenset[str]]:
-    """What one answer tells: the words in the set are there in the picture, or are not."""
+    """What one answer tells: the words in the set are there in the image, or are not."""
     words = frozenset(_WORD.findall(question))
     if question_type(answer) != "yes_no":
-        return True, words | {answer}  # "what is the red shape?" names a colour that is there, and its answer a shape
+        return True, words | {
+            answer
+        }  # "what is the red shape?" names a colour that is there, and its answer a shape
     return (answer == "yes") != bool(words & _NEGATIONS), words
 
 
@@ -131,8 +149,10 @@ def _read_questions(path: Path) -> dict[int, tuple[Pair, ...]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"The installed easy-vqa package is damaged ({error}); reinstall it with pip install mmjax[demo].") from None
+        raise InputError(
+            f"The installed easy-vqa package is damaged ({error}); reinstall it with pip install mmjax[demo]."
+        ) from None
     pairs: dict[int, list[Pair]] = {}
-    for question, answer, picture in rows:
-        pairs.setdefault(picture, []).append((question, answer))
-    return {picture: tuple(of_picture) for picture, of_picture in pairs.items()}
+    for question, answer, image in rows:
+        pairs.setdefault(image, []).append((question, answer))
+    return {image: tuple(of_image) for image, of_image in pairs.items()}

@@ -5,18 +5,27 @@ from typing import Any
 
 from mmjax.data.examples import Example, Image, SampleError, Text
 from mmjax.data.sources.base import Part, Source, check_index, split_part
-from mmjax.data.sources.files import check_folder, open_list
-from mmjax.data.templates import Role, Template, Turn
-from mmjax.recipe import LlavaSource
+from mmjax.data.sources.readers import check_folder, open_list
+from mmjax.data.text.templates import Role, Template, Turn
+from mmjax.recipe.recipe import LlavaSource
 
-IMAGE_MARK = "<image>"
-_ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+IMAGE_PLACEHOLDER = "<image>"
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 class Llava(Source):
-    """One example per conversation: a single branch with each picture where its mark stands. Only what the assistant says carries loss."""
+    """One example per conversation: a single continuation with each image where its placeholder stands. Only what the assistant says
+    carries loss."""
 
-    def __init__(self, config: LlavaSource, template: Template, *, holdout: int = 0, part: Part = "train"):
+    def __init__(
+        self, config: LlavaSource, template: Template, *, holdout: int = 0, part: Part = "train"
+    ):
         """Finds the records. Raises InputError if the file or the image folder is missing, or the file is no JSON list."""
         self._folder = check_folder(config.image_dir, "image_dir")
         self._template = template
@@ -33,11 +42,14 @@ class Llava(Source):
         name = f"{self._name}/{record.get('id', row)}"
         images = [Image(self._folder / path) for path in _image_paths(record, name)]
         turns = _read_turns(record, name)
-        marks = sum(text.count(IMAGE_MARK) for _, text in turns)
-        if marks != len(images):
-            raise SampleError("image marks do not match images", f"{name} has {marks} {IMAGE_MARK} for {len(images)} images")
-        branch = self._template.conversation(_place_images(turns, images))
-        return Example((), (branch,), name)
+        placeholders = sum(text.count(IMAGE_PLACEHOLDER) for _, text in turns)
+        if placeholders != len(images):
+            raise SampleError(
+                "image placeholders do not match images",
+                f"{name} has {placeholders} {IMAGE_PLACEHOLDER} for {len(images)} images",
+            )
+        continuation = self._template.conversation(_place_images(turns, images))
+        return Example((), (continuation,), name)
 
 
 def _image_paths(record: dict[str, Any], name: str) -> list[str]:
@@ -66,18 +78,20 @@ def _read_turns(record: dict[str, Any], name: str) -> list[tuple[Role, str]]:
         del turns[start]
     spoken = [role for role, _ in turns[start:]]
     if spoken != (["user", "assistant"] * len(spoken))[: len(spoken)]:
-        raise SampleError("turns do not alternate", f"{name}: {', '.join(role for role, _ in turns)}")
+        raise SampleError(
+            "turns do not alternate", f"{name}: {', '.join(role for role, _ in turns)}"
+        )
     if not any(role == "assistant" and text for role, text in turns):
         raise SampleError("no answer", name)
     return turns
 
 
 def _place_images(turns: list[tuple[Role, str]], images: list[Image]) -> list[Turn]:
-    """Cuts each text at its marks and puts the images there, in order."""
+    """Cuts each text at its placeholders and puts the images there, in order."""
     remaining = iter(images)
     placed = []
     for role, text in turns:
-        first, *others = text.split(IMAGE_MARK)
+        first, *others = text.split(IMAGE_PLACEHOLDER)
         content: list[Text | Image] = [Text(first)] if first else []
         for other in others:
             content.append(next(remaining))

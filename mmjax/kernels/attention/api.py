@@ -1,22 +1,115 @@
-"""The one door to attention: checks the call, picks an implementation, or obeys the one that is named."""
+"""What a program prefers where a kernel has several implementations, for calls that name none.
+
+The implementations of attention by name: how to call each, and what each cannot do.
+
+The one door to attention: checks the call, picks an implementation, or obeys the one that is named.
+"""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mmjax.errors import InputError
-from mmjax.kernels import choice
-from mmjax.kernels.attention.implementations import IMPLEMENTATIONS
+from mmjax.kernels.attention import cudnn, reference, splash, xla, xla_chunked
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.placement import on_each_device
 from mmjax.typing import Array, Float
 
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """By name, the implementation that serves wherever it can; None: the dispatcher's rules alone.
+
+    Attributes:
+        deterministic: results have the same bits every time, even where they could be had faster without.
+    """
+
+    attention: str | None = None
+    deterministic: bool = True
+
+
+_CURRENT = jax.make_user_context(default_value=Choice())
+"""Part of what compiled functions are kept under: one that was traced under another choice is traced again."""
+
+
+def current() -> Choice:
+    return _CURRENT.value
+
+
+def choosing(choice: Choice) -> contextlib.AbstractContextManager[None]:
+    return _CURRENT(choice)
+
+
+class Implementation(NamedTuple):
+    """One way to compute attention.
+
+    Attributes:
+        compute: (q, k, v, mask, scale, softcap) -> [B, T, N, H].
+        unsupported: (q, k, mask, softcap) -> why it cannot serve a call; None if it can.
+        absent: why it cannot serve any call on this machine; None if it can.
+        faster_in_any_order: compute takes `deterministic` as well, and may be faster without.
+        any_padding: rows that see nothing and keys that none sees may hold anything, as they are made zero before, and the rows again
+            after, which costs XLA nothing. A kernel makes the rows zero itself, and all must be finite.
+        per_device: called on each device of a mesh for its own rows and heads, as the compiler cannot split it, or not well.
+    """
+
+    compute: Callable[..., Array]
+    unsupported: Callable[[Any, Any, IntervalMask | None, float | None], str | None] = lambda *_: (
+        None
+    )
+    absent: Callable[[], str | None] = lambda: None
+    faster_in_any_order: bool = False
+    any_padding: bool = False
+    per_device: bool = False
+
+
+def _on_hopper(*arrays: Any, **settings: Any) -> Array:
+    from mmjax.kernels.attention.mosaic_gpu import call as kernels  # its imports take a while
+
+    return kernels.attention(*arrays, **settings)
+
+
+def _no_hopper() -> str | None:
+    if (
+        jax.default_backend() == "gpu"
+        and getattr(jax.devices()[0], "compute_capability", "") == "9.0"
+    ):
+        return None
+    return (
+        f"it is made for GPUs of compute capability 9.0, and here is {jax.devices()[0].device_kind}"
+    )
+
+
+def _unsupported_on_hopper(
+    q: Any, k: Any, mask: IntervalMask | None, softcap: float | None
+) -> str | None:
+    from mmjax.kernels.attention.mosaic_gpu import call as kernels
+
+    return _no_hopper() or kernels.unsupported(q, k, k, mask, softcap=softcap)
+
+
+IMPLEMENTATIONS = {
+    "reference": Implementation(reference.attention, any_padding=True),
+    "xla": Implementation(xla.attention, any_padding=True),
+    "xla_chunked": Implementation(xla_chunked.attention, any_padding=True, per_device=True),
+    "splash": Implementation(splash.attention, splash.unsupported, splash.absent, per_device=True),
+    "cudnn": Implementation(cudnn.attention, cudnn.unsupported, cudnn.absent),
+    "mosaic_gpu": Implementation(
+        _on_hopper, _unsupported_on_hopper, _no_hopper, faster_in_any_order=True, per_device=True
+    ),
+}
+
+
 _LOGGER = logging.getLogger(__name__)
-_FEW_SCORES = 256 * 512  # of a head: up to here, to hold them all is as fast or faster, and no weights are computed twice
+_FEW_SCORES = (
+    256 * 512
+)  # of a head: up to here, to hold them all is as fast or faster, and no weights are computed twice
 
 
 @jax.named_scope("attention")
@@ -55,39 +148,63 @@ def attention(
         return jnp.zeros_like(q)
     name = _pick(q, k, mask, softcap) if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}")
+        raise ValueError(
+            f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}"
+        )
     chosen = IMPLEMENTATIONS[name]
     if (reason := chosen.unsupported(q, k, mask, softcap)) is not None:
         raise ValueError(f"attention implementation {name!r} cannot serve this call: {reason}")
     freedom = {"deterministic": _deterministic(deterministic)} if chosen.faster_in_any_order else {}
-    compute = functools.partial(chosen.compute, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap, **freedom)
+    compute = functools.partial(
+        chosen.compute,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        softcap=softcap,
+        **freedom,
+    )
     serve = functools.partial(on_each_device, compute) if chosen.per_device else compute
     if mask is None or mask.form in ("full", "causal") or not chosen.any_padding:
         return serve(q, k, v, mask)
     return _without_padding(serve, q, k, v, mask)
 
 
-def _without_padding(serve: Callable[..., Array], q: Array, k: Array, v: Array, mask: IntervalMask) -> Array:
+def _without_padding(
+    serve: Callable[..., Array], q: Array, k: Array, v: Array, mask: IntervalMask
+) -> Array:
     """With zeros where a row sees nothing and where a key is seen by none: what stands there may be anything, even NaN, which times a
     weight of zero would be NaN."""
-    rows, keys = mask.sees_something(k.shape[1])[..., None, None], mask.is_seen(k.shape[1])[..., None, None]
-    return jnp.where(rows, serve(jnp.where(rows, q, 0), jnp.where(keys, k, 0), jnp.where(keys, v, 0), mask), 0)
+    rows, keys = (
+        mask.sees_something(k.shape[1])[..., None, None],
+        mask.is_seen(k.shape[1])[..., None, None],
+    )
+    return jnp.where(
+        rows, serve(jnp.where(rows, q, 0), jnp.where(keys, k, 0), jnp.where(keys, v, 0), mask), 0
+    )
 
 
 def _check(q: Array, k: Array, v: Array, mask: IntervalMask | None) -> None:
     if not q.ndim == k.ndim == v.ndim == 4:
-        raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} must have four axes: [B, T, N, H], [B, S, K, H] twice")
+        raise ValueError(
+            f"queries {q.shape}, keys {k.shape} and values {v.shape} must have four axes: [B, T, N, H], [B, S, K, H] twice"
+        )
     if k.dtype != v.dtype:
         raise ValueError(f"keys are {k.dtype} and values {v.dtype}; they must be of one type")
     if not k.shape[2] or q.shape[2] % k.shape[2]:
-        raise ValueError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key/value heads: the second must divide the first")
+        raise ValueError(
+            f"{q.shape[2]} query heads cannot share {k.shape[2]} key/value heads: the second must divide the first"
+        )
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit: they are [B, T, N, H], [B, S, K, H] twice")
+        raise ValueError(
+            f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit: they are [B, T, N, H], [B, S, K, H] twice"
+        )
     if mask is not None and mask.start.shape != q.shape[:2]:
-        raise ValueError(f"the mask has the intervals of {mask.start.shape} rows, the queries have {q.shape[:2]}")
+        raise ValueError(
+            f"the mask has the intervals of {mask.start.shape} rows, the queries have {q.shape[:2]}"
+        )
 
 
-def prefer(name: str | None = None, *, deterministic: bool = True) -> contextlib.AbstractContextManager[None]:
+def prefer(
+    name: str | None = None, *, deterministic: bool = True
+) -> contextlib.AbstractContextManager[None]:
     """Within, calls that name no implementation use this one wherever it can serve them; what else is picked is logged.
 
     Args:
@@ -97,14 +214,16 @@ def prefer(name: str | None = None, *, deterministic: bool = True) -> contextlib
         InputError: there is none of that name, or it serves no call on this machine.
     """
     if name is not None and name not in IMPLEMENTATIONS:
-        raise InputError(f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}")
+        raise InputError(
+            f"there is no attention implementation {name!r}; there are {', '.join(sorted(IMPLEMENTATIONS))}"
+        )
     if name is not None and (reason := IMPLEMENTATIONS[name].absent()) is not None:
         raise InputError(f"attention implementation {name!r} cannot be used here: {reason}")
-    return choice.choosing(choice.Choice(attention=name, deterministic=deterministic))
+    return choosing(Choice(attention=name, deterministic=deterministic))
 
 
 def _deterministic(asked: bool | None) -> bool:
-    return choice.current().deterministic if asked is None else asked
+    return current().deterministic if asked is None else asked
 
 
 def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) -> str:
@@ -114,13 +233,13 @@ def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) 
         reason = IMPLEMENTATIONS[name].unsupported(q, k, mask, softcap)
         if reason is None:
             return _picked(name, backend)
-        _refused(name, reason, asked=name == choice.current().attention)
+        _refused(name, reason, asked=name == current().attention)
     few = q.shape[1] * k.shape[1] <= _FEW_SCORES
     return _picked("xla" if few else "xla_chunked", backend)
 
 
 def _preferred(backend: str) -> list[str]:
-    chosen = choice.current().attention
+    chosen = current().attention
     # "mosaic_gpu" is not among the others: it has been compiled for Hopper and interpreted, but has not run on a GPU yet.
     others = ["splash"] if backend == "tpu" else []
     return others if chosen is None else [chosen, *(name for name in others if name != chosen)]
@@ -136,4 +255,9 @@ def _picked(name: str, backend: str) -> str:
 @functools.cache
 def _refused(name: str, reason: str, asked: bool) -> None:
     """Says once what was not picked, so that whoever asked for it sees it."""
-    _LOGGER.log(logging.WARNING if asked else logging.INFO, "attention: %r cannot serve some calls, and another does: %s", name, reason)
+    _LOGGER.log(
+        logging.WARNING if asked else logging.INFO,
+        "attention: %r cannot serve some calls, and another does: %s",
+        name,
+        reason,
+    )

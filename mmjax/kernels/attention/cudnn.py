@@ -13,7 +13,11 @@ _LARGEST_HEAD = 256
 
 def absent() -> str | None:
     """Why cuDNN cannot serve any call on this machine; None if it can."""
-    return None if jax.default_backend() == "gpu" else f"there is no NVIDIA GPU here (the backend is {jax.default_backend()})"
+    return (
+        None
+        if jax.default_backend() == "gpu"
+        else f"there is no NVIDIA GPU here (the backend is {jax.default_backend()})"
+    )
 
 
 def unsupported(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None) -> str | None:
@@ -39,4 +43,6 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     del softcap
     causal = mask is not None and mask.form == "causal"
-    return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=causal, implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        q, k, v, scale=scale, is_causal=causal, implementation="cudnn"
+    )

@@ -20,7 +20,11 @@ _LARGEST = 512
 
 def absent() -> str | None:
     """Why the kernel cannot serve any call on this machine; None if it can."""
-    return None if jax.default_backend() == "tpu" else f"there is no TPU here (the backend is {jax.default_backend()})"
+    return (
+        None
+        if jax.default_backend() == "tpu"
+        else f"there is no TPU here (the backend is {jax.default_backend()})"
+    )
 
 
 def unsupported(q: Any, k: Any, mask: IntervalMask | None, softcap: float | None) -> str | None:
@@ -45,12 +49,18 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     batch, length, heads, head_dim = q.shape
     keys, kv_heads = k.shape[1:3]
-    grouped = (q * scale).reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = (
+        (q * scale)
+        .reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+        .transpose(0, 2, 3, 1, 4)
+    )
     rows_more, keys_more = -length % _TILE, -keys % _TILE
     grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, 0), (0, rows_more), (0, 0)))
     k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, keys_more), (0, 0))) for x in (k, v))
     causal = mask is not None and mask.form != "full"
-    kernel = _kernel(heads // kv_heads, length + rows_more, keys + keys_more, causal, softcap, interpret)
+    kernel = _kernel(
+        heads // kv_heads, length + rows_more, keys + keys_more, causal, softcap, interpret
+    )
     ids = _segments(mask, batch, length, keys, rows_more, keys_more)
     of_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     out = jax.vmap(of_head)(grouped, k, v, ids)[:, :, :, :length]
@@ -58,7 +68,9 @@ def attention(
     return out if mask is None else jnp.where(mask.sees_something(keys)[..., None, None], out, 0)
 
 
-def _segments(mask: IntervalMask | None, batch: int, length: int, keys: int, rows_more: int, keys_more: int) -> Any:
+def _segments(
+    mask: IntervalMask | None, batch: int, length: int, keys: int, rows_more: int, keys_more: int
+) -> Any:
     """Ids of rows and keys: a row sees keys of its own id. No row may see nothing, or its softmax would be 0 / 0; so rows that were added
     are like the last one, or see the keys that were added."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -74,7 +86,9 @@ def _segments(mask: IntervalMask | None, batch: int, length: int, keys: int, row
 
 
 @functools.lru_cache(maxsize=64)
-def _kernel(heads: int, rows: int, keys: int, causal: bool, softcap: float | None, interpret: bool) -> Any:
+def _kernel(
+    heads: int, rows: int, keys: int, causal: bool, softcap: float | None, interpret: bool
+) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -87,7 +101,12 @@ def _kernel(heads: int, rows: int, keys: int, causal: bool, softcap: float | Non
     with jax.ensure_compile_time_eval():  # the tables of tiles are constants, whoever traces first
         mask = masks.MultiHeadMask([kind((rows, keys)) for _ in range(heads)])
         return splash.make_splash_mqa(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap, interpret=interpret
+            mask,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            attn_logits_soft_cap=softcap,
+            interpret=interpret,
         )
 
 

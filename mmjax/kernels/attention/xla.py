@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.typing import Array, Bool, Float
 
-MASKED = -1e30  # finite, so that a row that sees nothing gives numbers (the door makes them zero) and not NaN
+MASKED = (
+    -1e30
+)  # finite, so that a row that sees nothing gives numbers (the door makes them zero) and not NaN
 
 
 def attention(
@@ -61,7 +63,12 @@ def _forward(
         scores = jnp.where(seen, scores, MASKED)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("BKRS,BKSH->BKRH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    out = (
+        jnp.einsum(
+            "BKRS,BKSH->BKRH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        )
+        / total
+    )
     return out.astype(q.dtype), (q, k, v, weights, total, out, slope)
 
 
@@ -70,8 +77,12 @@ def _backward(
 ) -> tuple[Array, Array, Array, None]:
     q, k, v, weights, total, out, slope = saved
     gradient = gradient.astype(jnp.float32)
-    along = jnp.sum(gradient * out, axis=-1, keepdims=True)  # of a row's gradient, what a change of Z takes away
-    of_weights = jnp.einsum("BKRH,BKSH->BKRS", gradient.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    along = jnp.sum(
+        gradient * out, axis=-1, keepdims=True
+    )  # of a row's gradient, what a change of Z takes away
+    of_weights = jnp.einsum(
+        "BKRH,BKSH->BKRS", gradient.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
     of_scores = weights * (of_weights - along) * (scale / total)
     if slope is not None:
         of_scores = of_scores * slope
@@ -81,7 +92,9 @@ def _backward(
     return jnp.einsum("BKRS,BKSH->BKRH", of_scores, k), _columns(q, of_scores), dv, None
 
 
-def _columns(narrow: Float[Array, "B K R H"], wide: Float[Array, "B K R S"]) -> Float[Array, "B K S H"]:
+def _columns(
+    narrow: Float[Array, "B K R H"], wide: Float[Array, "B K R S"]
+) -> Float[Array, "B K S H"]:
     """wide^T narrow. XLA:CPU gives a product to its fast library if the left operand's contracted axis is its last one: the narrow operand
     is turned and stands left, and so is the result.
     """

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax.kernels.attention.mask import IntervalMask
-from mmjax.kernels.attention.tiles import SKIP, tile_classes
+from mmjax.kernels.attention.mask import SKIP, IntervalMask, tile_classes
 from mmjax.typing import Array, Bool, Float, Int
 
 
@@ -36,7 +35,9 @@ TILES = {"cpu": Tile(256, 256, alone=True)}
 """By backend. On a CPU, the scores of a tile stay in a cache."""
 
 _OTHERWISE = Tile(256, 512)
-_MASKED = -1e30  # finite, so that a row that sees nothing gives numbers (made zero below) and not NaN
+_MASKED = (
+    -1e30
+)  # finite, so that a row that sees nothing gives numbers (made zero below) and not NaN
 
 
 class _Settings(NamedTuple):
@@ -71,22 +72,30 @@ def attention(
     rows, wide, together = min(tile.rows, length), min(tile.keys, keys), 1 if tile.alone else batch
     grouped = _tiles(q, together, rows)
     blocks, tall = grouped.shape[:2]
-    grouped = grouped.reshape(blocks, tall, together, rows, kv_heads, -1, head_dim).transpose(0, 1, 2, 4, 5, 3, 6)
+    grouped = grouped.reshape(blocks, tall, together, rows, kv_heads, -1, head_dim).transpose(
+        0, 1, 2, 4, 5, 3, 6
+    )
     grouped = grouped.reshape(blocks, tall, together, kv_heads, -1, head_dim)
     keys_and_values = (_tiles(x, together, wide).swapaxes(3, 4) for x in (k, v))
     prepared = _prepare(mask, (batch, length, keys), (together, rows, wide), heads // kv_heads)
     out = _attend(_Settings(scale, softcap), grouped, *keys_and_values, prepared)
-    out = out.reshape(blocks, tall, together, kv_heads, -1, rows, head_dim).transpose(0, 2, 1, 5, 3, 4, 6)
+    out = out.reshape(blocks, tall, together, kv_heads, -1, rows, head_dim).transpose(
+        0, 2, 1, 5, 3, 4, 6
+    )
     return out.reshape(batch, -1, heads, head_dim)[:, :length]
 
 
 def _tiles(values: Array, together: int, size: int) -> Array:
     """[B, T, ...] as [A, tiles, b, size, ...], with zeros behind the last row."""
     padded = jnp.pad(values, ((0, 0), (0, -values.shape[1] % size), *((0, 0),) * (values.ndim - 2)))
-    return padded.reshape(-1, together, padded.shape[1] // size, size, *values.shape[2:]).swapaxes(1, 2)
+    return padded.reshape(-1, together, padded.shape[1] // size, size, *values.shape[2:]).swapaxes(
+        1, 2
+    )
 
 
-def _prepare(mask: IntervalMask | None, sizes: tuple[int, int, int], tile: tuple[int, int, int], group: int) -> _Mask:
+def _prepare(
+    mask: IntervalMask | None, sizes: tuple[int, int, int], tile: tuple[int, int, int], group: int
+) -> _Mask:
     """Of `sizes` (batch rows, query rows, keys) cut into tiles of so many; `group` query heads share keys."""
     (batch, length, keys), (together, rows, wide) = sizes, tile
     blocks, tall, broad = batch // together, -(-length // rows), -(-keys // wide)
@@ -94,15 +103,28 @@ def _prepare(mask: IntervalMask | None, sizes: tuple[int, int, int], tile: tuple
         order = jnp.broadcast_to(jnp.arange(broad, dtype=jnp.int32), (blocks, tall, broad))
         return _Mask((), order, jnp.full((blocks, tall), broad, jnp.int32))
     mask = IntervalMask.full(*sizes) if mask is None else mask
-    visited = (tile_classes(mask, keys, rows, wide) != SKIP).reshape(blocks, together, tall, broad).any(axis=1)
+    visited = (
+        (tile_classes(mask, keys, rows, wide) != SKIP)
+        .reshape(blocks, together, tall, broad)
+        .any(axis=1)
+    )
     order = jnp.argsort(~visited, axis=2, stable=True).astype(jnp.int32)
-    bounds = [[jnp.tile(_tiles(bound, together, rows), (1, 1, 1, group)) for bound in interval] for interval in mask.intervals]
-    return _Mask(tuple((start, end) for start, end in bounds), order, visited.sum(axis=2, dtype=jnp.int32))
+    bounds = [
+        [jnp.tile(_tiles(bound, together, rows), (1, 1, 1, group)) for bound in interval]
+        for interval in mask.intervals
+    ]
+    return _Mask(
+        tuple((start, end) for start, end in bounds), order, visited.sum(axis=2, dtype=jnp.int32)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    settings: _Settings, q: Float[Array, "A I b K R H"], k: Float[Array, "A J b K W H"], v: Float[Array, "A J b K W H"], mask: _Mask
+    settings: _Settings,
+    q: Float[Array, "A I b K R H"],
+    k: Float[Array, "A J b K W H"],
+    v: Float[Array, "A J b K W H"],
+    mask: _Mask,
 ) -> Float[Array, "A I b K R H"]:
     return _forward(settings, q, k, v, mask)[0]  # the gradient keeps more of it
 
@@ -113,7 +135,9 @@ def _forward(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask) -> 
     return out.astype(q.dtype), (q, k, v, mask, out, log_total)
 
 
-def _forward_block(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask) -> tuple[Array, Array]:
+def _forward_block(
+    settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask
+) -> tuple[Array, Array]:
     def of_rows(tile: tuple[Array, _Mask]) -> tuple[Array, Array]:
         rows, seen_by = tile
 
@@ -124,7 +148,12 @@ def _forward_block(settings: _Settings, q: Array, k: Array, v: Array, mask: _Mas
             higher = jnp.maximum(top, scores.max(axis=-1))
             weights = _visible(jnp.exp(scores - higher[..., None]), seen)
             less = jnp.exp(top - higher)
-            new = jnp.einsum("bKRW,bKWH->bKRH", weights.astype(v.dtype), v[at], preferred_element_type=jnp.float32)
+            new = jnp.einsum(
+                "bKRW,bKWH->bKRH",
+                weights.astype(v.dtype),
+                v[at],
+                preferred_element_type=jnp.float32,
+            )
             return out * less[..., None] + new, higher, total * less + weights.sum(axis=-1)
 
         nothing = _zeros(rows[..., 0])
@@ -144,7 +173,14 @@ def _backward(settings: _Settings, kept: Any, gradient: Array) -> tuple[Array, A
 
 
 def _backward_block(
-    settings: _Settings, q: Array, k: Array, v: Array, mask: _Mask, gradient: Array, log_total: Array, weighted: Array
+    settings: _Settings,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: _Mask,
+    gradient: Array,
+    log_total: Array,
+    weighted: Array,
 ) -> tuple[Array, Array, Array]:
     def of_rows(carry: tuple[Array, Array], tile: Any) -> tuple[tuple[Array, Array], Array]:
         rows, seen_by, dout, log_sum, delta = tile
@@ -154,13 +190,19 @@ def _backward_block(
             at = seen_by.order[number]
             scores, seen = _scores(settings, rows, k[at], seen_by, at)
             weights = _visible(jnp.exp(scores - log_sum[..., None]), seen)
-            dweights = jnp.einsum("bKRH,bKWH->bKRW", dout, v[at], preferred_element_type=jnp.float32)
+            dweights = jnp.einsum(
+                "bKRH,bKWH->bKRW", dout, v[at], preferred_element_type=jnp.float32
+            )
             dscores = weights * (dweights - delta[..., None]) * settings.scale
             if settings.softcap is not None:
                 dscores *= _visible(1 - (scores / settings.softcap) ** 2, seen)
             dscores = dscores.astype(k.dtype)
             dq += jnp.einsum("bKRW,bKWH->bKRH", dscores, k[at], preferred_element_type=jnp.float32)
-            return dq, dk.at[at].add(_columns(rows, dscores)), dv.at[at].add(_columns(dout, weights.astype(v.dtype)))
+            return (
+                dq,
+                dk.at[at].add(_columns(rows, dscores)),
+                dv.at[at].add(_columns(dout, weights.astype(v.dtype))),
+            )
 
         dq, dk, dv = jax.lax.fori_loop(0, seen_by.visits, visit, (_zeros(rows), *carry))
         return (dk, dv), dq.astype(q.dtype)
@@ -170,17 +212,25 @@ def _backward_block(
     return dq, dk.swapaxes(-1, -2).astype(k.dtype), dv.swapaxes(-1, -2).astype(v.dtype)
 
 
-def _columns(narrow: Float[Array, "b K R H"], wide: Float[Array, "b K R W"]) -> Float[Array, "b K H W"]:
+def _columns(
+    narrow: Float[Array, "b K R H"], wide: Float[Array, "b K R W"]
+) -> Float[Array, "b K H W"]:
     """narrow^T wide in float32, as in `xla.py`: XLA:CPU is fast at products whose left operand's contracted axis is its last one."""
-    return jnp.einsum("bKHR,bKRW->bKHW", narrow.swapaxes(-1, -2), wide, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "bKHR,bKRW->bKHW", narrow.swapaxes(-1, -2), wide, preferred_element_type=jnp.float32
+    )
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(settings: _Settings, rows: Array, keys: Array, mask: _Mask, tile: Array) -> tuple[Array, Bool[Array, "b 1 R W"] | None]:
+def _scores(
+    settings: _Settings, rows: Array, keys: Array, mask: _Mask, tile: Array
+) -> tuple[Array, Bool[Array, "b 1 R W"] | None]:
     """Scores of a tile, and which of them are seen; None: all."""
-    scores = settings.scale * jnp.einsum("bKRH,bKWH->bKRW", rows, keys, preferred_element_type=jnp.float32)
+    scores = settings.scale * jnp.einsum(
+        "bKRH,bKWH->bKRW", rows, keys, preferred_element_type=jnp.float32
+    )
     if settings.softcap is not None:
         scores = settings.softcap * jnp.tanh(scores / settings.softcap)
     if not mask.intervals:

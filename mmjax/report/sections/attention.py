@@ -1,12 +1,11 @@
-"""What each scale of the resampler looks at in one picture."""
+"""What each scale of the resampler looks at in one image."""
 
 import numpy as np
 
-from mmjax.report.html import Html, join, tag
-from mmjax.report.parts import missing, section
-from mmjax.report.pictures import FULL_TINT, heat, picture
+from mmjax.base.format import plural
+from mmjax.report.html import Html, join, missing, section, tag
+from mmjax.report.images import FULL_TINT, heat, image
 from mmjax.report.reading import Run
-from mmjax.wording import plural
 
 _QUERIES = 4  # shown one by one, after their mean
 
@@ -15,15 +14,25 @@ def render(run: Run) -> Html:
     """The section; nothing for a connector without queries."""
     arrays = run.attention
     if not arrays:
-        return section("Attention", missing(run.problems.get("attention.npz", "attention.npz is empty.")))
+        return section(
+            "Attention", missing(run.problems.get("attention.npz", "attention.npz is empty."))
+        )
     scales = [name for name in sorted(arrays) if name.startswith("scale_")]
     if not scales:
         return join(())
     pixels = arrays["image"]
     return section(
         "Attention",
-        tag("div", picture(pixels, "the picture", scale=max(1, 224 // len(pixels))), tag("p", _caption(arrays)), class_="subject"),
-        [_scale(number, arrays[name], int(arrays["windows"][number]), pixels) for number, name in enumerate(scales)],
+        tag(
+            "div",
+            image(pixels, "the image", scale=max(1, 224 // len(pixels))),
+            tag("p", _caption(arrays)),
+            class_="evaluated",
+        ),
+        [
+            _scale(number, arrays[name], int(arrays["windows"][number]), pixels)
+            for number, name in enumerate(scales)
+        ],
         lead="Softmax weights of the resampler's queries over the patches of their window, mean over heads, of the last feature level. "
         f"A patch without tint gets no more than an equal share of its window; the deepest tint is {FULL_TINT} equal shares, or all of a "
         "smaller window. White lines part the windows.",
@@ -31,7 +40,7 @@ def render(run: Run) -> Html:
 
 
 def _caption(arrays: dict[str, np.ndarray]) -> str:
-    name = str(arrays["name"]) if "name" in arrays else "a picture"
+    name = str(arrays["name"]) if "name" in arrays else "an image"
     return f"{name}, as the encoder reads it: {len(arrays['image'])} pixels a side."
 
 
@@ -43,8 +52,17 @@ def _scale(number: int, weights: np.ndarray, window: int, pixels: np.ndarray) ->
     queries = len(maps)
     each = " each" if windows > 1 else ""
     title = f"Scale {number + 1}: {plural(windows, 'window')} of {window} x {window} patches, {plural(queries, 'query', 'queries')}{each}"
-    shown = [("mean of the queries" if queries > 1 else "the query of each window", maps.mean(axis=0))]
+    shown = [
+        ("mean of the queries" if queries > 1 else "the query of each window", maps.mean(axis=0))
+    ]
     if queries > 1:
         shown += [(f"query {index + 1}", one) for index, one in enumerate(maps[:_QUERIES])]
-    figures = [tag("figure", picture(heat(pixels, one, window), f"{title}, {label}"), tag("figcaption", label)) for label, one in shown]
+    figures = [
+        tag(
+            "figure",
+            image(heat(pixels, one, window), f"{title}, {label}"),
+            tag("figcaption", label),
+        )
+        for label, one in shown
+    ]
     return tag("div", tag("h3", title), tag("div", figures, class_="maps"), class_="scale")

@@ -4,24 +4,29 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from mmjax.report.html import Child, Html, tag
-from mmjax.report.parts import definitions, fold, missing, section
+from mmjax.base.format import readable
+from mmjax.report.html import Child, Html, definitions, fold, missing, section, tag
 from mmjax.report.reading import Run
-from mmjax.wording import readable
 
 
 def render(run: Run) -> Html:
     """The section."""
     summary = run.summary
     seed = [("seed", summary["seed"])] if "seed" in summary else []
-    digest = [("config digest", f"{summary['config_digest'][:16]}…")] if "config_digest" in summary else []
+    digest = (
+        [("config digest", f"{summary['config_digest'][:16]}…")]
+        if "config_digest" in summary
+        else []
+    )
     pairs = [*seed, *digest, *_flat(summary.get("hardware")), *_flat(summary.get("versions"))]
     notes = run.config.get("notes") or {}
     return section(
         "Made with",
         definitions((readable(name), tag("code", str(value))) for name, value in pairs)
         if pairs
-        else missing(run.problems.get("summary.json", "The summary names no versions and no hardware.")),
+        else missing(
+            run.problems.get("summary.json", "The summary names no versions and no hardware.")
+        ),
         _notes(notes),
         fold("The whole config", tag("pre", json.dumps(run.config, indent=2, ensure_ascii=False)))
         if run.config
@@ -32,8 +37,16 @@ def render(run: Run) -> Html:
 def _notes(notes: dict[str, Any]) -> Child:
     if not notes:
         return None
-    lead = tag("p", "What of the recipe is taken from a paper, what is inferred, and what is substituted.", class_="note")
-    return [tag("h3", "Sources of the recipe"), lead, definitions((readable(name), str(text)) for name, text in notes.items())]
+    lead = tag(
+        "p",
+        "What of the recipe is taken from a paper, what is inferred, and what is substituted.",
+        class_="note",
+    )
+    return [
+        tag("h3", "Sources of the recipe"),
+        lead,
+        definitions((readable(name), str(text)) for name, text in notes.items()),
+    ]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

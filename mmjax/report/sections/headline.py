@@ -2,15 +2,16 @@
 
 from typing import Any
 
-from mmjax.report.html import Child, Html, tag
-from mmjax.report.parts import missing
+from mmjax.base.format import count, duration, operations, plural, readable, score
+from mmjax.report.html import Child, Html, missing, tag
 from mmjax.report.reading import Run
-from mmjax.wording import count, duration, operations, plural, readable, score
 
 
 def render(run: Run) -> Html:
     """The headline."""
-    title = " · ".join(part for part in (run.config.get("name") or run.name, run.config.get("variant")) if part)
+    title = " · ".join(
+        part for part in (run.config.get("name") or run.name, run.config.get("variant")) if part
+    )
     return tag(
         "header",
         tag("p", "mmjax · report of a run", class_="eyebrow"),
@@ -23,12 +24,18 @@ def render(run: Run) -> Html:
 def _sentence(run: Run) -> str:
     """What was trained, in words."""
     stages = [(name, run.ledger(name)) for name in run.stages]
-    tokens = [entry["visual_tokens_per_image"] for _, entry in stages if "visual_tokens_per_image" in entry]
+    tokens = [
+        entry["visual_tokens_per_image"]
+        for _, entry in stages
+        if "visual_tokens_per_image" in entry
+    ]
     names = " then ".join(run.stages) or "no stage"
     text = f"{plural(len(stages), 'stage')}: {names}."
     if tokens:
-        grown = f"from {tokens[0]:,} to {tokens[-1]:,}" if tokens[0] != tokens[-1] else f"{tokens[0]:,}"
-        text += f" Visual tokens per picture: {grown}."
+        grown = (
+            f"from {tokens[0]:,} to {tokens[-1]:,}" if tokens[0] != tokens[-1] else f"{tokens[0]:,}"
+        )
+        text += f" Visual tokens per image: {grown}."
     if unfinished := [name for name, entry in stages if not entry]:
         text += f" Not in the summary, so not finished: {', '.join(unfinished)}."
     return text
@@ -42,9 +49,11 @@ def _scores(run: Run) -> Child:
 
 
 def _score(task: str, result: dict[str, Any]) -> Html:
-    measure = result.get("measure")
-    beside = ", ".join(f"{readable(name)} {score(value, measure)}" for name, value in result["baselines"].items())
-    asked = plural(result["n"], "question" if measure is None else "held-out picture")
+    measure = result.get("metric")
+    beside = ", ".join(
+        f"{readable(name)} {score(value, measure)}" for name, value in result["baselines"].items()
+    )
+    asked = plural(result["n"], "question" if measure is None else "held-out image")
     note = f"{readable(task)}, {asked}; {beside or 'no baseline was scored'}"
     return _figure(score(result["score"], measure), measure or "right answers", note, "score")
 
@@ -53,13 +62,25 @@ def _cost(run: Run) -> Child:
     entries = [entry for name in run.stages if (entry := run.ledger(name))]
     if not entries:
         return missing(run.problems.get("summary.json", "The summary has no stages."))
-    samples, seconds, flops = (sum(entry.get(key) or 0 for entry in entries) for key in ("samples", "seconds", "flops"))
+    samples, seconds, flops = (
+        sum(entry.get(key) or 0 for entry in entries) for key in ("samples", "seconds", "flops")
+    )
     return [
-        _figure(duration(seconds), "in all stages", "steps, compilation, loading, held-out loss and saving"),
+        _figure(
+            duration(seconds),
+            "in all stages",
+            "steps, compilation, loading, held-out loss and saving",
+        ),
         _figure(count(samples), "samples", "rows that were trained on, repeats included"),
         _figure(operations(flops), "of arithmetic", "matrix products, forward and backward"),
     ]
 
 
 def _figure(value: str, unit: str, note: str, style: str = "") -> Html:
-    return tag("div", tag("b", value), tag("span", unit), tag("small", note), class_=f"figure {style}".strip())
+    return tag(
+        "div",
+        tag("b", value),
+        tag("span", unit),
+        tag("small", note),
+        class_=f"figure {style}".strip(),
+    )

@@ -3,12 +3,12 @@
 import collections
 from collections.abc import Callable
 
+from mmjax.base.format import count, duration, operations, percent, plural, readable
 from mmjax.errors import InputError
-from mmjax.report import costs, savings
-from mmjax.report.html import Child, Html, tag
-from mmjax.report.parts import legend, missing, section, table
+from mmjax.report import savings
+from mmjax.report import savings as costs
+from mmjax.report.html import Child, Html, legend, missing, section, table, tag
 from mmjax.report.reading import Record, Run
-from mmjax.wording import count, duration, operations, percent, plural, readable
 
 _CAUSES = 8  # colours of the style sheet
 _NOT_RECORDED = "–"
@@ -20,14 +20,25 @@ def render(run: Run) -> Html:
     """The section."""
     stages = [(name, entry) for name in run.stages if (entry := run.ledger(name))]
     if not stages:
-        return section("Ledger", missing(run.problems.get("summary.json", "The summary has no stages.")))
+        return section(
+            "Ledger", missing(run.problems.get("summary.json", "The summary has no stages."))
+        )
     unfinished = [name for name in run.stages if not run.ledger(name)]
     return section(
         "Ledger",
         tag(
             "div",
-            table(["", *(name for name, _ in stages)], [*_rows(run, stages), *_shares(run, stages)], "ledger"),
-            tag("div", _seconds(stages), tag("h3", "Cost beside the last stage's model"), _share_note(run)),
+            table(
+                ["", *(name for name, _ in stages)],
+                [*_rows(run, stages), *_shares(run, stages)],
+                "ledger",
+            ),
+            tag(
+                "div",
+                _seconds(stages),
+                tag("h3", "Cost beside the last stage's model"),
+                _share_note(run),
+            ),
             class_="columns",
         ),
         savings.render(run),
@@ -43,8 +54,15 @@ def _skipped(stages: list[tuple[str, Record]]) -> Child:
         return None
     return [
         tag("h3", "Skipped samples"),
-        tag("p", "Left out of training because they cannot be used; a sample is counted each time it is met.", class_="note"),
-        [_causes(name, entry["skipped"], entry.get("skip_examples") or {}) for name, entry in found],
+        tag(
+            "p",
+            "Left out of training because they cannot be used; a sample is counted each time it is met.",
+            class_="note",
+        ),
+        [
+            _causes(name, entry["skipped"], entry.get("skip_examples") or {})
+            for name, entry in found
+        ],
     ]
 
 
@@ -53,13 +71,24 @@ def _causes(name: str, causes: dict[str, int], examples: dict[str, str]) -> Html
         example = f", such as {examples[cause]}" if cause in examples else ""
         return tag("li", f"{cause}: {count(number)}{example}")
 
-    listed = [line(cause, number) for cause, number in collections.Counter(causes).most_common() if number]
-    return tag("div", tag("b", f"{name}: {plural(sum(causes.values()), 'sample')}"), tag("ul", listed), class_="skipped")
+    listed = [
+        line(cause, number) for cause, number in collections.Counter(causes).most_common() if number
+    ]
+    return tag(
+        "div",
+        tag("b", f"{name}: {plural(sum(causes.values()), 'sample')}"),
+        tag("ul", listed),
+        class_="skipped",
+    )
 
 
 def _rows(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
     def per_sample(entry: Record) -> str:
-        return operations(entry["flops"] / entry["samples"]) if entry.get("flops") and entry.get("samples") else _NOT_RECORDED
+        return (
+            operations(entry["flops"] / entry["samples"])
+            if entry.get("flops") and entry.get("samples")
+            else _NOT_RECORDED
+        )
 
     def side(name: str) -> str:
         pixels = run.setting("stages", name, "model", "vision", "image_size")
@@ -67,8 +96,11 @@ def _rows(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
 
     rows: list[Row] = [
         *_surrogate_rows(run, stages),
-        ("picture", lambda name, entry: side(name)),
-        ("visual tokens per picture", lambda name, entry: _number(entry, "visual_tokens_per_image", count)),
+        ("image", lambda name, entry: side(name)),
+        (
+            "visual tokens per image",
+            lambda name, entry: _number(entry, "visual_tokens_per_image", count),
+        ),
         ("steps", lambda name, entry: _number(entry, "steps", count)),
         ("samples (rows)", lambda name, entry: _number(entry, "samples", count)),
         ("tokens", lambda name, entry: _number(entry, "tokens", count)),
@@ -85,11 +117,24 @@ def _surrogate_rows(run: Run, stages: list[tuple[str, Record]]) -> list[Row]:
 
     def blocks(name: str) -> str:
         decoder = run.setting("stages", name, "model", "decoder") or {}
-        replaced, layers = decoder.get("replaced") or [], decoder.get("layers")
-        kept = None if layers is None else layers - sum(end - first - decoder.get("translators", 1) for first, end in replaced)
-        return _NOT_RECORDED if kept is None else f"{kept} of {layers}" if replaced else f"all {layers}"
+        replaced, layers = decoder.get("replaced_layers") or [], decoder.get("layers")
+        kept = (
+            None
+            if layers is None
+            else layers
+            - sum(end - first - decoder.get("translators", 1) for first, end in replaced)
+        )
+        return (
+            _NOT_RECORDED
+            if kept is None
+            else f"{kept} of {layers}"
+            if replaced
+            else f"all {layers}"
+        )
 
-    if not any(run.setting("stages", name, "model", "decoder", "replaced") for name, _ in stages):
+    if not any(
+        run.setting("stages", name, "model", "decoder", "replaced_layers") for name, _ in stages
+    ):
         return []
     return [("blocks of the language model", lambda name, entry: blocks(name))]
 
@@ -113,7 +158,12 @@ def _shares(run: Run, stages: list[tuple[str, Record]]) -> list[list[Child]]:
         shares = costs.shares_of_last_model(run)
     except InputError:
         return []  # `_share_note` says why
-    return [["cost beside the last stage's model", *(tag("b", percent(shares[name], 0)) for name, _ in stages)]]
+    return [
+        [
+            "cost beside the last stage's model",
+            *(tag("b", percent(shares[name], 0)) for name, _ in stages),
+        ]
+    ]
 
 
 def _share_note(run: Run) -> Html:
@@ -138,8 +188,15 @@ def _seconds(stages: list[tuple[str, Record]]) -> Child:
     longest = max(sum(parts.values()) for parts in divided.values()) or 1.0
     return [
         tag("h3", "Where the time went"),
-        tag("div", [_bar(name, parts, styles, longest) for name, parts in divided.items()], class_="bars"),
-        legend((styles[cause], f"{readable(cause)} {duration(seconds)}") for cause, seconds in totals.most_common()),
+        tag(
+            "div",
+            [_bar(name, parts, styles, longest) for name, parts in divided.items()],
+            class_="bars",
+        ),
+        legend(
+            (styles[cause], f"{readable(cause)} {duration(seconds)}")
+            for cause, seconds in totals.most_common()
+        ),
     ]
 
 
@@ -155,5 +212,18 @@ def _bar(name: str, parts: dict[str, float], styles: dict[str, str], longest: fl
         title = tag("title", f"{readable(cause)}: {duration(parts.get(cause, 0.0))}")
         rects.append(tag("rect", title, x=x, y=0, width=width, height=20, class_=styles[cause]))
         x += width
-    drawing = tag("svg", rects, viewBox="0 0 1000 20", preserveAspectRatio="none", role="img", aria_label=f"time of {name} by cause")
-    return tag("div", tag("span", name, class_="name"), drawing, tag("span", duration(sum(parts.values())), class_="total"), class_="row")
+    drawing = tag(
+        "svg",
+        rects,
+        viewBox="0 0 1000 20",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=f"time of {name} by cause",
+    )
+    return tag(
+        "div",
+        tag("span", name, class_="name"),
+        drawing,
+        tag("span", duration(sum(parts.values())), class_="total"),
+        class_="row",
+    )

@@ -1,9 +1,8 @@
 """How far each layer of a decoder is from its prediction, where that was measured."""
 
-from mmjax.report.html import Html, tag
-from mmjax.report.parts import missing, section
+from mmjax.report.charts import figure
+from mmjax.report.html import Html, missing, section, tag
 from mmjax.report.reading import Run
-from mmjax.report.trajectory_figure import figure
 
 _TITLE, _FILE = "Prediction trajectory", "trajectory.json"
 
@@ -15,9 +14,25 @@ def render(run: Run) -> Html:
     if not run.trajectory:
         return section(_TITLE, missing(run.problems.get(_FILE, f"{_FILE} is empty.")))
     try:
-        chart, model, cut = figure(run.trajectory), str(run.trajectory["model"]["weights"]), run.trajectory["cut"]
-        found = f"The curve bends before layer {cut['layer']}." if cut else "The curve bends down nowhere."
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, ZeroDivisionError):
+        chart, model, cut = (
+            figure(run.trajectory),
+            str(run.trajectory["model"]["weights"]),
+            run.trajectory["cut"],
+        )
+        found = (
+            f"The curve bends before layer {cut['layer']}."
+            if cut
+            else "The curve bends down nowhere."
+        )
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    ):
         return section(_TITLE, missing(f"{_FILE} is damaged, or no file of mmjax."))
     return section(
         _TITLE,

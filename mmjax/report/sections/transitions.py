@@ -3,19 +3,20 @@
 import collections
 from typing import Any
 
+from mmjax.base.format import count, percent, plural, readable
 from mmjax.errors import InputError
-from mmjax.report.html import Child, Html, tag
-from mmjax.report.parts import fold, missing, section, table
+from mmjax.report.html import Child, Html, fold, missing, section, table, tag
 from mmjax.report.reading import Run
 from mmjax.transitions.manifest import Entry, Manifest
-from mmjax.wording import count, percent, plural, readable
 
 _ENTRY_HEAD = ("parameter", "origin", "from", "shape", "")
 
 
 def render(run: Run) -> Html:
     """The section."""
-    order = [name for name in run.stages if name in run.manifests] + [name for name in run.manifests if name not in run.stages]
+    order = [name for name in run.stages if name in run.manifests] + [
+        name for name in run.manifests if name not in run.stages
+    ]
     if not order:
         return section("Parameters", missing("There are no manifests."))
     return section(
@@ -38,8 +39,17 @@ def _stage(name: str, content: dict[str, Any], problem: str | None) -> Html:
         "div",
         tag("h3", title),
         table(["part", "origin", "arrays", "parameters"], _summary(manifest), "manifest"),
-        tag("p", f"Left behind from the stage before: {', '.join(manifest.left_behind())}.", class_="note") if manifest.dropped else None,
-        fold(f"all {plural(len(manifest.entries), 'array')}", table(_ENTRY_HEAD, map(_entry, manifest.entries), "entries")),
+        tag(
+            "p",
+            f"Left behind from the stage before: {', '.join(manifest.left_behind())}.",
+            class_="note",
+        )
+        if manifest.dropped
+        else None,
+        fold(
+            f"all {plural(len(manifest.entries), 'array')}",
+            table(_ENTRY_HEAD, map(_entry, manifest.entries), "entries"),
+        ),
     )
 
 
@@ -49,7 +59,12 @@ def _summary(manifest: Manifest) -> list[list[Child]]:
         groups[entry.target.split("/")[0], entry.how].append(entry)
     total = sum(entry.size for entry in manifest.entries) or 1
     return [
-        [part, tag("span", how, class_=f"how {how}"), count(len(entries)), _size(sum(entry.size for entry in entries), total)]
+        [
+            part,
+            tag("span", how, class_=f"how {how}"),
+            count(len(entries)),
+            _size(sum(entry.size for entry in entries), total),
+        ]
         for (part, how), entries in groups.items()
     ]
 

@@ -1,8 +1,8 @@
 """The families of published models that mmjax reads and writes."""
 
+from mmjax.weights.families.base import Family, PartConfig, kept
 from mmjax.weights.families.clip import CLIP
 from mmjax.weights.families.dinov2 import DINOV2
-from mmjax.weights.families.family import Family, PartConfig, kept
 from mmjax.weights.families.llama import LLAMA
 from mmjax.weights.families.llava import LLAVA
 from mmjax.weights.families.mistral import MISTRAL

@@ -5,10 +5,9 @@ from typing import Any
 from mmjax.errors import InputError
 from mmjax.models.config import ViTConfig
 from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families import encoders
-from mmjax.weights.families.family import Family, PartConfig
-from mmjax.weights.layouts import SAME, TRANSPOSED, Led, Patches
-from mmjax.weights.rules import Rule, linear, norm
+from mmjax.weights.families import clip
+from mmjax.weights.families.base import Family, PartConfig
+from mmjax.weights.rules import IDENTITY, TRANSPOSED, LeadingOnes, Patches, Rule, linear, norm
 
 BLOCK = "encoder.layer.{layer}"
 OURS = "vision/layers"
@@ -26,7 +25,7 @@ def read(c: ConfigJson) -> ViTConfig:
         layers=c.number("num_hidden_layers", 12),
         heads=c.number("num_attention_heads", 12),
         mlp_width=_mlp_width(width, c.real("mlp_ratio", 4.0), gated),
-        activation=c.choice("hidden_act", encoders.ACTIVATIONS, "gelu"),
+        activation=c.choice("hidden_act", clip.ACTIVATIONS, "gelu"),
         norm_epsilon=c.real("layer_norm_eps", 1e-6),
         class_token=True,
         embedding_norm=False,
@@ -47,18 +46,39 @@ def _mlp_width(width: int, ratio: float, gated: bool) -> int:
 
 def write(c: ViTConfig) -> dict[str, Any]:
     # transformers reads whole numbers only; of several with the same rounded width, that of the published models
-    ratio = next((ratio for ratio in (4, *range(1, 65)) if _mlp_width(c.width, ratio, c.gated_mlp) == c.mlp_width), None)
+    ratio = next(
+        (
+            ratio
+            for ratio in (4, *range(1, 65))
+            if _mlp_width(c.width, ratio, c.gated_mlp) == c.mlp_width
+        ),
+        None,
+    )
     if ratio is None:
-        raise InputError(f"DINOv2 has no MLP of width {c.mlp_width} for a model of width {c.width}.")
-    common = {key: value for key, value in encoders.write(c).items() if key != "intermediate_size"}
-    return common | {"mlp_ratio": ratio, "use_swiglu_ffn": c.gated_mlp, "qkv_bias": True, "use_mask_token": False}
+        raise InputError(
+            f"DINOv2 has no MLP of width {c.mlp_width} for a model of width {c.width}."
+        )
+    common = {
+        key: value for key, value in clip.write_encoder(c).items() if key != "intermediate_size"
+    }
+    return common | {
+        "mlp_ratio": ratio,
+        "use_swiglu_ffn": c.gated_mlp,
+        "qkv_bias": True,
+        "use_mask_token": False,
+    }
 
 
 def rules(c: ViTConfig) -> list[Rule]:
     rules = [
-        Rule("vision/class_token", "embeddings.cls_token", Led(2)),
-        Rule("vision/position", "embeddings.position_embeddings", Led(1)),
-        *linear("vision/patch", "embeddings.patch_embeddings.projection", bias=True, layout=Patches(c.patch_size)),
+        Rule("vision/class_token", "embeddings.cls_token", LeadingOnes(2)),
+        Rule("vision/position", "embeddings.position_embeddings", LeadingOnes(1)),
+        *linear(
+            "vision/patch",
+            "embeddings.patch_embeddings.projection",
+            bias=True,
+            layout=Patches(c.patch_size),
+        ),
         *norm(f"{OURS}/norm_attention", f"{BLOCK}.norm1", bias=True),
         *norm(f"{OURS}/norm_mlp", f"{BLOCK}.norm2", bias=True),
         Rule(f"{OURS}/scale_attention", f"{BLOCK}.layer_scale1.lambda1"),
@@ -67,18 +87,28 @@ def rules(c: ViTConfig) -> list[Rule]:
         *_mlp(c),
     ]
     for name in ("query", "key", "value"):
-        rules += linear(f"{OURS}/attention/{name}", f"{BLOCK}.attention.attention.{name}", bias=True)
+        rules += linear(
+            f"{OURS}/attention/{name}", f"{BLOCK}.attention.attention.{name}", bias=True
+        )
     return [*rules, *norm("vision/final_norm", "layernorm", bias=True)] if c.final_norm else rules
 
 
 def _mlp(c: ViTConfig) -> list[Rule]:
     if not c.gated_mlp:
         both = {"up": "fc1", "down": "fc2"}
-        return [rule for ours, name in both.items() for rule in linear(f"{OURS}/mlp/{ours}", f"{BLOCK}.mlp.{name}", bias=True)]
+        return [
+            rule
+            for ours, name in both.items()
+            for rule in linear(f"{OURS}/mlp/{ours}", f"{BLOCK}.mlp.{name}", bias=True)
+        ]
     rules = list(linear(f"{OURS}/mlp/down", f"{BLOCK}.mlp.weights_out", bias=True))
     for part, name in enumerate(("gate", "up")):  # one matrix holds the two
-        rules.append(Rule(f"{OURS}/mlp/{name}/kernel", f"{BLOCK}.mlp.weights_in.weight", TRANSPOSED, part, 2))
-        rules.append(Rule(f"{OURS}/mlp/{name}/bias", f"{BLOCK}.mlp.weights_in.bias", SAME, part, 2))
+        rules.append(
+            Rule(f"{OURS}/mlp/{name}/kernel", f"{BLOCK}.mlp.weights_in.weight", TRANSPOSED, part, 2)
+        )
+        rules.append(
+            Rule(f"{OURS}/mlp/{name}/bias", f"{BLOCK}.mlp.weights_in.bias", IDENTITY, part, 2)
+        )
     return rules
 
 
@@ -93,8 +123,8 @@ def accepts(c: PartConfig) -> bool:
     )
 
 
-def pictures(c: ViTConfig) -> dict[str, Any]:
-    return encoders.pictures(c, "BitImageProcessor", crop=True)
+def images(c: ViTConfig) -> dict[str, Any]:
+    return clip.image_settings(c, "BitImageProcessor", crop=True)
 
 
 DINOV2 = Family(
@@ -106,6 +136,9 @@ DINOV2 = Family(
     rules,
     accepts,
     spellings=((r"^dinov2\.", ""),),
-    unused=("embeddings.mask_token", "classifier.*"),  # a token of its pre-training, and a head for classes,
-    pictures=pictures,
+    unused=(
+        "embeddings.mask_token",
+        "classifier.*",
+    ),  # a token of its pre-training, and a head for classes,
+    images=images,
 )

@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import InputError
+from mmjax.models.attention import frequencies
 from mmjax.models.config import DecoderConfig, Llama3Scaling, RopeScaling
-from mmjax.models.rope import frequencies
 from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families.decoders import OURS
-from mmjax.weights.families.family import Family
-from mmjax.weights.families.llama import LLAMA
+from mmjax.weights.families.base import Family
+from mmjax.weights.families.llama import LLAMA, OURS
 from mmjax.weights.families.mistral import MISTRAL
 from mmjax.weights.families.mixtral import MIXTRAL
 from mmjax.weights.families.qwen2 import QWEN2
 from mmjax.weights.families.qwen3 import QWEN3
-from mmjax.weights.layouts import TRANSPOSED, Interleaved, InterleavedVector
-from mmjax.weights.rules import Rule
+from mmjax.weights.rules import TRANSPOSED, Interleaved, InterleavedVector, Rule
 from mmjax.weights.tensors import TensorSource, quoted
 
 # Architectures, and whether their queries and keys rotate neighbours instead of halves.
@@ -63,7 +61,9 @@ def read(source: TensorSource) -> tuple[Family, DecoderConfig]:
     architecture = source.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         shown = quoted(architecture) if isinstance(architecture, str) else "no text"
-        raise InputError(f"{where}: its architecture is {shown}; of GGUF files mmjax reads {', '.join(ARCHITECTURES)}.")
+        raise InputError(
+            f"{where}: its architecture is {shown}; of GGUF files mmjax reads {', '.join(ARCHITECTURES)}."
+        )
     settings = _settings(source, architecture)
     fields = _fields(source, architecture)
     window = fields.number("attention.sliding_window", 0) or None
@@ -83,7 +83,11 @@ def read(source: TensorSource) -> tuple[Family, DecoderConfig]:
 def _fields(source: TensorSource, architecture: str) -> ConfigJson:
     """The fields of an architecture, without its name in front."""
     prefix = f"{architecture}."
-    fields = {key.removeprefix(prefix): value for key, value in source.metadata.items() if key.startswith(prefix)}
+    fields = {
+        key.removeprefix(prefix): value
+        for key, value in source.metadata.items()
+        if key.startswith(prefix)
+    }
     return ConfigJson(fields, f"{source.files[0]}, {architecture}")
 
 
@@ -93,17 +97,22 @@ def _check(fields: ConfigJson, config: DecoderConfig) -> None:
         fields.must_be(key, neutral)
     for key in ("rope.dimension_count", "attention.value_length"):
         if (count := fields.number(key, config.head_dim)) != config.head_dim:
-            raise InputError(f"{fields.where}: {key} is {count}, but a head has {config.head_dim} channels; mmjax has whole heads only.")
+            raise InputError(
+                f"{fields.where}: {key} is {count}, but a head has {config.head_dim} channels; mmjax has whole heads only."
+            )
     for key in ("attention.sliding_window_pattern", "rope.dimension_sections"):
         if key in fields and (config.sliding_window or key.startswith("rope")):
-            raise InputError(f"{fields.where}: {key} is there; mmjax has the same attention in all layers, of text in one dimension.")
+            raise InputError(
+                f"{fields.where}: {key} is there; mmjax has the same attention in all layers, of text in one dimension."
+            )
 
 
 def tokens(source: TensorSource) -> dict[str, int]:
     """The special tokens that config.json would name."""
     fields = ConfigJson(source.metadata, str(source.files[0]))
     found = {
-        role: fields.number(f"tokenizer.ggml.{name}_token_id", None) for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+        role: fields.number(f"tokenizer.ggml.{name}_token_id", None)
+        for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
     return {f"{role}_token_id": value for role, value in found.items() if value is not None}
 
@@ -115,7 +124,13 @@ def _settings(source: TensorSource, architecture: str) -> dict[str, Any]:
     embedding = source.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(f"{source.files[0]}: there is no table of embeddings, token_embd.weight.")
-    needed = {"block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.layer_norm_rms_epsilon"}
+    needed = {
+        "block_count",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.layer_norm_rms_epsilon",
+    }
     if missing := sorted(needed - set(fields)):
         raise InputError(f"{source.files[0]}: the field {architecture}.{missing[0]} is missing.")
     heads = fields["attention.head_count"]
@@ -144,7 +159,9 @@ def _scaling(fields: ConfigJson) -> dict[str, Any]:
     attention = fields.real("rope.scaling.attn_factor", 1.0)
     if kind != "yarn":
         if attention != 1:
-            raise InputError(f"{fields.where}: rope.scaling.attn_factor is {attention}, which mmjax has for YaRN only.")
+            raise InputError(
+                f"{fields.where}: rope.scaling.attn_factor is {attention}, which mmjax has for YaRN only."
+            )
         return {"rope_type": kind, "factor": factor} if factor != 1 else {"rope_type": "default"}
     scaling = {
         "rope_type": kind,
@@ -161,14 +178,20 @@ def _llama3(source: TensorSource, config: DecoderConfig) -> RopeScaling | None:
     """Llama 3.1's rescaling, from the factors by which the file divides the frequencies."""
     where, shape = source.files[0], source.tensors[ROPE_FACTORS].shape
     if config.rope_scaling is not None:
-        raise InputError(f"{where} rescales rotary positions twice, by {ROPE_FACTORS} and by a field; mmjax does it once.")
+        raise InputError(
+            f"{where} rescales rotary positions twice, by {ROPE_FACTORS} and by a field; mmjax does it once."
+        )
     if shape != (config.head_dim // 2,) or shape[0] > LONGEST_HEAD:
-        raise InputError(f"{where}: {ROPE_FACTORS} is {list(shape)}, but a head has {config.head_dim} channels.")
+        raise InputError(
+            f"{where}: {ROPE_FACTORS} is {list(shape)}, but a head has {config.head_dim} channels."
+        )
     factors = source.read(ROPE_FACTORS)
     if (factors == 1).all():
         return None
     scaling = Llama3Scaling("llama3", float(np.max(factors, initial=1.0)), *LLAMA3_RAMP)
-    plain, scaled = (frequencies(config.head_dim, config.rope_theta, rope) for rope in (None, scaling))
+    plain, scaled = (
+        frequencies(config.head_dim, config.rope_theta, rope) for rope in (None, scaling)
+    )
     if not np.allclose(plain / factors, scaled, rtol=1e-4):
         raise InputError(
             f"{source.files[0]}: {ROPE_FACTORS} is not the rescaling of Llama 3.1, the only one that mmjax knows in this form."
@@ -184,13 +207,17 @@ def rules(family: Family, config: DecoderConfig, source: TensorSource) -> list[R
 
 def _rule(rule: Rule, config: DecoderConfig, interleaved: bool) -> Rule:
     heads = {f"{OURS}/attention/query": config.heads, f"{OURS}/attention/key": config.kv_heads}
-    module, _, leaf = rule.ours.rpartition("/")
+    module, _, leaf = rule.param_path.rpartition("/")
     if interleaved and module in heads:
-        layout = Interleaved(heads[module]) if leaf == "kernel" else InterleavedVector(heads[module])
+        layout = (
+            Interleaved(heads[module]) if leaf == "kernel" else InterleavedVector(heads[module])
+        )
         rule = dataclasses.replace(rule, layout=layout)
-    if "{expert}" in rule.theirs:  # llama.cpp stacks the experts of a layer
-        return dataclasses.replace(rule, theirs=f"blk.{{layer}}.ffn_{leaf}_exps.weight", layout=TRANSPOSED)
-    return dataclasses.replace(rule, theirs=renamed(rule.theirs))
+    if "{expert}" in rule.checkpoint_name:  # llama.cpp stacks the experts of a layer
+        return dataclasses.replace(
+            rule, checkpoint_name=f"blk.{{layer}}.ffn_{leaf}_exps.weight", layout=TRANSPOSED
+        )
+    return dataclasses.replace(rule, checkpoint_name=renamed(rule.checkpoint_name))
 
 
 def renamed(name: str) -> str:

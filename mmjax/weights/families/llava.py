@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 from mmjax.errors import InputError
-from mmjax.models.config import DecoderConfig, MLPConfig, ViTConfig, VLMConfig
+from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.models.connectors.mlp import MLPConfig
 from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families import encoders
+from mmjax.weights.families import clip
+from mmjax.weights.families.base import Family, PartConfig
 from mmjax.weights.families.clip import CLIP
-from mmjax.weights.families.family import Family, PartConfig
 from mmjax.weights.families.llama import LLAMA
 from mmjax.weights.families.mistral import MISTRAL
 from mmjax.weights.families.qwen2 import QWEN2
@@ -31,18 +32,24 @@ def read(c: ConfigJson) -> VLMConfig:
         "mlp",
         feature_layers=(_layer(c, encoder.layers),),
         hidden_width=decoder.width,
-        activation=c.choice("projector_hidden_act", encoders.ACTIVATIONS, "gelu"),
+        activation=c.choice("projector_hidden_act", clip.ACTIVATIONS, "gelu"),
     )
-    if c.flag("tie_word_embeddings", False):  # of the whole, or of the text model alone: either will do
-        decoder = dataclasses.replace(decoder, tied_head=True)
+    if c.flag(
+        "tie_word_embeddings", False
+    ):  # of the whole, or of the text model alone: either will do
+        decoder = dataclasses.replace(decoder, tie_word_embeddings=True)
     return VLMConfig(encoder, connector, decoder, compute_dtype="float32")
 
 
 def _check_strategy(c: ConfigJson, encoder: ViTConfig) -> None:
     """ "default" leaves the first feature out, whatever it is, and "full" keeps it; ours are those of all patches and of nothing else."""
-    strategy = c.choice("vision_feature_select_strategy", {"default": "default", "full": "full"}, "default")
+    strategy = c.choice(
+        "vision_feature_select_strategy", {"default": "default", "full": "full"}, "default"
+    )
     if encoder.class_token and strategy == "full":
-        raise InputError(f'{c.where}: vision_feature_select_strategy is "full", which keeps the class token; mmjax reads patches only.')
+        raise InputError(
+            f'{c.where}: vision_feature_select_strategy is "full", which keeps the class token; mmjax reads patches only.'
+        )
     if not encoder.class_token and strategy == "default":
         raise InputError(
             f'{c.where}: vision_feature_select_strategy is "default", which leaves out the first feature, but this encoder has no class '
@@ -53,8 +60,15 @@ def _check_strategy(c: ConfigJson, encoder: ViTConfig) -> None:
 def _layer(c: ConfigJson, layers: int) -> int:
     """Blocks before the features: hidden_states[k], counted from the end where it is negative."""
     value = c.content.get("vision_feature_layer", -2)
-    if not isinstance(value, int) or isinstance(value, bool) or not -layers <= value <= layers or not value % (layers + 1):
-        raise InputError(f"{c.where}: vision_feature_layer is {value}; it must be one layer, from 1 to {layers}, or -1 to {-layers}.")
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or not -layers <= value <= layers
+        or not value % (layers + 1)
+    ):
+        raise InputError(
+            f"{c.where}: vision_feature_layer is {value}; it must be one layer, from 1 to {layers}, or -1 to {-layers}."
+        )
     return value % (layers + 1)
 
 
@@ -88,7 +102,7 @@ LLAVA = Family(
     spellings=(
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
-        (r"^(model\.)?vision_tower\.(vision_model\.)?", f"vision_tower.{encoders.ROOT}."),
+        (r"^(model\.)?vision_tower\.(vision_model\.)?", f"vision_tower.{clip.ROOT}."),
         (rf"^model\.{PROJECTOR}\.", f"{PROJECTOR}."),
     ),
     unused=("*.rotary_emb.inv_freq", "*.position_ids", "image_newline"),

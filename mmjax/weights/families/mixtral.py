@@ -5,17 +5,25 @@ from typing import Any
 
 from mmjax.models.config import DecoderConfig
 from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families import decoders
-from mmjax.weights.families.family import Family, PartConfig
-from mmjax.weights.layouts import TRANSPOSED
-from mmjax.weights.rules import Rule, linear
+from mmjax.weights.families import llama
+from mmjax.weights.families.base import Family, PartConfig
+from mmjax.weights.rules import TRANSPOSED, Rule, linear
 
-MOE = f"{decoders.BLOCK}.block_sparse_moe"
+MOE = f"{llama.BLOCK}.block_sparse_moe"
 EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    config = decoders.read(c, vocabulary=32_000, width=4096, mlp_width=14_336, kv_heads=8, epsilon=1e-5, theta=1e6, context=131_072)
+    config = llama.read_decoder(
+        c,
+        vocabulary=32_000,
+        width=4096,
+        mlp_width=14_336,
+        kv_heads=8,
+        epsilon=1e-5,
+        theta=1e6,
+        context=131_072,
+    )
     experts = c.number("num_local_experts", 8)
     if not experts:
         raise c.wrong("num_local_experts", experts, "positive")
@@ -29,18 +37,40 @@ def read(c: ConfigJson) -> DecoderConfig:
 
 def write(config: DecoderConfig) -> dict[str, Any]:
     experts = {"num_local_experts": config.experts, "num_experts_per_tok": config.experts_per_token}
-    return decoders.write(config) | experts | {"sliding_window": config.sliding_window}
+    return llama.write_decoder(config) | experts | {"sliding_window": config.sliding_window}
 
 
 def rules(config: DecoderConfig) -> list[Rule]:
-    rules = [*decoders.frame(config), *decoders.attention(config), *linear(f"{decoders.OURS}/mlp/router", f"{MOE}.gate")]
+    rules = [
+        *llama.frame(config),
+        *llama.attention(config),
+        *linear(f"{llama.OURS}/mlp/router", f"{MOE}.gate"),
+    ]
     for ours, theirs in EXPERT.items():
-        rules.append(Rule(f"{decoders.OURS}/mlp/{ours}", f"{MOE}.experts.{{expert}}.{theirs}.weight", TRANSPOSED))
+        rules.append(
+            Rule(
+                f"{llama.OURS}/mlp/{ours}", f"{MOE}.experts.{{expert}}.{theirs}.weight", TRANSPOSED
+            )
+        )
     return rules
 
 
 def accepts(config: PartConfig) -> bool:
-    return isinstance(config, DecoderConfig) and config.experts > 0 and not (config.qkv_bias or config.output_bias or config.query_key_norm)
+    return (
+        isinstance(config, DecoderConfig)
+        and config.experts > 0
+        and not (config.qkv_bias or config.output_bias or config.query_key_norm)
+    )
 
 
-MIXTRAL = Family("Mixtral", ("mixtral",), "MixtralForCausalLM", read, write, rules, accepts, decoders.SPELLINGS, decoders.UNUSED)
+MIXTRAL = Family(
+    "Mixtral",
+    ("mixtral",),
+    "MixtralForCausalLM",
+    read,
+    write,
+    rules,
+    accepts,
+    llama.SPELLINGS,
+    llama.UNUSED,
+)

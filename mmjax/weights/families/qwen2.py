@@ -5,17 +5,19 @@ from typing import Any
 
 from mmjax.models.config import DecoderConfig
 from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families import decoders
-from mmjax.weights.families.family import Family, PartConfig
+from mmjax.weights.families import llama
+from mmjax.weights.families.base import Family, PartConfig
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    config = decoders.read(c, vocabulary=151_936, width=4096, mlp_width=22_016, kv_heads=32, context=32_768)
-    return dataclasses.replace(config, qkv_bias=True, sliding_window=decoders.window(c, config.layers))
+    config = llama.read_decoder(
+        c, vocabulary=151_936, width=4096, mlp_width=22_016, kv_heads=32, context=32_768
+    )
+    return dataclasses.replace(config, qkv_bias=True, sliding_window=llama.window(c, config.layers))
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-    return decoders.write(config) | decoders.window_json(config)
+    return llama.write_decoder(config) | llama.window_json(config)
 
 
 def accepts(config: PartConfig) -> bool:
@@ -26,4 +28,14 @@ def accepts(config: PartConfig) -> bool:
     )
 
 
-QWEN2 = Family("Qwen2.5", ("qwen2",), "Qwen2ForCausalLM", read, write, decoders.table, accepts, decoders.SPELLINGS, decoders.UNUSED)
+QWEN2 = Family(
+    "Qwen2.5",
+    ("qwen2",),
+    "Qwen2ForCausalLM",
+    read,
+    write,
+    llama.table,
+    accepts,
+    llama.SPELLINGS,
+    llama.UNUSED,
+)

@@ -5,20 +5,36 @@ from typing import Any
 
 from mmjax.models.config import DecoderConfig
 from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families import decoders
-from mmjax.weights.families.family import Family, PartConfig
+from mmjax.weights.families import llama
+from mmjax.weights.families.base import Family, PartConfig
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    config = decoders.read(c, vocabulary=151_936, width=4096, mlp_width=22_016, kv_heads=32, head_dim=128, context=32_768)
+    config = llama.read_decoder(
+        c,
+        vocabulary=151_936,
+        width=4096,
+        mlp_width=22_016,
+        kv_heads=32,
+        head_dim=128,
+        context=32_768,
+    )
     bias = c.flag("attention_bias", False)
     return dataclasses.replace(
-        config, query_key_norm=True, qkv_bias=bias, output_bias=bias, sliding_window=decoders.window(c, config.layers)
+        config,
+        query_key_norm=True,
+        qkv_bias=bias,
+        output_bias=bias,
+        sliding_window=llama.window(c, config.layers),
     )
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-    return decoders.write(config) | decoders.window_json(config) | {"attention_bias": config.qkv_bias}
+    return (
+        llama.write_decoder(config)
+        | llama.window_json(config)
+        | {"attention_bias": config.qkv_bias}
+    )
 
 
 def accepts(config: PartConfig) -> bool:
@@ -30,4 +46,14 @@ def accepts(config: PartConfig) -> bool:
     )
 
 
-QWEN3 = Family("Qwen3", ("qwen3",), "Qwen3ForCausalLM", read, write, decoders.table, accepts, decoders.SPELLINGS, decoders.UNUSED)
+QWEN3 = Family(
+    "Qwen3",
+    ("qwen3",),
+    "Qwen3ForCausalLM",
+    read,
+    write,
+    llama.table,
+    accepts,
+    llama.SPELLINGS,
+    llama.UNUSED,
+)

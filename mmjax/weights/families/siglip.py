@@ -4,18 +4,17 @@ from typing import Any
 
 from mmjax.models.config import ViTConfig
 from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families import encoders
-from mmjax.weights.families.family import Family, PartConfig
-from mmjax.weights.layouts import SAME, TRANSPOSED, Led
-from mmjax.weights.rules import Rule, linear, norm
+from mmjax.weights.families import clip
+from mmjax.weights.families.base import Family, PartConfig
+from mmjax.weights.rules import IDENTITY, TRANSPOSED, LeadingOnes, Rule, linear, norm
 
-HEAD = f"{encoders.ROOT}.head"
+HEAD = f"{clip.ROOT}.head"
 HALF = (0.5, 0.5, 0.5)
 
 
 def read(c: ConfigJson) -> ViTConfig:
-    vision = encoders.vision_part(c)
-    common = encoders.read(vision, patch_size=16, activation="gelu_pytorch_tanh", epsilon=1e-6)
+    vision = clip.vision_part(c)
+    common = clip.read_encoder(vision, patch_size=16, activation="gelu_pytorch_tanh", epsilon=1e-6)
     return ViTConfig(
         **common,
         class_token=False,
@@ -28,17 +27,33 @@ def read(c: ConfigJson) -> ViTConfig:
 
 
 def write(c: ViTConfig) -> dict[str, Any]:
-    return encoders.write(c) | {"vision_use_head": c.pooling_head}
+    return clip.write_encoder(c) | {"vision_use_head": c.pooling_head}
 
 
 def rules(c: ViTConfig) -> list[Rule]:
-    rules = encoders.table(c)
+    rules = clip.table(c)
     if not c.pooling_head:
         return rules
-    rules.append(Rule("vision/head/probe", f"{HEAD}.probe", Led(2)))
+    rules.append(Rule("vision/head/probe", f"{HEAD}.probe", LeadingOnes(2)))
     for part, name in enumerate(("query", "key", "value")):  # one matrix holds the three
-        rules.append(Rule(f"vision/head/attention/{name}/kernel", f"{HEAD}.attention.in_proj_weight", TRANSPOSED, part, 3))
-        rules.append(Rule(f"vision/head/attention/{name}/bias", f"{HEAD}.attention.in_proj_bias", SAME, part, 3))
+        rules.append(
+            Rule(
+                f"vision/head/attention/{name}/kernel",
+                f"{HEAD}.attention.in_proj_weight",
+                TRANSPOSED,
+                part,
+                3,
+            )
+        )
+        rules.append(
+            Rule(
+                f"vision/head/attention/{name}/bias",
+                f"{HEAD}.attention.in_proj_bias",
+                IDENTITY,
+                part,
+                3,
+            )
+        )
     rules += linear("vision/head/attention/output", f"{HEAD}.attention.out_proj", bias=True)
     rules += norm("vision/head/norm", f"{HEAD}.layernorm", bias=True)
     rules += linear("vision/head/mlp/up", f"{HEAD}.mlp.fc1", bias=True)
@@ -46,11 +61,16 @@ def rules(c: ViTConfig) -> list[Rule]:
 
 
 def accepts(c: PartConfig) -> bool:
-    return isinstance(c, ViTConfig) and encoders.is_plain(c) and c.patch_bias and not (c.class_token or c.embedding_norm)
+    return (
+        isinstance(c, ViTConfig)
+        and clip.is_plain(c)
+        and c.patch_bias
+        and not (c.class_token or c.embedding_norm)
+    )
 
 
-def pictures(c: ViTConfig) -> dict[str, Any]:
-    return encoders.pictures(c, "SiglipImageProcessor", crop=False)
+def images(c: ViTConfig) -> dict[str, Any]:
+    return clip.image_settings(c, "SiglipImageProcessor", crop=False)
 
 
 SIGLIP = Family(
@@ -61,7 +81,7 @@ SIGLIP = Family(
     write,
     rules,
     accepts,
-    encoders.SPELLINGS,
-    encoders.UNUSED,
-    pictures=pictures,
+    clip.SPELLINGS,
+    clip.UNUSED,
+    images=images,
 )

@@ -54,7 +54,15 @@ runtime_version { major: 13 }
 device_description_str: "NVIDIA H200"
 """
 
-DEFAULTS = {"masked": True, "intervals": 1, "softcap": None, "dtype": "bfloat16", "batch": 2, "rows": 1024, "keys": 1024}
+DEFAULTS = {
+    "masked": True,
+    "intervals": 1,
+    "softcap": None,
+    "dtype": "bfloat16",
+    "batch": 2,
+    "rows": 1024,
+    "keys": 1024,
+}
 DEFAULTS |= {"heads": 8, "kv_heads": 2, "deterministic": True}
 
 
@@ -75,12 +83,20 @@ def function(case):
     sizes = tuning.tiles(case["head_dim"], masked=case["masked"])
     kernel, scale, softcap = case["kernel"], case["head_dim"] ** -0.5, case["softcap"]
     if kernel in ("whole", "layers"):
-        attend = functools.partial(attention, scale=scale, softcap=softcap, deterministic=case["deterministic"])
+        attend = functools.partial(
+            attention, scale=scale, softcap=softcap, deterministic=case["deterministic"]
+        )
         return gradients_of_layers(attend) if kernel == "layers" else gradients_of_attention(attend)
     tile = tuning.Tile(*case["tile"]) if "tile" in case else getattr(sizes, kernel)
     if kernel == "forward":
-        return lambda q, k, v, dout, log_total, delta, mask: forward(q, k, v, mask, scale, softcap, tile, remainder=True)
-    gradient = {"queries": gradient_of_queries, "keys": gradient_of_keys, "fused": backward_fused.gradients}[kernel]
+        return lambda q, k, v, dout, log_total, delta, mask: forward(
+            q, k, v, mask, scale, softcap, tile, remainder=True
+        )
+    gradient = {
+        "queries": gradient_of_queries,
+        "keys": gradient_of_keys,
+        "fused": backward_fused.gradients,
+    }[kernel]
     return lambda *arrays: gradient(*arrays, scale, softcap, tile)
 
 
@@ -88,7 +104,9 @@ def gradients_of_attention(attend):
     def loss(q, k, v, dout, mask):
         return (attend(q, k, v, mask).astype(jnp.float32) * dout).sum()
 
-    return lambda q, k, v, dout, log_total, delta, mask: jax.grad(loss, (0, 1, 2))(q, k, v, dout, mask)
+    return lambda q, k, v, dout, log_total, delta, mask: jax.grad(loss, (0, 1, 2))(
+        q, k, v, dout, mask
+    )
 
 
 def gradients_of_layers(attend):
@@ -98,7 +116,9 @@ def gradients_of_layers(attend):
         layer = jax.checkpoint(lambda x, _: (x + attend(x, k, v, mask), None))
         return (jax.lax.scan(layer, q, None, length=2)[0].astype(jnp.float32) * dout).sum()
 
-    return lambda q, k, v, dout, log_total, delta, mask: jax.grad(loss, (0, 1, 2))(q, k, v, dout, mask)
+    return lambda q, k, v, dout, log_total, delta, mask: jax.grad(loss, (0, 1, 2))(
+        q, k, v, dout, mask
+    )
 
 
 def said_while(action):
@@ -129,13 +149,17 @@ def needs(case, placement):
         (lowered, program), said = said_while(lambda: compiled(case, placement))
     except Exception as error:
         return case | {"error": f"{type(error).__name__}: {error}"}
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    spills = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said
+    )
     return case | {
         "registers": max(map(int, re.findall(r"Used (\d+) registers", said))),
         "spilled": sum(int(number) for entry in spills for number in entry),
         "shared": max(map(int, re.findall(r"smem_scratch_bytes=(\d+)", said))),
         "serialized": "are serialized" in said,
-        "wgmma": sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+\.\w+\.\w+)", said))),
+        "wgmma": sorted(
+            set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+\.\w+\.\w+)", said))
+        ),
         "wgmma_count": said.count("wgmma.mma_async"),
         "largest": largest_array(lowered.as_text(), program.as_text()),
         "temporary": program.memory_analysis().temp_size_in_bytes,
@@ -147,9 +171,17 @@ def every_kernel():
     """Each kernel for each head dimension, without and with a mask where the table of tiles knows a difference, and with a softcap."""
     for head_dim in tuning.HEAD_DIMENSIONS:
         for kernel in tuning.Tiles._fields:
-            plain, masked = (getattr(tuning.tiles(head_dim, masked=masked), kernel) for masked in (False, True))
-            variants = [{}, {"softcap": 30.0}] if plain == masked else [{"masked": False}, {}, {"softcap": 30.0}]
-            yield from ({"kernel": kernel, "head_dim": head_dim} | variant for variant in variants if masked)
+            plain, masked = (
+                getattr(tuning.tiles(head_dim, masked=masked), kernel) for masked in (False, True)
+            )
+            variants = (
+                [{}, {"softcap": 30.0}]
+                if plain == masked
+                else [{"masked": False}, {}, {"softcap": 30.0}]
+            )
+            yield from (
+                {"kernel": kernel, "head_dim": head_dim} | variant for variant in variants if masked
+            )
 
 
 def table(cases):
@@ -159,13 +191,27 @@ def table(cases):
     yield "|---" * (4 + len(columns)) + "|"
     for case in cases:
         tile = getattr(tuning.tiles(case["head_dim"], masked=case["masked"]), case["kernel"])
-        what = (case["head_dim"], case["kernel"], f"{tile.rows} x {tile.keys}", "yes" if case["softcap"] else "no")
-        yield "| " + " | ".join(str(number) for number in (*what, *(case.get(column, case.get("error")) for column in columns))) + " |"
+        what = (
+            case["head_dim"],
+            case["kernel"],
+            f"{tile.rows} x {tile.keys}",
+            "yes" if case["softcap"] else "no",
+        )
+        yield (
+            "| "
+            + " | ".join(
+                str(number)
+                for number in (*what, *(case.get(column, case.get("error")) for column in columns))
+            )
+            + " |"
+        )
 
 
 def main():
     device = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
-    placement = jax.sharding.NamedSharding(topologies.make_mesh(device, (1,), ("x",)), jax.sharding.PartitionSpec())
+    placement = jax.sharding.NamedSharding(
+        topologies.make_mesh(device, (1,), ("x",)), jax.sharding.PartitionSpec()
+    )
     if "--table" in sys.argv:
         for line in table(needs(case, placement) for case in every_kernel()):
             print(line, flush=True)

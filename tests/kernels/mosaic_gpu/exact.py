@@ -13,7 +13,9 @@ def attention(q, k, v, dout, mask, scale, softcap=None):
     q, k, v, dout = (np.asarray(x, np.float64) for x in (q, k, v, dout))
     group = q.shape[2] // k.shape[2]
     many_k, many_v = (np.repeat(x, group, axis=2) for x in (k, v))
-    seen = np.ones((1, 1, 1, 1), bool) if mask is None else np.asarray(mask.dense(k.shape[1]))[:, None]
+    seen = (
+        np.ones((1, 1, 1, 1), bool) if mask is None else np.asarray(mask.dense(k.shape[1]))[:, None]
+    )
     scores = scale * np.einsum("btnh,bsnh->bnts", q, many_k)
     slope = np.ones_like(scores)
     if softcap is not None:
@@ -36,10 +38,14 @@ def attention(q, k, v, dout, mask, scale, softcap=None):
 def error(found, wanted):
     """The norm of the difference, relative to the norm of what is wanted."""
     wanted = np.asarray(wanted, np.float64)
-    return np.linalg.norm(np.asarray(found, np.float64) - wanted) / max(np.linalg.norm(wanted), 1e-30)
+    return np.linalg.norm(np.asarray(found, np.float64) - wanted) / max(
+        np.linalg.norm(wanted), 1e-30
+    )
 
 
-def inputs(rows, keys, heads, kv_heads, head_dim, *, batch=1, louder=1.0, seed=0, dtype=jnp.bfloat16):
+def inputs(
+    rows, keys, heads, kv_heads, head_dim, *, batch=1, louder=1.0, seed=0, dtype=jnp.bfloat16
+):
     """q, k, v and the gradient of the result; `louder` multiplies the scores."""
     draw = np.random.default_rng(seed)
     shapes = [
@@ -56,9 +62,17 @@ def segments(*rows):
     """IntervalMask of packed rows, each a list of (length, prefix); a segment of prefix -1 is padding."""
     numbers, prefixes = [], []
     for row in rows:
-        numbers.append([number if prefix >= 0 else 0 for number, (length, prefix) in enumerate(row, 1) for _ in range(length)])
+        numbers.append(
+            [
+                number if prefix >= 0 else 0
+                for number, (length, prefix) in enumerate(row, 1)
+                for _ in range(length)
+            ]
+        )
         prefixes.append([max(prefix, 0) for length, prefix in row for _ in range(length)])
-    return IntervalMask.from_segments(jnp.asarray(numbers, jnp.int32), jnp.asarray(prefixes, jnp.int32))
+    return IntervalMask.from_segments(
+        jnp.asarray(numbers, jnp.int32), jnp.asarray(prefixes, jnp.int32)
+    )
 
 
 def causal(rows):

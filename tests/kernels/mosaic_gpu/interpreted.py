@@ -15,7 +15,9 @@ WORST = {"out": 4e-3, "dq": 1e-2, "dk": 1e-2, "dv": 1e-2}
 def run(q, k, v, dout, mask, scale=None, softcap=None, **options):
     """(out, dq, dk, dv) of the kernels."""
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    call = functools.partial(attention, mask=mask, scale=scale, softcap=softcap, interpreter=gpu.Interpreter(), **options)
+    call = functools.partial(
+        attention, mask=mask, scale=scale, softcap=softcap, interpreter=gpu.Interpreter(), **options
+    )
 
     @jax.jit
     def both(q, k, v, dout):
@@ -31,7 +33,10 @@ def check(arrays, mask, scale=None, softcap=None, **options):
     scale = arrays[0].shape[3] ** -0.5 if scale is None else scale
     found = run(*arrays, mask, scale, softcap, **options)
     wanted = exact.attention(*arrays, mask, scale, softcap)
-    errors = {name: exact.error(one, other) for name, one, other in zip(exact.NAMES, found, wanted, strict=True)}
+    errors = {
+        name: exact.error(one, other)
+        for name, one, other in zip(exact.NAMES, found, wanted, strict=True)
+    }
     print(errors)
     assert all(np.isfinite(np.asarray(one, np.float32)).all() for one in found), errors
     assert all(errors[name] <= WORST[name] for name in errors), errors

@@ -45,8 +45,12 @@ class _MaybeAddition(_Store):
         if inside is not None:
             access, value = inside
             with _adding:
-                present, *_ = memory.get_buffer_content(self.dst_allocation_key, access, self.thread)
-                memory.store_buffer_content(self.dst_allocation_key, access, present + value, self.thread)
+                present, *_ = memory.get_buffer_content(
+                    self.dst_allocation_key, access, self.thread
+                )
+                memory.store_buffer_content(
+                    self.dst_allocation_key, access, present + value, self.thread
+                )
         self.post_write(tma_thread_id, memory)
 
     def post_read(self, tma_thread_id, shared_memory):
@@ -55,11 +59,19 @@ class _MaybeAddition(_Store):
         self.clock.inc(tma_thread_id)
         self.write_clock = self.clock.copy()
         clock = self.clock.async_smem_clock.copy()
-        gpu_callbacks.get_races().check_read(self.thread, clock, self.dst_allocation_key, self.dst_access, source_info=self.source_info)
+        gpu_callbacks.get_races().check_read(
+            self.thread,
+            clock,
+            self.dst_allocation_key,
+            self.dst_access,
+            source_info=self.source_info,
+        )
 
 
 def _store(*, reduction_op, store=gpu_callbacks.copy_smem_to_gmem, **arguments):
-    assert reduction_op in (None, "add"), f"stores that add are known, and none that do {reduction_op!r}"
+    assert reduction_op in (None, "add"), (
+        f"stores that add are known, and none that do {reduction_op!r}"
+    )
     _asked.to_add = reduction_op == "add"
     try:
         return store(reduction_op=None, **arguments)
@@ -70,7 +82,9 @@ def _store(*, reduction_op, store=gpu_callbacks.copy_smem_to_gmem, **arguments):
 @contextlib.contextmanager
 def additions():
     """Within it, the interpreter knows stores with reduction_op="add"."""
-    with mock.patch.multiple(gpu_callbacks, copy_smem_to_gmem=_store, AsyncCopySmemToGmemTask=_MaybeAddition):
+    with mock.patch.multiple(
+        gpu_callbacks, copy_smem_to_gmem=_store, AsyncCopySmemToGmemTask=_MaybeAddition
+    ):
         yield
 
 
@@ -83,7 +97,13 @@ def _watched_product(*, product=gpu_callbacks.wgmma, **arguments):
         for operand in "ab":
             key, access = _accessed(memory, arguments, operand)
             races = gpu_callbacks.get_races()
-            races.check_read(thread, clock.async_smem_clock.copy(), key, access, source_info=arguments["source_info"])
+            races.check_read(
+                thread,
+                clock.async_smem_clock.copy(),
+                key,
+                access,
+                source_info=arguments["source_info"],
+            )
         with memory.lock:
             memory.clocks[thread].update(clock)
     return product(**arguments)
@@ -146,7 +166,13 @@ def recorded():
         memory = gpu_callbacks._get_shared_memory()
         key, access = _accessed(memory, arguments, "src")
         with lock:
-            record.fetches.append(Fetch(_block(arguments), tuple(memory.buffer_shape_and_dtype(key).shape), tuple(access.range)))
+            record.fetches.append(
+                Fetch(
+                    _block(arguments),
+                    tuple(memory.buffer_shape_and_dtype(key).shape),
+                    tuple(access.range),
+                )
+            )
         return fetch(**arguments)
 
     @functools.wraps(gpu_callbacks.wgmma)
@@ -162,7 +188,9 @@ def recorded():
 def _accessed(memory, arguments, name):
     """Which memory a callback was given by a name, and which part of it."""
     key = gpu_callbacks.HostAllocationKey.from_array(arguments[f"{name}_allocation_key_as_array"])
-    transforms = jax.tree.map(int, gpu_callbacks._remove_noop_transforms(arguments[f"{name}_transforms"]))
+    transforms = jax.tree.map(
+        int, gpu_callbacks._remove_noop_transforms(arguments[f"{name}_transforms"])
+    )
     return key, memory.access(key, transforms)
 
 

@@ -12,7 +12,9 @@ SHARED_MEMORY = 227 * 1024
 KERNELS = ("forward", "queries", "keys", "fused")
 
 pytestmark = ahead_of_time.needed
-needs = functools.partial(ahead_of_time.needs, pathlib.Path(__file__).with_name("compile_for_h200.py"))
+needs = functools.partial(
+    ahead_of_time.needs, pathlib.Path(__file__).with_name("compile_for_h200.py")
+)
 
 
 def spills_allowed(case):
@@ -31,7 +33,9 @@ def check(case):
     assert case["spilled"] <= spills_allowed(case), case
     assert not case["serialized"], "the compiler could not keep wgmma asynchronous"
     assert case["shared"] <= SHARED_MEMORY, case
-    assert case["wgmma_count"] > 0 and all(shape.startswith("m64n") for shape in case["wgmma"]), case
+    assert case["wgmma_count"] > 0 and all(shape.startswith("m64n") for shape in case["wgmma"]), (
+        case
+    )
 
 
 def test_one_head_dimension():
@@ -42,11 +46,24 @@ def test_one_head_dimension():
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", tuning.HEAD_DIMENSIONS)
 def test_every_head_dimension_with_and_without_prefix_and_softcap(head_dim):
-    variants = ({}, {"intervals": 2}, {"softcap": 30.0}, {"intervals": 2, "softcap": 30.0, "dtype": "float16"})
-    if tuning.tiles(head_dim, masked=False) != tuning.tiles(head_dim, masked=True):  # the tiles are all that differs
+    variants = (
+        {},
+        {"intervals": 2},
+        {"softcap": 30.0},
+        {"intervals": 2, "softcap": 30.0, "dtype": "float16"},
+    )
+    if tuning.tiles(head_dim, masked=False) != tuning.tiles(
+        head_dim, masked=True
+    ):  # the tiles are all that differs
         variants += ({"masked": False},)
     kernels = [kernel for kernel in KERNELS if getattr(tuning.tiles(head_dim, masked=True), kernel)]
-    for case in needs(*({"kernel": kernel, "head_dim": head_dim} | variant for kernel in kernels for variant in variants)):
+    for case in needs(
+        *(
+            {"kernel": kernel, "head_dim": head_dim} | variant
+            for kernel in kernels
+            for variant in variants
+        )
+    ):
         check(case)
 
 
@@ -73,9 +90,18 @@ def test_layers_in_a_loop_with_rematerialisation(deterministic):
 def test_temporary_memory_grows_with_the_length_and_not_with_its_square(deterministic):
     """Forward and backward of 16k and 32k tokens. A matrix of scores would be 8 heads x 2 GiB; nothing has an element for each of one
     head, and so there is no mask as an array either. The fused kernel's dq in float32 counts."""
-    long = {"kernel": "whole", "head_dim": 128, "batch": 1, "intervals": 2, "deterministic": deterministic}
+    long = {
+        "kernel": "whole",
+        "head_dim": 128,
+        "batch": 1,
+        "intervals": 2,
+        "deterministic": deterministic,
+    }
     half, whole = needs(*(long | {"rows": length, "keys": length} for length in (16384, 32768)))
     outputs = 32768 * 8 * 128 * 2
     assert whole["temporary"] < 6 * outputs, whole
     assert whole["temporary"] < 2.4 * half["temporary"], (half, whole)
-    assert all(case["largest"] < case["rows"] * case["keys"] for case in (half, whole)), (half, whole)
+    assert all(case["largest"] < case["rows"] * case["keys"] for case in (half, whole)), (
+        half,
+        whole,
+    )

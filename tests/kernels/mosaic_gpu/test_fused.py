@@ -13,7 +13,9 @@ from mmjax.kernels.attention.mosaic_gpu.forward import forward
 from tests.kernels.mosaic_gpu import exact, interpreter
 from tests.kernels.mosaic_gpu.interpreted import WORST, check, run
 
-FUSED = [head_dim for head_dim in tuning.HEAD_DIMENSIONS if tuning.tiles(head_dim, masked=True).fused]
+FUSED = [
+    head_dim for head_dim in tuning.HEAD_DIMENSIONS if tuning.tiles(head_dim, masked=True).fused
+]
 
 
 def test_packed_rows_with_a_shared_prefix_and_padding():
@@ -27,13 +29,21 @@ def test_packed_rows_with_a_shared_prefix_and_padding():
 @pytest.mark.parametrize("head_dim", FUSED)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2)])
 def test_head_dimensions_and_groups(head_dim, heads, kv_heads):
-    check(exact.inputs(150, 150, heads, kv_heads, head_dim, seed=head_dim), exact.segments([(70, 0), (80, 1)]), deterministic=False)
+    check(
+        exact.inputs(150, 150, heads, kv_heads, head_dim, seed=head_dim),
+        exact.segments([(70, 0), (80, 1)]),
+        deterministic=False,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "keys"), [(1, 1), (65, 63), (130, 257), (260, 130)])
 def test_lengths(rows, keys):
-    check(exact.inputs(rows, keys, 1, 1, 64), exact.windows(rows, keys, max(keys // 3, 1)), deterministic=False)
+    check(
+        exact.inputs(rows, keys, 1, 1, 64),
+        exact.windows(rows, keys, max(keys // 3, 1)),
+        deterministic=False,
+    )
 
 
 @pytest.mark.slow
@@ -57,7 +67,9 @@ def test_softcap(softcap, louder):
 
 @pytest.mark.slow
 def test_float16():
-    check(exact.inputs(100, 100, 1, 1, 64, dtype=jnp.float16), exact.causal(100), deterministic=False)
+    check(
+        exact.inputs(100, 100, 1, 1, 64, dtype=jnp.float16), exact.causal(100), deterministic=False
+    )
 
 
 @pytest.mark.slow
@@ -85,7 +97,10 @@ def test_tiles_that_nobody_sees_are_not_computed(poisoned):
 @pytest.mark.slow
 def test_heads_that_it_has_no_registers_for_get_the_two_kernels():
     arrays = exact.inputs(70, 70, 1, 1, 256)
-    one, other = (run(*arrays, exact.causal(70), deterministic=deterministic) for deterministic in (True, False))
+    one, other = (
+        run(*arrays, exact.causal(70), deterministic=deterministic)
+        for deterministic in (True, False)
+    )
     for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(second, np.float32))
 
@@ -99,10 +114,17 @@ def races(head_dim):
     out, log_total = forward(q, k, v, mask, head_dim**-0.5, None, sizes.forward, gpu.Interpreter())
     delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
     with interpreter.additions(), interpreter.watched_products():
-        jax.block_until_ready(backward_fused.gradients(q, k, v, dout, log_total, delta, mask, head_dim**-0.5, None, sizes.fused, watching))
+        jax.block_until_ready(
+            backward_fused.gradients(
+                q, k, v, dout, log_total, delta, mask, head_dim**-0.5, None, sizes.fused, watching
+            )
+        )
     return gpu.races_found()
 
 
-@pytest.mark.parametrize("head_dim", [64, pytest.param(80, marks=pytest.mark.slow), pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head_dim",
+    [64, pytest.param(80, marks=pytest.mark.slow), pytest.param(128, marks=pytest.mark.slow)],
+)
 def test_no_races(head_dim):
     assert not races(head_dim)

@@ -29,9 +29,14 @@ def test_no_mask_and_lengths_that_no_tile_divides():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(80, 1, 1), (96, 4, 1), (128, 8, 1), (256, 4, 2)])
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads"), [(80, 1, 1), (96, 4, 1), (128, 8, 1), (256, 4, 2)]
+)
 def test_head_dimensions_and_groups(head_dim, heads, kv_heads):
-    check(exact.inputs(150, 150, heads, kv_heads, head_dim, seed=head_dim), exact.segments([(70, 0), (80, 1)]))
+    check(
+        exact.inputs(150, 150, heads, kv_heads, head_dim, seed=head_dim),
+        exact.segments([(70, 0), (80, 1)]),
+    )
 
 
 @pytest.mark.slow
@@ -65,7 +70,11 @@ def test_loud_scores():
 @pytest.mark.slow
 @pytest.mark.parametrize(("softcap", "louder"), [(5.0, 10.0), (50.0, 100.0)])
 def test_softcap(softcap, louder):
-    check(exact.inputs(130, 200, 2, 1, 64, louder=louder), exact.windows(130, 200, 90), softcap=softcap)
+    check(
+        exact.inputs(130, 200, 2, 1, 64, louder=louder),
+        exact.windows(130, 200, 90),
+        softcap=softcap,
+    )
 
 
 @pytest.mark.slow
@@ -117,7 +126,9 @@ def test_as_many_tiles_are_visited_as_the_mask_needs():
     ):
         for line, (masked, visited) in enumerate(np.asarray(visits.counts)[0]):
             order = np.asarray(visits.order)[0, line]
-            assert set(order[:masked]) == set(np.flatnonzero(needed_by_line[line] & ~full_by_line[line]))
+            assert set(order[:masked]) == set(
+                np.flatnonzero(needed_by_line[line] & ~full_by_line[line])
+            )
             assert set(order[masked:visited]) == set(np.flatnonzero(full_by_line[line]))
 
 
@@ -131,22 +142,33 @@ def test_the_same_bits_twice_in_whatever_order_blocks_run():
         first = run(*arrays, mask, deterministic=deterministic)
         with interpreter.last_blocks_first():
             second = run(*arrays, mask, deterministic=deterministic)
-        return [name for name, one, other in zip(exact.NAMES, first, second, strict=True) if (one != other).any()]
+        return [
+            name
+            for name, one, other in zip(exact.NAMES, first, second, strict=True)
+            if (one != other).any()
+        ]
 
     assert differing(deterministic=True) == []
     assert differing(deterministic=False) == ["dq"]
 
 
-@pytest.mark.parametrize("head_dim", [64, pytest.param(128, marks=pytest.mark.slow), pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head_dim",
+    [64, pytest.param(128, marks=pytest.mark.slow), pytest.param(256, marks=pytest.mark.slow)],
+)
 def test_no_races(head_dim):
     """More tiles than stages, so that the ring goes round."""
     q, k, v, dout = exact.inputs(136, 200, 2, 1, head_dim)
     mask = plan.clipped(exact.windows(136, 200, 100), 1, 136, 200)
     sizes = tuning.tiles(head_dim, masked=True)
-    small = tuning.Tiles(*(size and size._replace(stages=2, keys=min(size.keys, 64)) for size in sizes))
+    small = tuning.Tiles(
+        *(size and size._replace(stages=2, keys=min(size.keys, 64)) for size in sizes)
+    )
     watching = interpreter.WATCHING
     with interpreter.watched_products():
-        out, log_total = jax.block_until_ready(forward(q, k, v, mask, head_dim**-0.5, None, small.forward, watching))
+        out, log_total = jax.block_until_ready(
+            forward(q, k, v, mask, head_dim**-0.5, None, small.forward, watching)
+        )
         assert not gpu.races_found()
         delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
         arguments = q, k, v, dout, log_total, delta, mask, head_dim**-0.5, None
@@ -172,7 +194,10 @@ def test_calls_that_cannot_be_served_are_refused_in_words(change, sentence):
         attention(q, k, v, None, 1.0, None)
 
 
-@pytest.mark.parametrize(("scale", "softcap", "sentence"), [(0.0, None, "scale"), (-1.0, None, "scale"), (1.0, 0.0, "softcap")])
+@pytest.mark.parametrize(
+    ("scale", "softcap", "sentence"),
+    [(0.0, None, "scale"), (-1.0, None, "scale"), (1.0, 0.0, "softcap")],
+)
 def test_scales_and_softcaps_are_positive(scale, softcap, sentence):
     q, k, v, _ = exact.inputs(64, 64, 1, 1, 64)
     with pytest.raises(ValueError, match=sentence):

@@ -45,5 +45,11 @@ def test_any_two_intervals(deterministic, runs):
     arrays = exact.inputs(ROWS, KEYS, 2, 1, HEAD)
     with interpreter.additions():
         found = jax.block_until_ready(compiled(deterministic)(arrays, mask))
-    for name, one, other in zip(exact.NAMES, found, exact.attention(*arrays, mask, HEAD**-0.5), strict=True):
-        assert exact.error(one, other) <= WORST[name] if other.any() else not np.asarray(one, np.float32).any(), name
+    for name, one, other in zip(
+        exact.NAMES, found, exact.attention(*arrays, mask, HEAD**-0.5), strict=True
+    ):
+        assert (
+            exact.error(one, other) <= WORST[name]
+            if other.any()
+            else not np.asarray(one, np.float32).any()
+        ), name

@@ -43,8 +43,16 @@ def recorded(kernel, q, k, v, dout, mask):
         if kernel == "forward":
             jax.block_until_ready(forward(q, k, v, mask, 0.125, None, TILE, gpu.Interpreter()))
         else:
-            gradient = {"queries": gradient_of_queries, "keys": gradient_of_keys, "fused": backward_fused.gradients}[kernel]
-            jax.block_until_ready(gradient(q, k, v, dout, numbers, numbers, mask, 0.125, None, TILE, gpu.Interpreter()))
+            gradient = {
+                "queries": gradient_of_queries,
+                "keys": gradient_of_keys,
+                "fused": backward_fused.gradients,
+            }[kernel]
+            jax.block_until_ready(
+                gradient(
+                    q, k, v, dout, numbers, numbers, mask, 0.125, None, TILE, gpu.Interpreter()
+                )
+            )
     return record
 
 
@@ -81,5 +89,7 @@ def test_as_many_tiles_are_fetched_and_multiplied_as_the_mask_needs(kernel):
             # Blocks that own rows begin with the last ones. Those that own keys see to all query heads of their own.
             block = (head, len(tiles) - 1 - line if owner == ROWS else line, 0)
             heads = [0] if owner == ROWS else range(HEADS)
-            assert found[block] == {(one, 64 * tile): 2 for one in heads for tile in np.flatnonzero(wanted)}, "both arrays, once"
+            assert found[block] == {
+                (one, 64 * tile): 2 for one in heads for tile in np.flatnonzero(wanted)
+            }, "both arrays, once"
             assert record.products.get(block, 0) == COMPUTING * products * len(heads) * wanted.sum()

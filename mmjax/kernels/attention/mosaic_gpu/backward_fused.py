@@ -61,11 +61,15 @@ def gradients(
     memory = _Memory(
         *Memory.of(q, len(mask.intervals), tile, interpreted=interpreter is not None),
         # Operands of one product have the same swizzle, and the other one of dS K is as wide as a head.
-        dscores=gpu.matrix_memory((_SLOTS, COMPUTING, tile.keys, tile.rows), q.dtype, gpu.swizzle(q.shape[3], q.dtype)),
+        dscores=gpu.matrix_memory(
+            (_SLOTS, COMPUTING, tile.keys, tile.rows), q.dtype, gpu.swizzle(q.shape[3], q.dtype)
+        ),
         written=gpu.Barrier(num_arrivals=COMPUTING, num_barriers=_SLOTS),
         dq=gpu.matrix_memory((tile.rows, q.shape[3]), jnp.float32),
     )
-    block = functools.partial(_Block, scale=scale, softcap=softcap, group=q.shape[2] // k.shape[2], apart=tile.apart)
+    block = functools.partial(
+        _Block, scale=scale, softcap=softcap, group=q.shape[2] // k.shape[2], apart=tile.apart
+    )
     out_type = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
     kernel = launch(block, "attention_backward_fused", out_type, memory, grid, interpreter)
     dq = gpu.new_ref(jnp.zeros(q.shape, jnp.float32))
@@ -87,7 +91,9 @@ class _Block(BlockOfKeys):
         gpu.barrier_wait(memory.finished)
         self.store(warpgroup, [(dk * self.scale, memory.k, self.dk), (dv, memory.v, self.dv)])
 
-    def step(self, warpgroup: Warpgroup, visit: Visit, first_key: jax.Array | None, totals: Totals) -> Totals:
+    def step(
+        self, warpgroup: Warpgroup, visit: Visit, first_key: jax.Array | None, totals: Totals
+    ) -> Totals:
         """The warpgroup's own part of a tile's dS^T, for its dk and for whoever adds to dq; and every other time, that.
 
         Whoever waits for the other's part of visit n also knows that it has added visit n - 1 (it wrote its part later than that): dS of
@@ -118,7 +124,10 @@ class _Block(BlockOfKeys):
         """dq += dS K of a tile, over all keys of the block."""
         memory = self.memory
         gpu.barrier_wait(memory.written.at[slot])
-        terms = [(memory.dscores.at[slot, part].transpose((1, 0)), memory.k.at[part]) for part in range(COMPUTING)]
+        terms = [
+            (memory.dscores.at[slot, part].transpose((1, 0)), memory.k.at[part])
+            for part in range(COMPUTING)
+        ]
         memory.dq[...] = gpu.sum_of_products(terms)
         gpu.commit_shared()
         gpu.add_out(memory.dq, self.dq.at[self.place()[0], rows, head])

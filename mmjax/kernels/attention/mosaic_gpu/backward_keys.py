@@ -31,7 +31,9 @@ def gradient_of_keys(
     arrays, grid = block_of_keys.operands(q, k, v, dout, log_total, delta, mask, tile)
     memory = Memory.of(q, len(mask.intervals), tile, interpreted=interpreter is not None)
     group = q.shape[2] // k.shape[2]
-    block = functools.partial(_Block, scale=scale, softcap=softcap, group=group, apart=tile.apart, split=tile.split)
+    block = functools.partial(
+        _Block, scale=scale, softcap=softcap, group=group, apart=tile.apart, split=tile.split
+    )
     out_type = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
     return launch(block, "attention_backward_keys", out_type, memory, grid, interpreter)(*arrays)
 
@@ -48,12 +50,20 @@ class _Block(BlockOfKeys):
         if not self.split:
             return self.gradients(warpgroup, warpgroup, wanted=("dk", "dv"))
         for one, wanted in enumerate(("dk", "dv")):
-            gpu.when(warpgroup == one)(functools.partial(self.gradients, warpgroup, 0, wanted=(wanted,)))
+            gpu.when(warpgroup == one)(
+                functools.partial(self.gradients, warpgroup, 0, wanted=(wanted,))
+            )
 
     def gradients(self, warpgroup: Warpgroup, part: Warpgroup, *, wanted: tuple[str, ...]) -> None:
         """One or both gradients of the block's part-th tile of keys."""
         memory = self.memory
-        totals = dict(zip(wanted, self.walk(part, len(wanted), functools.partial(self.step, warpgroup, part, wanted)), strict=True))
+        totals = dict(
+            zip(
+                wanted,
+                self.walk(part, len(wanted), functools.partial(self.step, warpgroup, part, wanted)),
+                strict=True,
+            )
+        )
         if self.split:
             gpu.barrier_arrive(memory.finished)
             gpu.barrier_wait(memory.finished)
@@ -71,17 +81,24 @@ class _Block(BlockOfKeys):
         totals: Totals,
     ) -> Totals:
         memory = self.memory
-        (q, seen, log_total), (dout, _) = memory.q.of_visit(visit.of_all), memory.dout.of_visit(visit.of_all)
+        (q, seen, log_total), (dout, _) = (
+            memory.q.of_visit(visit.of_all),
+            memory.dout.of_visit(visit.of_all),
+        )
         memory.q.wait(visit.of_all)
         memory.dout.wait(visit.of_all)
         spare = None if memory.spare is None else memory.spare.at[warpgroup]
         if wanted == ("dv",):
-            rounded, _ = self.weights(first_key, seen, log_total, gpu.product(memory.k.at[part], q.transpose((1, 0))))
+            rounded, _ = self.weights(
+                first_key, seen, log_total, gpu.product(memory.k.at[part], q.transpose((1, 0)))
+            )
             operands = {"dv": (rounded, dout)}
         else:
             rounded, dscores = self.weights_and_slopes(part, visit, first_key)
             operands = {"dk": (dscores, q), "dv": (rounded, dout)}
-        totals = gpu.add_products([(total, *operands[name]) for name, total in zip(wanted, totals, strict=True)], spare)
+        totals = gpu.add_products(
+            [(total, *operands[name]) for name, total in zip(wanted, totals, strict=True)], spare
+        )
         memory.q.release(visit.of_all)
         memory.dout.release(visit.of_all)
         return totals

@@ -50,7 +50,9 @@ def gradient_of_queries(
     owned = COMPUTING * tile.rows
     padded = plan.padded(rows, owned)
     visits = plan.visits_of_rows(mask, keys, owned, tile.keys)
-    matrix = functools.partial(gpu.matrix_memory, dtype=q.dtype, widest=tile.keys * q.dtype.itemsize)
+    matrix = functools.partial(
+        gpu.matrix_memory, dtype=q.dtype, widest=tile.keys * q.dtype.itemsize
+    )
     ring = Ring.of(matrix((tile.stages, tile.keys, head_dim)), readers=COMPUTING)
     own = matrix((COMPUTING, tile.rows, head_dim))
     memory = _Memory(
@@ -59,13 +61,33 @@ def gradient_of_queries(
         rows_arrived=gpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
         k=ring,
         v=ring,
-        spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype) if interpreter else None,
+        spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype)
+        if interpreter
+        else None,
     )
 
-    block = functools.partial(_Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart)
+    block = functools.partial(
+        _Block, scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart
+    )
     out_type = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    kernel = launch(block, "attention_backward_queries", out_type, memory, (heads, padded // owned, batch), interpreter)
-    return kernel(q, k, v, dout, *plan.statistics(log_total, delta, padded), plan.bounds(mask, padded), visits.order, visits.counts)
+    kernel = launch(
+        block,
+        "attention_backward_queries",
+        out_type,
+        memory,
+        (heads, padded // owned, batch),
+        interpreter,
+    )
+    return kernel(
+        q,
+        k,
+        v,
+        dout,
+        *plan.statistics(log_total, delta, padded),
+        plan.bounds(mask, padded),
+        visits.order,
+        visits.counts,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +111,17 @@ class _Block(BlockOfRows):
 
     def compute(self, warpgroup: Warpgroup) -> None:
         batch, head, line = self.place()
-        q, dout, arrived = (ref.at[warpgroup] for ref in (self.memory.q, self.memory.dout, self.memory.rows_arrived))
+        q, dout, arrived = (
+            ref.at[warpgroup] for ref in (self.memory.q, self.memory.dout, self.memory.rows_arrived)
+        )
         rows = gpu.span((line * COMPUTING + warpgroup) * q.shape[0], q.shape[0])
         gpu.copy_in(self.q.at[batch, rows, head], q, arrived)
         gpu.copy_in(self.dout.at[batch, rows, head], dout, arrived)
         intervals = scores.load_bounds(self.bounds.at[batch, :, :, rows], gpu.ROWS)
-        log_total, delta = (scores.load_rows(ref.at[batch, head, rows], gpu.ROWS) for ref in (self.log_total, self.delta))
+        log_total, delta = (
+            scores.load_rows(ref.at[batch, head, rows], gpu.ROWS)
+            for ref in (self.log_total, self.delta)
+        )
         masked, visited = self.visits()
         gpu.barrier_wait(arrived)
         step = functools.partial(self.step, warpgroup, log_total, delta)

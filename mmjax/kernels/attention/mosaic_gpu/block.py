@@ -100,7 +100,12 @@ class BlockOfRows(Block):
 
 
 def launch(
-    block: Callable[..., Block], name: str, out_type: Any, memory: Any, grid: tuple[int, int, int], interpreter: gpu.Interpreter | None
+    block: Callable[..., Block],
+    name: str,
+    out_type: Any,
+    memory: Any,
+    grid: tuple[int, int, int],
+    interpreter: gpu.Interpreter | None,
 ) -> Callable[..., Any]:
     """The kernel whose blocks are block(*references, memory) over a grid of (heads, lines, batch rows)."""
 

@@ -66,7 +66,9 @@ class Memory(NamedTuple):
             q=Ring.of(walked, bounds, numbers, readers=COMPUTING),
             dout=Ring.of(walked, numbers, readers=COMPUTING),
             finished=gpu.Barrier(num_arrivals=COMPUTING),
-            spare=gpu.matrix_memory((COMPUTING, tile.keys, tile.rows), q.dtype) if interpreted else None,
+            spare=gpu.matrix_memory((COMPUTING, tile.keys, tile.rows), q.dtype)
+            if interpreted
+            else None,
         )
 
 
@@ -88,7 +90,16 @@ def operands(
     """What a `BlockOfKeys` begins with, and the grid."""
     padded = plan.padded(q.shape[1], tile.rows)
     visits = plan.visits_of_keys(mask, k.shape[1], tile.rows, parts(tile) * tile.keys)
-    arrays = (q, k, v, dout, *plan.statistics(log_total, delta, padded), plan.bounds(mask, padded), visits.order, visits.counts)
+    arrays = (
+        q,
+        k,
+        v,
+        dout,
+        *plan.statistics(log_total, delta, padded),
+        plan.bounds(mask, padded),
+        visits.order,
+        visits.counts,
+    )
     return arrays, (k.shape[2], visits.order.shape[1], q.shape[0])
 
 
@@ -118,15 +129,24 @@ class BlockOfKeys(Block):
         parts, keys_of_part = memory.k.shape[:2]
         for part in range(parts):
             keys = gpu.span((line * parts + part) * keys_of_part, keys_of_part)
-            gpu.copy_in(self.k.at[batch, keys, kv_head], memory.k.at[part], memory.keys_arrived.at[part])
-            gpu.copy_in(self.v.at[batch, keys, kv_head], memory.v.at[part], memory.keys_arrived.at[part])
+            gpu.copy_in(
+                self.k.at[batch, keys, kv_head], memory.k.at[part], memory.keys_arrived.at[part]
+            )
+            gpu.copy_in(
+                self.v.at[batch, keys, kv_head], memory.v.at[part], memory.keys_arrived.at[part]
+            )
 
         def step(number: jax.Array, _: None, member: jax.Array) -> None:
             visit = member * visited + number
             rows, head = self.rows(Visit(member, number, visit))
-            seen, log_total = self.bounds.at[batch, :, :, rows], self.log_total.at[batch, head, rows]
+            seen, log_total = (
+                self.bounds.at[batch, :, :, rows],
+                self.log_total.at[batch, head, rows],
+            )
             memory.q.fetch(visit, self.q.at[batch, rows, head], seen, log_total)
-            memory.dout.fetch(visit, self.dout.at[batch, rows, head], self.delta.at[batch, head, rows])
+            memory.dout.fetch(
+                visit, self.dout.at[batch, rows, head], self.delta.at[batch, head, rows]
+            )
 
         def of_head(member: jax.Array, _: None) -> None:
             jax.lax.fori_loop(0, visited, functools.partial(step, member=member), None)
@@ -139,7 +159,9 @@ class BlockOfKeys(Block):
         """Which rows a visit is of, and of which head."""
         batch, kv_head, line = self.place()
         width = self.memory.q.memory[0].shape[1]
-        return gpu.span(self.order[batch, line, visit.number] * width, width), kv_head * self.group + visit.member
+        return gpu.span(
+            self.order[batch, line, visit.number] * width, width
+        ), kv_head * self.group + visit.member
 
     def walk(self, part: Warpgroup, sums: int, step: Step) -> Totals:
         """The sums over all tiles of rows that see any of the block's part-th tile of keys, or of its other one."""
@@ -169,24 +191,38 @@ class BlockOfKeys(Block):
         """See `scores.roomy`."""
         return scores.roomy(self.memory.k.shape[2], self.softcap, masked)
 
-    def weights(self, first_key: jax.Array | None, seen: gpu.Ref, log_total: gpu.Ref, raw: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def weights(
+        self, first_key: jax.Array | None, seen: gpu.Ref, log_total: gpu.Ref, raw: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """P^T of a tile from its raw scores, rounded; and in full, times the slope of the softcap."""
         bounded = exponents = scores.bounded(raw, self.scale, self.softcap)
         if first_key is not None:
-            exponents = scores.hidden(exponents, scores.load_bounds(seen, gpu.COLUMNS), first_key, key_axis=0)
+            exponents = scores.hidden(
+                exponents, scores.load_bounds(seen, gpu.COLUMNS), first_key, key_axis=0
+            )
         log_total = scores.along(scores.load_rows(log_total, gpu.COLUMNS), raw.shape, 1)
         weight = jnp.exp2(exponents * scores.factor(self.scale, self.softcap) - log_total)
         return weight.astype(self.v.dtype), scores.sloped(weight, bounded, self.softcap)
 
-    def weights_and_slopes(self, part: Warpgroup, visit: Visit, first_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def weights_and_slopes(
+        self, part: Warpgroup, visit: Visit, first_key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         """P^T and dS^T of a tile whose arrival has been awaited, both rounded."""
         memory = self.memory
-        (q, seen, log_total), (dout, delta) = memory.q.of_visit(visit.of_all), memory.dout.of_visit(visit.of_all)
+        (q, seen, log_total), (dout, delta) = (
+            memory.q.of_visit(visit.of_all),
+            memory.dout.of_visit(visit.of_all),
+        )
         weights = functools.partial(self.weights, first_key, seen, log_total)
         together = self.roomy(masked=first_key is not None)
-        k_q, v_dout = (memory.k.at[part], q.transpose((1, 0))), (memory.v.at[part], dout.transpose((1, 0)))
+        k_q, v_dout = (
+            (memory.k.at[part], q.transpose((1, 0))),
+            (memory.v.at[part], dout.transpose((1, 0))),
+        )
         (rounded, slope), dweight = gpu.two_products(k_q, v_dout, weights, together=together)
-        dscores = slope * (dweight - scores.along(scores.load_rows(delta, gpu.COLUMNS), slope.shape, 1))
+        dscores = slope * (
+            dweight - scores.along(scores.load_rows(delta, gpu.COLUMNS), slope.shape, 1)
+        )
         return rounded, dscores.astype(self.k.dtype)
 
     def store(self, part: Warpgroup, results: list[tuple[jax.Array, gpu.Ref, gpu.Ref]]) -> None:

@@ -58,13 +58,20 @@ def attention(
     if reason:
         raise ValueError(f"attention on Hopper: {reason}")
     tiles = tiles or tuning.tiles(q.shape[3], masked=mask is not None)
-    settings = _Settings(float(scale), None if softcap is None else float(softcap), deterministic, tiles, interpreter)
+    settings = _Settings(
+        float(scale), None if softcap is None else float(softcap), deterministic, tiles, interpreter
+    )
     intervals = plan.clipped(mask, q.shape[0], q.shape[1], k.shape[1]).intervals
     return _attend(settings, *(_in_eights(x) for x in (q, k, v)), intervals)[:, : q.shape[1]]
 
 
 def unsupported(
-    q: Array, k: Array, v: Array, mask: IntervalMask | None = None, scale: float = 1.0, softcap: float | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: IntervalMask | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> str | None:
     """Why the kernels cannot serve a call, in words for its maker; None if they can. Looks at shapes and types only."""
     if not q.ndim == k.ndim == v.ndim == 4:
@@ -101,15 +108,38 @@ type _Intervals = tuple[tuple[Array, Array], ...]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(settings: _Settings, q: Array, k: Array, v: Array, intervals: _Intervals) -> Array:
     mask = IntervalMask.of(intervals)
-    return forward(q, k, v, mask, settings.scale, settings.softcap, settings.tiles.forward, settings.interpreter)[0]
+    return forward(
+        q,
+        k,
+        v,
+        mask,
+        settings.scale,
+        settings.softcap,
+        settings.tiles.forward,
+        settings.interpreter,
+    )[0]
 
 
-def _forward(settings: _Settings, q: Array, k: Array, v: Array, intervals: _Intervals) -> tuple[Array, Any]:
+def _forward(
+    settings: _Settings, q: Array, k: Array, v: Array, intervals: _Intervals
+) -> tuple[Array, Any]:
     mask = IntervalMask.of(intervals)
-    found = forward(q, k, v, mask, settings.scale, settings.softcap, settings.tiles.forward, settings.interpreter, remainder=True)
+    found = forward(
+        q,
+        k,
+        v,
+        mask,
+        settings.scale,
+        settings.softcap,
+        settings.tiles.forward,
+        settings.interpreter,
+        remainder=True,
+    )
     # With these names a rematerialisation policy can keep the three, and the forward kernel need not run again.
     names = ("attention_out", "attention_log_total", "attention_remainder")
-    out, log_total, remainder = (checkpoint_name(array, name) for array, name in zip(found, names, strict=True))
+    out, log_total, remainder = (
+        checkpoint_name(array, name) for array, name in zip(found, names, strict=True)
+    )
     return out, (q, k, v, intervals, out, log_total, remainder)
 
 
@@ -118,9 +148,21 @@ def _backward(settings: _Settings, kept: Any, dout: Array) -> tuple[Array, Array
     # Where one weight is near one, the two terms of dS almost cancel, and what was rounded off the result would remain.
     whole = out.astype(jnp.float32) + remainder.astype(jnp.float32)
     delta = jnp.sum(whole * dout.astype(jnp.float32), axis=3).swapaxes(1, 2)
-    arguments = (q, k, v, dout, log_total, delta, IntervalMask.of(intervals), settings.scale, settings.softcap)
+    arguments = (
+        q,
+        k,
+        v,
+        dout,
+        log_total,
+        delta,
+        IntervalMask.of(intervals),
+        settings.scale,
+        settings.softcap,
+    )
     if not settings.deterministic and settings.tiles.fused is not None:
-        return *backward_fused.gradients(*arguments, settings.tiles.fused, settings.interpreter), None
+        return *backward_fused.gradients(
+            *arguments, settings.tiles.fused, settings.interpreter
+        ), None
     dq = gradient_of_queries(*arguments, settings.tiles.queries, settings.interpreter)
     dk, dv = gradient_of_keys(*arguments, settings.tiles.keys, settings.interpreter)
     return dq, dk, dv, None

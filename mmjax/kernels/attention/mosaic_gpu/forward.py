@@ -52,7 +52,9 @@ def forward(
     owned = COMPUTING * tile.rows
     padded = plan.padded(rows, owned)
     visits = plan.visits_of_rows(mask, keys, owned, tile.keys)
-    ring = Ring.of(gpu.matrix_memory((tile.stages, tile.keys, head_dim), k.dtype), readers=COMPUTING)
+    ring = Ring.of(
+        gpu.matrix_memory((tile.stages, tile.keys, head_dim), k.dtype), readers=COMPUTING
+    )
     memory = _Memory(
         q=gpu.matrix_memory((COMPUTING, tile.rows, head_dim), q.dtype),
         q_arrived=gpu.Barrier(num_barriers=COMPUTING),
@@ -60,17 +62,27 @@ def forward(
         v=ring,
         log_total=gpu.SharedMemory((COMPUTING, tile.rows), jnp.float32),
         turn=gpu.Barrier(num_arrivals=COMPUTING),
-        spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype) if interpreter else None,
+        spare=gpu.matrix_memory((COMPUTING, tile.rows, tile.keys), q.dtype)
+        if interpreter
+        else None,
     )
 
     def block(*references: gpu.Ref) -> _Block:
         if not remainder:
             references = (*references[:-1], None, references[-1])
-        return functools.partial(_Block, *references)(scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart)
+        return functools.partial(_Block, *references)(
+            scale=scale, softcap=softcap, group=heads // kv_heads, apart=tile.apart
+        )
 
     like_q = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    out_type = (like_q, jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32), *(like_q,) * remainder)
-    kernel = launch(block, "attention_forward", out_type, memory, (heads, padded // owned, batch), interpreter)
+    out_type = (
+        like_q,
+        jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32),
+        *(like_q,) * remainder,
+    )
+    kernel = launch(
+        block, "attention_forward", out_type, memory, (heads, padded // owned, batch), interpreter
+    )
     out, log_total, *rest = kernel(q, k, v, plan.bounds(mask, padded), visits.order, visits.counts)
     return out, log_total[:, :, :rows], *rest
 
@@ -106,14 +118,18 @@ class _Block(BlockOfRows):
         step = functools.partial(self.step, warpgroup, visited)
         state = _nothing_seen(*q.shape)
         state = jax.lax.fori_loop(0, masked, functools.partial(step, intervals), state)
-        total, highest, weight = jax.lax.fori_loop(masked, visited, functools.partial(step, None), state)
+        total, highest, weight = jax.lax.fori_loop(
+            masked, visited, functools.partial(step, None), state
+        )
         gpu.when(warpgroup == 0)(self.turn)
 
         something = weight > 0
         result = total * scores.along(jnp.where(something, 1 / weight, 0.0), total.shape, 0)
         rounded = result.astype(q.dtype)
         q[...] = rounded
-        self.memory.log_total.at[warpgroup][...] = jnp.where(something, highest + jnp.log2(weight), jnp.inf)
+        self.memory.log_total.at[warpgroup][...] = jnp.where(
+            something, highest + jnp.log2(weight), jnp.inf
+        )
         gpu.commit_shared()
         gpu.copy_out(q, self.out.at[batch, rows, head])
         gpu.copy_out(self.memory.log_total.at[warpgroup], self.log_total.at[batch, head, rows])
@@ -152,7 +168,9 @@ class _Block(BlockOfRows):
         total *= scores.along(less, total.shape, 0)
         weight = weight * less + weights.sum(axis=1)
         rounded = weights.astype(self.v.dtype)
-        total, higher, weight, rounded = jax.lax.optimization_barrier((total, higher, weight, rounded))
+        total, higher, weight, rounded = jax.lax.optimization_barrier(
+            (total, higher, weight, rounded)
+        )
         gpu.barrier_arrive(self.memory.turn)  # the other warpgroup may multiply
         self.memory.v.wait(visit)
         gpu.barrier_wait(self.memory.turn)

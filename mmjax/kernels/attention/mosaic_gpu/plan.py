@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mmjax.kernels.attention.mask import IntervalMask
-from mmjax.kernels.attention.tiles import FULL, PARTIAL, SKIP, tile_classes
+from mmjax.kernels.attention.mask import FULL, PARTIAL, SKIP, IntervalMask, tile_classes
 from mmjax.typing import Array, Float, Int
 
 

@@ -32,14 +32,18 @@ class Ring(NamedTuple):
     def fetch(self, visit: jax.Array, *sources: gpu.Ref) -> None:
         """Fills the stage of a visit, once the readers of the visit that had it before are done."""
         slot = self._slot(visit)
-        gpu.when(visit >= self.memory[0].shape[0])(functools.partial(gpu.barrier_wait, self.free.at[slot]))
+        gpu.when(visit >= self.memory[0].shape[0])(
+            functools.partial(gpu.barrier_wait, self.free.at[slot])
+        )
         for source, target in zip(sources, self.memory, strict=True):
             gpu.copy_in(source, target.at[slot], self.arrived.at[slot])
 
     def drain(self, visited: jax.Array) -> None:
         """Waits for the readers of the last visits, after all have been fetched: no barrier ends in a phase that nobody saw."""
         first = jnp.maximum(visited - self.memory[0].shape[0], 0)
-        jax.lax.fori_loop(first, visited, lambda visit, _: gpu.barrier_wait(self.free.at[self._slot(visit)]), None)
+        jax.lax.fori_loop(
+            first, visited, lambda visit, _: gpu.barrier_wait(self.free.at[self._slot(visit)]), None
+        )
 
     def wait(self, visit: jax.Array) -> None:
         gpu.barrier_wait(self.arrived.at[self._slot(visit)])

@@ -48,7 +48,10 @@ def load_bounds(bounds: gpu.Ref, layout: gpu.VectorLayout) -> list[Interval]:
     """(start, end) of the intervals of some rows, from bounds [P, 2, R]."""
     start, end = 0, 1
     numbers = range(bounds.shape[0])
-    return [(load_rows(bounds.at[number, start], layout), load_rows(bounds.at[number, end], layout)) for number in numbers]
+    return [
+        (load_rows(bounds.at[number, start], layout), load_rows(bounds.at[number, end], layout))
+        for number in numbers
+    ]
 
 
 def load_rows(values: gpu.Ref, layout: gpu.VectorLayout) -> jax.Array:
@@ -56,11 +59,18 @@ def load_rows(values: gpu.Ref, layout: gpu.VectorLayout) -> jax.Array:
     return gpu.load(values, layout=layout, optimized=False)
 
 
-def hidden(scores: jax.Array, intervals: list[Interval], first_key: jax.Array, key_axis: int) -> jax.Array:
+def hidden(
+    scores: jax.Array, intervals: list[Interval], first_key: jax.Array, key_axis: int
+) -> jax.Array:
     """The scores, with minus infinity where the row does not see the key."""
-    keys = gpu.broadcasted_iota(jnp.int32, scores.shape, key_axis, layout=gpu.Layout.WGMMA) + first_key
+    keys = (
+        gpu.broadcasted_iota(jnp.int32, scores.shape, key_axis, layout=gpu.Layout.WGMMA) + first_key
+    )
     row_axis = 1 - key_axis
-    seen = [(along(start, scores.shape, row_axis) <= keys) & (keys < along(end, scores.shape, row_axis)) for start, end in intervals]
+    seen = [
+        (along(start, scores.shape, row_axis) <= keys) & (keys < along(end, scores.shape, row_axis))
+        for start, end in intervals
+    ]
     return jnp.where(functools.reduce(jnp.logical_or, seen), scores, -jnp.inf)
 
 

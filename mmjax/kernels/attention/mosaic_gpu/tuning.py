@@ -37,7 +37,9 @@ _HOPPER = {
     (80, False): Tiles(Tile(64, 128, 3), Tile(64, 64, 3), Tile(64, 64, 3), Tile(64, 64, 2)),
     (96, False): Tiles(Tile(64, 128, 3), Tile(64, 64, 3), Tile(64, 64, 3), Tile(64, 64, 2)),
     (128, False): Tiles(Tile(64, 128, 3), Tile(64, 64, 3), Tile(64, 64, 3), Tile(64, 64, 2)),
-    (256, False): Tiles(Tile(64, 64, 2), Tile(64, 32, 2, apart=True), Tile(64, 64, 2, split=True), None),
+    (256, False): Tiles(
+        Tile(64, 64, 2), Tile(64, 32, 2, apart=True), Tile(64, 64, 2, split=True), None
+    ),
 }
 """By head dimension, and whether there is a mask; where the second line is missing, the first holds for both.
 

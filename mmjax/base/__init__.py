@@ -1,0 +1,1 @@
+"""What every room stands on: files, signals, formats, the process itself."""

@@ -1,0 +1,135 @@
+"""Small files as a whole: regular ones only, and no more of them than there can be.
+
+Folders that appear whole or not at all.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmjax.errors import InputError
+
+SETTINGS = 1024 * 1024
+"""Bytes of a file of settings; published ones have a few thousand."""
+
+
+def open_regular(path: Path) -> tuple[int, int]:
+    """The descriptor of a file that is open for reading, and its size. Raises InputError if there is none, or if it is a folder, a pipe,
+    which would block for ever, or a device, which has no end."""
+    try:
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )  # without the last, opening a pipe would block
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}.") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is not a file.")
+    return descriptor, found.st_size
+
+
+def read_regular(path: Path, limit: int = SETTINGS, what: str = "config of a model") -> bytes:
+    """All bytes of a file. Raises InputError if it is none, cannot be read, or is longer than `limit` bytes and so no `what`."""
+    descriptor, size = open_regular(path)
+    with open(descriptor, "rb") as file:
+        if size > limit:
+            raise InputError(f"{path} has {size} bytes; that is no {what}.")
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def read_object(
+    path: Path, limit: int = SETTINGS, what: str = "config of a model"
+) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError as `read_regular`, and if there is something else in it."""
+    data = read_regular(path, limit, what)
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a JSON object.")
+    return content
+
+
+_TRIES = 100
+_SETTLING = 0.3  # seconds
+
+
+@contextlib.contextmanager
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """A place beside `directory` for a folder that is yet to be made; when the context is left, it gets that name.
+
+    If anything is raised in the context, nothing is left behind.
+
+    Raises:
+        InputError: the directory has files already, or it cannot be made or written.
+    """
+    check_free(directory)
+    parent = directory.absolute().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    folder = None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=parent))
+        yield folder / "draft"
+        if directory.exists():
+            directory.rmdir()
+        os.replace(folder / "draft", directory)
+        folder.rmdir()
+    except BaseException as error:
+        _remove(folder, interrupted=not isinstance(error, Exception))
+        with contextlib.suppress(OSError):
+            for empty in made:
+                empty.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(f"{directory} cannot be written: {error.strerror or error}.") from None
+        raise
+
+
+def _remove(folder: Path | None, *, interrupted: bool) -> None:
+    """Removes a folder. Threads of an interrupted write may still be at work in it, and would make it anew: for a moment, a file stands
+    in its place, at which they fail."""
+    if folder is None:
+        return
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        break
+    if interrupted:
+        time.sleep(_SETTLING)
+    with contextlib.suppress(OSError):
+        folder.unlink()
+
+
+def check_free(directory: Path) -> None:
+    """Raises InputError if a folder cannot be made there without losing something."""
+    if directory.is_symlink() or (
+        directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    ):
+        raise InputError(
+            f"{directory} exists already and is not empty; choose another folder, or remove it."
+        )
+
+
+def free_space(directory: Path) -> int:
+    """Bytes that are free where a folder would be made."""
+    existing = next(
+        folder
+        for folder in (directory.absolute(), *directory.absolute().parents)
+        if folder.is_dir()
+    )
+    return shutil.disk_usage(existing).free

@@ -1,0 +1,1 @@
+"""python -m mmjax.chat: talks with a model."""

@@ -1,1 +1,0 @@
-"""Conversations with a model: opened, read into a cache, answered token by token."""

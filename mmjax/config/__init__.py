@@ -1,0 +1,1 @@
+"""From a config file and the command line to a recipe."""

@@ -1,0 +1,266 @@
+"""From a config file and the command line to a Recipe.
+
+A config file has `get_config(variant)`, which returns an ml_collections ConfigDict shaped like a Recipe. `model` and `data` hold what all
+stages share, and a stage's own are merged over them. `stages` is keyed by name, so every setting has one flag:
+`--config.stages.pretrain.steps=100`.
+"""
+
+import ast
+import copy
+import pathlib
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmjax.errors import InputError
+from mmjax.recipe.recipe import Recipe, Stage
+from mmjax.recipe.schema import SHARED, KeyPath, choose, convert, field_hints, suggestion
+from mmjax.recipe.serialization import digest, digested, from_json, to_json
+
+__all__ = [
+    "choose",
+    "digest",
+    "digested",
+    "from_json",
+    "load",
+    "read_config",
+    "recipe_from",
+    "to_json",
+]
+
+Overrides = Iterable[tuple[str, str]]
+"""("stages.pretrain.steps", "100") and so on, in the order in which they are applied."""
+
+_KEYED_BY_NAME = ("stages", "sources", "notes")
+_ABSENT = object()
+
+
+def load(
+    path: str, overrides: Overrides | Mapping[str, str] = (), *, partial: bool = False
+) -> Recipe:
+    """The recipe of a config file.
+
+    Args:
+        path: of the file, with its variant if it has one: "configs/cos.py", "configs/cos.py:7b".
+        overrides: settings by their path below `config`, as text.
+        partial: accept paths that the user still has to give (they are empty); for what reads no data.
+
+    Raises:
+        InputError: there is no such file, variant or setting, a value has the wrong type, or the settings contradict each other.
+    """
+    from mmjax.config import checks  # imports jax, which reading a config file does not need
+
+    file, _, variant = path.partition(":")
+    config = read_config(file, variant)
+    overrides = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
+    for key, text in overrides:
+        _override(config, key, text)
+    plain = _resolve(config, file)
+    _check_effect(plain, [key for key, _ in overrides])
+    recipe = recipe_from(plain, name=pathlib.Path(file).stem, variant=variant)
+    shared = _at(plain, ["data", "sources"])
+    checks.check(
+        recipe, partial=partial, shared_sources=shared if isinstance(shared, Mapping) else ()
+    )
+    return recipe
+
+
+def recipe_from(config: ConfigDict | Mapping[str, Any], *, name: str, variant: str = "") -> Recipe:
+    """The recipe that a ConfigDict describes; only its form is checked here. Raises InputError as `load`."""
+    tree = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    shared = {key: tree.pop(key) for key in SHARED if key in tree}
+    stages = tree.pop("stages", None)
+    if not isinstance(stages, Mapping) or not stages:
+        raise InputError("config.stages is missing: a recipe has at least one stage, by name.")
+    known = {*SHARED, *field_hints(Recipe)} - {"name", "variant"}
+    for key in tree:
+        if key not in known:
+            raise InputError(
+                f"config.{key}: there is no such setting. {suggestion(str(key), sorted(known))}"
+            )
+    built = {str(key): _stage(str(key), value, shared) for key, value in stages.items()}
+    hints = field_hints(Recipe)
+    rest = {key: convert(value, hints[key], KeyPath((key,))) for key, value in tree.items()}
+    return Recipe(name=name, variant=variant, stages=built, **rest)
+
+
+def read_config(file: str, variant: str = "") -> ConfigDict:
+    """What get_config of a config file returns. Raises InputError if there is no such file, or it fails."""
+    path = pathlib.Path(file)
+    if not path.is_file():
+        near = (
+            sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        )
+        raise InputError(f"There is no config file {file!r}. {suggestion(str(path), near)}")
+    get_config = _run_file(path, lambda: _load_module(path))
+    config = _run_file(path, lambda: get_config(variant) if variant else get_config())
+    if isinstance(config, Mapping):
+        config = ConfigDict(config, sort_keys=False)
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{file}: get_config returned {type(config).__name__}, not a ConfigDict.")
+    stages = config.get("stages")
+    if isinstance(stages, ConfigDict) and len(stages) > 1 and getattr(stages, "_sort_keys", False):
+        raise InputError(
+            f"{file}: stages run in order, but a ConfigDict sorts its keys; use `config.stages = ConfigDict(sort_keys=False)`."
+        )
+    return config
+
+
+def _load_module(path: pathlib.Path) -> Callable[..., Any]:
+    """Runs the file as it stands now: no bytecode is kept of it, which would also be written beside the user's file."""
+    module = types.ModuleType(f"mmjax_config_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses of the file look themselves up there
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    if not callable(getattr(module, "get_config", None)):
+        raise InputError(f"{path} has no function get_config(variant).")
+    return module.get_config
+
+
+def _run_file[T](path: pathlib.Path, call: Callable[[], T]) -> T:
+    """The user's own Python: what goes wrong in it is reported with its line."""
+    try:
+        return call()
+    except InputError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [
+            frame.lineno
+            for frame in frames
+            if pathlib.Path(frame.filename).absolute() == path.absolute()
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f"{path}, line {line}" if line else f"{path}"
+        raise InputError(
+            f"The config file fails: {where}: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets one value. A setting that the file leaves at its default need not be there; a stage or a source must."""
+    *parents, last = key.split(".")
+    place = config
+    with config.unlocked(), config.ignore_type():
+        for depth, name in enumerate(parents):
+            parent = parents[depth - 1] if depth else ""
+            _check_name(place, name, parent, parents[:depth], config)
+            if name not in place or place[name] is None:
+                place[name] = ConfigDict()
+            place = place[name]
+            if not isinstance(place, ConfigDict):
+                raise InputError(
+                    f"config.{'.'.join(parents[: depth + 1])} is {place!r}, a single value; config.{key} would be a part of it."
+                )
+        _check_name(place, last, parents[-1] if parents else "", parents, config)
+        if isinstance(place.get(last), ConfigDict):
+            names = suggestion(text, place[last].keys())
+            raise InputError(
+                f"config.{key} is a group of settings, given one by one as --config.{key}.<name>=... {names}"
+            )
+        place[last] = _literal(text, place.get_type(last) if last in place else None)
+
+
+def _check_name(
+    place: ConfigDict, name: str, parent: str, keys: list[str], config: ConfigDict
+) -> None:
+    if not name:
+        raise InputError(f"--config.{'.'.join(keys)}. has an empty part in its name.")
+    if parent not in _KEYED_BY_NAME:
+        return
+    inherited = (
+        _at(config, keys[2:]) if keys[0] == "stages" and keys[2:3] and keys[2] in SHARED else None
+    )
+    names = [*place.keys(), *(inherited.keys() if isinstance(inherited, ConfigDict) else ())]
+    if name not in names:
+        raise InputError(
+            f"config.{'.'.join(keys)} has no {name!r}. {suggestion(name, names)}{_of_stages(config, [*keys, name])}"
+        )
+
+
+def _of_stages(config: ConfigDict, keys: list[str]) -> str:
+    """Where stages have what their shared settings lack: a sentence with the flags."""
+    stages = config.get("stages")
+    owners = (
+        [stage for stage in stages if _at(stages[stage], keys) is not _ABSENT]
+        if isinstance(stages, Mapping | ConfigDict)
+        else []
+    )
+    flags = ", ".join(f"--config.stages.{stage}.{'.'.join(keys)}" for stage in owners)
+    return f" Stages have one of their own: {flags}..." if owners else ""
+
+
+def _literal(text: str, kind: type | None) -> Any:
+    """A number where the file has one, so that what the file computes from it follows; else the text, which `convert` reads."""
+    if kind in (int, float):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else text
+    return text
+
+
+def _resolve(config: ConfigDict, file: str) -> dict[str, Any]:
+    try:
+        return config.to_dict()
+    except (
+        TypeError,
+        ValueError,
+    ) as error:  # a value computed from another one that was overridden
+        raise InputError(
+            f"{file}: a value computed from an overridden one fails: {error}"
+        ) from None
+
+
+def _check_effect(tree: Mapping[str, Any], keys: list[str]) -> None:
+    """An override of what stages share does nothing where every stage sets its own."""
+    stages = tree.get("stages")
+    if not isinstance(stages, Mapping):
+        return
+    for key in keys:
+        names = key.split(".")
+        if names[0] not in SHARED or any(_at(stage, names) is _ABSENT for stage in stages.values()):
+            continue
+        flags = ", ".join(f"--config.stages.{stage}.{key}" for stage in stages)
+        raise InputError(
+            f"config.{key} has no effect, because every stage sets its own: use {flags}."
+        )
+
+
+def _at(tree: Any, names: list[str]) -> Any:
+    """What stands there, or _ABSENT."""
+    for name in names:
+        if not isinstance(tree, Mapping | ConfigDict) or name not in tree:
+            return _ABSENT
+        tree = tree[name]
+    return tree
+
+
+def _stage(name: str, tree: Any, shared: Mapping[str, Any]) -> Stage:
+    path = KeyPath(("stages", name), own=tree, shared=())
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{path} is {tree!r}; a group of settings is expected.")
+    merged = {
+        key: _merge(shared.get(key, {}), tree.get(key, {}))
+        for key in SHARED
+        if key in shared or key in tree
+    }
+    return convert({**tree, **merged, "name": name}, Stage, path)
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """Two trees as one; `over` wins. A group of another `kind` takes the place of the whole group."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return copy.deepcopy(over)
+    if "kind" in over and over["kind"] != base.get("kind"):
+        return copy.deepcopy(dict(over))
+    merged = {key: copy.deepcopy(value) for key, value in base.items()}
+    return merged | {
+        key: _merge(merged[key], value) if key in merged else copy.deepcopy(value)
+        for key, value in over.items()
+    }

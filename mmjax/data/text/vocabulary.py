@@ -1,0 +1,93 @@
+"""The tokenizer of a recipe, and a decoder that has room for it."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+
+from mmjax.data.sources import open_source
+from mmjax.data.text.templates import find_template
+from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
+from mmjax.errors import InputError
+from mmjax.fetch.downloads import resolved
+from mmjax.models.config import VLMConfig
+from mmjax.recipe.recipe import Recipe
+
+MULTIPLE = 8  # of the vocabulary of a decoder that is built for its tokenizer: matrix units like it
+
+
+def make_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Reads the recipe's tokenizer, or builds it from the training text of all stages; what is held out contributes nothing.
+
+    Raises:
+        InputError: the tokenizer or the data cannot be read.
+    """
+    if recipe.tokenizer.kind == "huggingface":
+        if not recipe.tokenizer.path:
+            raise InputError(
+                "config.tokenizer.path has no value yet; give a tokenizer file or its folder with --config.tokenizer.path=..."
+            )
+        return open_tokenizer(resolved(recipe.tokenizer.path))
+    templates = {stage.data.template for stage in recipe.stages.values()}
+    specials = itertools.chain.from_iterable(
+        find_template(name).special_tokens for name in sorted(templates)
+    )
+    tokenizer = WordTokenizer.build(
+        training_texts(recipe), special_tokens=list(dict.fromkeys(specials))
+    )
+    logging.info("Built a tokenizer of %d tokens from the training text", tokenizer.vocabulary)
+    return tokenizer
+
+
+def training_texts(recipe: Recipe) -> Iterator[str]:
+    """Every text that some stage trains on; a source that stages share is read once."""
+    seen: set[Any] = set()
+    for stage in recipe.stages.values():
+        for config in stage.data.sources.values():
+            key = (dataclasses.replace(config, weight=1.0), stage.data.holdout, stage.data.template)
+            if key not in seen:
+                seen.add(key)
+                yield from open_source(
+                    config, holdout=stage.data.holdout, template=stage.data.template
+                ).texts()
+
+
+def fit(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
+    """The recipe with a vocabulary for every decoder: where it says 0, the tokenizer's, rounded up.
+
+    Raises:
+        InputError: a decoder has fewer tokens than the tokenizer.
+    """
+    needed = needed_vocabulary(tokenizer)
+    for stage in recipe.stages.values():
+        if 0 < stage.model.decoder.vocabulary < needed:
+            raise InputError(
+                f"config.stages.{stage.name}.model.decoder.vocabulary is {stage.model.decoder.vocabulary}, but the tokenizer has {needed} "
+                "tokens: the two belong to different models, or the vocabulary has to be 0 (as many as the tokenizer needs)."
+            )
+    return filled(recipe, -(-needed // MULTIPLE) * MULTIPLE)
+
+
+def needed_vocabulary(tokenizer: Tokenizer) -> int:
+    """Tokens that the decoder embeds or predicts. The mark of an image, where it stands last, is neither: visual tokens take its place."""
+    return tokenizer.vocabulary - (tokenizer.image == tokenizer.vocabulary - 1)
+
+
+def filled(recipe: Recipe, vocabulary: int) -> Recipe:
+    """The recipe with `vocabulary` for every decoder that has none yet."""
+    stages = {
+        name: dataclasses.replace(
+            stage, model=with_vocabulary(stage.model, stage.model.decoder.vocabulary or vocabulary)
+        )
+        for name, stage in recipe.stages.items()
+    }
+    return dataclasses.replace(recipe, stages=stages)
+
+
+def with_vocabulary(model: VLMConfig, vocabulary: int) -> VLMConfig:
+    """The model with that many tokens."""
+    return dataclasses.replace(
+        model, decoder=dataclasses.replace(model.decoder, vocabulary=vocabulary)
+    )

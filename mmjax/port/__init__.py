@@ -1,0 +1,1 @@
+"""python -m mmjax.port: models between Hugging Face, GGUF and Orbax."""

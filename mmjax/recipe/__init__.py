@@ -1,0 +1,1 @@
+"""What a run is, as dataclasses, and how they are read and written."""

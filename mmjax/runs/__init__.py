@@ -1,0 +1,1 @@
+"""Recipes run: stage after stage, in a workdir."""

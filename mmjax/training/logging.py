@@ -1,0 +1,378 @@
+"""What happened since the last log line: metrics summed over steps, and how fast it went.
+
+The sums are part of a checkpoint, so that the first line after a restart covers the same steps as it would have without one.
+
+What a person sees of a stage: a bar with the time that is left on a terminal, plain lines elsewhere.
+
+Where metrics go: a small interface, and the trackers that have a name in the config.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+import math
+import pathlib
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, Self
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mmjax.data import examples
+from mmjax.errors import InputError
+from mmjax.recipe.recipe import Recipe
+from mmjax.training import metrics
+from mmjax.training.flops import MFU_FORMULA
+from mmjax.training.metrics import StepMetrics
+from mmjax.training.result import Chrono
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What was trained on. tokens: text and visual ones, padding not counted; images: images, empty slots not counted."""
+
+    steps: int = 0
+    tokens: int = 0
+    images: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.steps + other.steps, self.tokens + other.tokens, self.images + other.images
+        )
+
+
+class Window:
+    """The steps between two log lines.
+
+    Args:
+        chrono: of the stage.
+        saved: `state` of the window that an earlier process left open.
+    """
+
+    def __init__(self, chrono: Chrono, saved: list[float] | None = None):
+        self._chrono = chrono
+        self._saved = saved
+        self._sums: StepMetrics | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Speed is measured from here on."""
+        self._counts, self._seconds = Counts(), self._chrono.seconds
+
+    def add(self, new: StepMetrics, counts: Counts) -> None:
+        """One more step. Waits for nothing."""
+        if self._sums is None and self._saved is not None:
+            self._sums, self._saved = _unpack(self._saved, new), None
+        self._sums = new if self._sums is None else metrics.merge(self._sums, new)
+        self._counts += counts
+
+    def state(self) -> list[float] | None:
+        """The sums as JSON holds them exactly. Waits for the device."""
+        return (
+            self._saved
+            if self._sums is None
+            else [np.asarray(leaf).item() for leaf in jax.tree.leaves(jax.device_get(self._sums))]
+        )
+
+    def summary(self) -> dict[str, float]:
+        """Means over the window. Waits for the device."""
+        assert self._sums is not None
+        return metrics.summary(self._sums)
+
+    def speed(self) -> tuple[dict[str, float], float | None]:
+        """Rates, the share of time by cause, and the seconds of a step; evaluations and saves count in the shares only."""
+        spent = {cause: now - self._seconds[cause] for cause, now in self._chrono.seconds.items()}
+        training, whole = spent["input"] + spent["step"], sum(spent.values())
+        if not self._counts.steps or not training:
+            return {}, None
+        rates = {
+            f"{name}_per_second": count / training
+            for name, count in dataclasses.asdict(self._counts).items()
+        }
+        return rates | {
+            f"time_share/{cause}": seconds / whole for cause, seconds in spent.items()
+        }, training / self._counts.steps
+
+
+def _unpack(values: list[float], like: StepMetrics) -> StepMetrics:
+    leaves, model_def = jax.tree.flatten(like)
+    return jax.tree.unflatten(
+        model_def,
+        [np.asarray(value, leaf.dtype) for value, leaf in zip(values, leaves, strict=True)],
+    )
+
+
+SHOWN = (  # name of the metric, how it is shown
+    ("loss", "loss {:.4f}"),
+    ("token_accuracy", "accuracy {:.1%}"),
+    ("holdout/loss", "held-out loss {:.4f}"),
+    ("holdout/token_accuracy", "held-out accuracy {:.1%}"),
+    ("steps_per_second", "{:.3g} steps/s"),
+    ("images_per_second", "{:.3g} images/s"),
+    ("tokens_per_second", "{:,.0f} tokens/s"),
+    ("mfu", "MFU {:.1%}"),
+)
+
+
+SKIPPED = "skipped/"
+"""Beginning of the names of the counts of skipped samples; the cause follows."""
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """The metrics that fit on a line, and what was skipped, if anything was."""
+    parts = [text.format(metrics[name]) for name, text in SHOWN if name in metrics]
+    causes = {
+        name.removeprefix(SKIPPED): round(count)
+        for name, count in metrics.items()
+        if name.startswith(SKIPPED) and count
+    }
+    if causes:
+        parts.append(f"{sum(causes.values()):,} skipped ({examples.describe(causes)})")
+    return "  ".join(parts)
+
+
+class StageProgress:
+    """Shows the steps of one stage.
+
+    Args:
+        done: steps that earlier processes took.
+    """
+
+    def __init__(self, stage: str, steps: int, done: int, console: Console):
+        self._stage, self._steps, self._console = stage, steps, console
+        self._latest: dict[str, float] = {}
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console)
+            self._task = self._bar.add_task(stage, total=steps, completed=done, metrics="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """New metrics: beside the bar, or as a line with the time that is left."""
+        self._latest |= metrics
+        if self._bar:
+            self._bar.update(self._task, completed=step, metrics=describe(self._latest))
+        else:
+            self.note(f"step {step}/{self._steps}  {describe(metrics)}{self._time_left(step)}")
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        _print(self._console, f"{self._stage}: {text}")
+
+    def explain_mfu(self, peak: float | None) -> None:
+        """Says once per console what MFU means, or why there is none. peak: FLOP/s of a device, if known."""
+        _explain_mfu(self._console, peak is not None)
+        if peak is not None:
+            self.note(f"MFU is measured against {peak / 1e12:.3g} TFLOP/s a device")
+
+    def _time_left(self, step: int) -> str:
+        rate = self._latest.get("steps_per_second")
+        return (
+            f"  {datetime.timedelta(seconds=round((self._steps - step) / rate))} left"
+            if rate and step < self._steps
+            else ""
+        )
+
+
+@functools.cache  # the cache is what makes it once
+def _explain_mfu(console: Console, known: bool) -> None:
+    unknown = "There is no MFU: the peak FLOP/s of this device are not known. Give them as config.logging.peak_flops."
+    _print(console, MFU_FORMULA if known else unknown)
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+HELD_OUT = "holdout/"
+"""Beginning of the names of held-out metrics, which have lines of their own."""
+
+
+class Tracker(Protocol):
+    """Receives numbers by name at a step of a stage."""
+
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
+        """Forgets what was logged of `stage` after `step`: the run goes on from there.
+
+        Args:
+            evaluated: whether the held-out loss of that very step stays; if not, it is about to be measured again.
+        """
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """metrics.jsonl: one object a line, {"stage", "step", "time", ...}. An interrupted run leaves the same lines as one that was not."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
+        if not self._path.exists():
+            return
+        text = self._path.read_text(encoding="utf-8")
+        kept = "".join(
+            f"{line}\n" for line in text.splitlines() if _stays(line, stage, step, evaluated)
+        )
+        if kept != text:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(kept, encoding="utf-8")
+            temporary.replace(self._path)
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        finite = {
+            name: value if math.isfinite(value) else None for name, value in metrics.items()
+        }  # JSON has no NaN
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(
+                json.dumps({"stage": stage, "step": step, "time": time.time(), **finite}) + "\n"
+            )
+
+    def close(self) -> None:
+        pass  # every line is written and closed at once
+
+
+def _stays(line: str, stage: str, step: int, evaluated: bool) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False  # a killed process did not finish it
+    last = step if evaluated or not any(name.startswith(HELD_OUT) for name in entry) else step - 1
+    return entry["stage"] != stage or entry["step"] <= last
+
+
+class TensorBoard:
+    """Event files that TensorBoard reads, written without TensorFlow; one run per stage."""
+
+    def __init__(self, folder: pathlib.Path):
+        from tensorboardX import SummaryWriter
+
+        self._make = lambda stage, purge: SummaryWriter(
+            str(folder / stage), purge_step=purge, flush_secs=10
+        )
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
+        self._writers[stage] = self._make(
+            stage, step + 1
+        )  # what is logged again at `step` itself takes the place of what was
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        if stage not in self._writers:
+            self._writers[stage] = self._make(stage, None)
+        for name, value in metrics.items():
+            self._writers[stage].add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+class WeightsAndBiases:
+    """A run at wandb.ai, or offline as the `wandb` package is set up. Steps of the stages follow one another."""
+
+    def __init__(self, recipe: Recipe, folder: pathlib.Path):
+        try:
+            import wandb
+        except ImportError:
+            raise InputError(
+                "logging.trackers has 'wandb', which is not installed: pip install 'mmjax[wandb]'."
+            ) from None
+        name = f"{recipe.name}-{recipe.variant}" if recipe.variant else recipe.name
+        self._run = wandb.init(
+            project="mmjax",
+            name=name,
+            dir=str(folder),
+            id=_identity(folder / "wandb.id"),
+            resume="allow",
+        )
+
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
+        pass  # the service keeps what it was sent; a resumed run logs the same numbers again
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(
+            {f"{stage}/{name}": value for name, value in metrics.items()} | {f"{stage}/step": step}
+        )
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _identity(path: pathlib.Path) -> str:
+    """A name for the run that no other has, the same whenever it goes on: folders of the same name are many."""
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self._trackers = list(trackers)
+
+    def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
+        for tracker in self._trackers:
+            tracker.rewind(stage, step, evaluated=evaluated)
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(stage, step, metrics)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+TRACKERS: dict[str, Callable[[Recipe, pathlib.Path], Tracker]] = {
+    "jsonl": lambda recipe, folder: JsonLines(folder / "metrics.jsonl"),
+    "tensorboard": lambda recipe, folder: TensorBoard(folder / "tensorboard"),
+    "wandb": WeightsAndBiases,
+}
+
+
+def make_trackers(recipe: Recipe, folder: pathlib.Path) -> Trackers:
+    """The trackers that `recipe.logging.trackers` names, writing into the run's folder.
+
+    Raises:
+        InputError: a name is unknown, or its package is not installed.
+    """
+    for name in recipe.logging.trackers:
+        if name not in TRACKERS:
+            raise InputError(f"logging.trackers has {name!r}; there are {', '.join(TRACKERS)}.")
+    return Trackers([TRACKERS[name](recipe, folder) for name in recipe.logging.trackers])

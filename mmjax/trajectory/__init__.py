@@ -1,0 +1,1 @@
+"""python -m mmjax.trajectory: where a decoder's prediction settles."""
