@@ -3,14 +3,15 @@
     python benchmarks/attention.py [--out FOLDER] [--shapes NAME ...] [--implementations NAME ...] [--rounds 7] [--quick]
 
 Writes FOLDER/attention.json (every round's figure), FOLDER/attention.md and FOLDER/attention.svg, and ends within 8 minutes: each shape has
-its share of the time, and what has not begun when it is up is left out, which the table says. Exit code 1: a kernel of mmjax failed the
+its share of the time, and what has not begun when it is up is skipped, which the table says. Exit code 1: a kernel of mmjax failed the
 correctness gate or computed wrongly; it is not timed, the others are. 4: nothing happened any more, and the process was ended.
 
 What is counted. Useful FLOPs, by one rule for all: 4 x batch x heads x head dimension x scores that the mask shows, of which a row's own
 key counts half (so causal counts half); the backward pass 2.5 times that, whatever an implementation computes again. "forward" is the
 forward pass. "backward" is the backward pass alone, from what its forward pass kept to dq, dk and dv: the function of `jax.vjp` handed to a
 second program, `torch.autograd.grad` on a graph that is retained. "gradient" is both in one program (3.5 times). No figure is a difference.
-The floor is the FLOPs at 790 TFLOP/s or the least bytes at 4.3 TB/s, whichever takes longer, and the same with the ceilings measured first.
+The lower bound of the time is that of the FLOPs at 790 TFLOP/s or of the least bytes at 4.3 TB/s, whichever is longer; a second one takes
+the ceilings that are measured first.
 
 How it is timed. Implementations take turns, round by round; figures are medians over rounds, ratios are taken round by round. Inputs are
 normal random numbers, drawn by each framework, in as many sets as fill the second-level cache four times; dispatches take them in turn.
@@ -67,9 +68,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--torch_python", default=os.environ.get("MMJAX_ORACLE", str(ROOT / ".oracle/bin/python"))
     )
-    parser.add_argument(
-        "--gate", metavar="NAME", help=argparse.SUPPRESS
-    )  # the process behind the correctness gate
+    # The process behind the correctness gate.
+    parser.add_argument("--gate", metavar="NAME", help=argparse.SUPPRESS)
     # The programme for a GPU on whatever is here, with lengths divided by this: what it prints means nothing.
     parser.add_argument("--shrink", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args(given)
@@ -101,7 +101,7 @@ def as_json(record: dict) -> str:
         directions = ("forward", "backward", "gradient")
         return case | {
             "flops": {d: value.flops(d) for d in directions},
-            "floor_seconds": {d: value.floor(d) for d in directions},
+            "least_seconds": {d: value.least_seconds(d) for d in directions},
         }
 
     return json.dumps(record, indent=1, default=plain)

@@ -1,4 +1,4 @@
-"""What the attention benchmark computes: shapes, which scores a mask shows, useful FLOPs, least bytes, floors, and what must be reached.
+"""What the attention benchmark computes: shapes, scores that a mask shows, useful FLOPs, least bytes and seconds, what must be reached.
 
 Nothing here needs jax, torch or mmjax, and Python 3.11 is enough: the worker with PyTorch imports it too.
 """
@@ -76,17 +76,15 @@ class Case:
 
     def bytes(self, direction: str) -> int:
         """The fewest to move: every array once, and the logarithm of the sum of every row in float32."""
-        queries = (
-            self.batch * self.rows * self.heads * self.head_dim * self.itemsize
-        )  # also out, dout and dq
-        keys = (
-            self.batch * self.keys * self.kv_heads * self.head_dim * self.itemsize
-        )  # also values, dk and dv
+        # Also out, dout and dq.
+        queries = self.batch * self.rows * self.heads * self.head_dim * self.itemsize
+        # Also values, dk and dv.
+        keys = self.batch * self.keys * self.kv_heads * self.head_dim * self.itemsize
         sums = self.batch * self.rows * self.heads * 4
         forward, backward = 2 * queries + 2 * keys + sums, 4 * queries + 4 * keys + sums
         return {"forward": forward, "backward": backward, "gradient": forward + backward}[direction]
 
-    def floor(
+    def least_seconds(
         self, direction: str, flops: float = PEAK_FLOPS, bandwidth: float = PEAK_BYTES
     ) -> float:
         """Seconds that no implementation can beat on hardware of so many FLOPs and bytes per second."""
@@ -114,50 +112,31 @@ def gpu_cases(shrink: int = 1) -> list[Case]:
         shrink: lengths are divided by this, and batches are 1, to try the programme without a GPU.
     """
 
+    vit = {"heads": 16, "kv_heads": 16, "head_dim": 64}
+    decoder = {"heads": 32, "kv_heads": 8, "head_dim": 128}
+    encoder_must = {"forward": 380, "backward": 290}
+    decoder_must = {"forward": 500, "backward": 380}
+
     def length(value: int) -> int:
         return max(value // shrink, 8)
 
     def batch(value: int) -> int:
         return value if shrink == 1 else 1
 
-    vit, decoder = (
-        {"heads": 16, "kv_heads": 16, "head_dim": 64},
-        {"heads": 32, "kv_heads": 8, "head_dim": 128},
-    )
-    encoder_must, decoder_must = (
-        {"forward": 380, "backward": 290},
-        {"forward": 500, "backward": 380},
-    )
-    cases = [
-        Case(
-            f"vit-{s}",
-            f"ViT-L, {b} x {s}, full",
-            batch(b),
-            length(s),
-            length(s),
-            must=encoder_must if s > 1000 else {},
-            **vit,
-        )
-        for b, s in ((64, 257), (64, 577), (32, 1297), (8, 4096))
-    ]
-    cases += [
-        Case(
-            f"decoder-{s}",
-            f"decoder, {b} x {s}, causal",
-            batch(b),
-            length(s),
-            length(s),
-            form="causal",
-            must=decoder_must,
-            **decoder,
-        )
-        for b, s in ((8, 4096), (4, 8192))
-    ]
-    title = "decoder, 2 x 8 documents of 1024 with an image of 256"
+    def case(name: str, title: str, count: int, rows: int, keys: int, **settings) -> Case:
+        return Case(name, title, batch(count), length(rows), length(keys), **settings)
+
+    cases = []
+    for b, s in ((64, 257), (64, 577), (32, 1297), (8, 4096)):
+        must = encoder_must if s > 1000 else {}
+        cases.append(case(f"vit-{s}", f"ViT-L, {b} x {s}, full", b, s, s, must=must, **vit))
+    for b, s in ((8, 4096), (4, 8192)):
+        title, settings = f"decoder, {b} x {s}, causal", {"form": "causal", "must": decoder_must}
+        cases.append(case(f"decoder-{s}", title, b, s, s, **settings, **decoder))
     cases.append(
         packed(
             "packed-8192",
-            title,
+            "decoder, 2 x 8 documents of 1024 with an image of 256",
             8,
             length(1024),
             length(256),
@@ -166,17 +145,9 @@ def gpu_cases(shrink: int = 1) -> list[Case]:
             **decoder,
         )
     )
-    cases += [
-        Case(
-            f"flamingo-{s}",
-            f"cross-attention, 8 x 2048 to {s}",
-            batch(8),
-            length(2048),
-            length(s),
-            **vit,
-        )
-        for s in (64, 320)
-    ]
+    for s in (64, 320):
+        title = f"cross-attention, 8 x 2048 to {s}"
+        cases.append(case(f"flamingo-{s}", title, 8, 2048, s, **vit))
     return cases
 
 

@@ -1,4 +1,4 @@
-"""The figures of the attention benchmark as one SVG image: bars by shape and implementation, floors as lines."""
+"""The figures of the attention benchmark as one SVG image: bars by shape and implementation, bounds as lines."""
 
 from attention_table import tera
 from attention_timing import quartiles
@@ -18,7 +18,7 @@ def panels(record: dict) -> list[Panel]:
     scale, unit = (1.0, "TFLOP/s") if "ceilings" in record else (1e3, "GFLOP/s")
     found = []
     for direction in record["directions"]:
-        groups, floors = [], {}
+        groups, bounds = [], {}
         for entry in record["cases"]:
             case, results = entry["case"], entry["directions"].get(direction, {})
             medians = {
@@ -36,8 +36,8 @@ def panels(record: dict) -> list[Panel]:
                 )
             )
             if "ceilings" in record:
-                floors[case.name] = tera(case, direction, case.floor(direction))
-        found.append(Panel(direction, unit, tuple(groups), floors))
+                bounds[case.name] = tera(case, direction, case.least_seconds(direction))
+        found.append(Panel(direction, unit, tuple(groups), bounds))
     if memory := record.get("memory"):
         lengths = [*next(iter(memory.values()))]
         groups = [
@@ -55,5 +55,5 @@ def draw(record: dict) -> Html:
         f"Attention, {record['device']}, {record['date']}",
         _COLOURS,
         label="useful FLOPs per second of attention by shape and implementation",
-        floor="line: the floor, 790 TFLOP/s or 4.3 TB/s",
+        line="line: the bound of 790 TFLOP/s or 4.3 TB/s",
     )

@@ -95,7 +95,7 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
         name for name in (*OURS, *OPPONENTS) if python or name != "torch_sdpa"
     ]
     if python is None:
-        say(f"PyTorch is left out: there is no {options.torch_python} (make oracle)")
+        say(f"PyTorch is skipped: there is no {options.torch_python} (make oracle)")
         names = [name for name in names if not name.startswith("torch")]
     record |= {
         "device": processor(),
@@ -118,12 +118,10 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
         record["versions"] |= worker.versions if worker else {}
         for number, case in enumerate(cases):
             clock.begin(len(cases) - number)
-            sets = functools.cache(lambda case=case: attention_jax.inputs(case, 1, jnp.float32))
-            makers = {name: functools.partial(_maker, name, case, sets, worker) for name in names}
             begun = time.monotonic()
             measured = attention_shape.measure(
                 case,
-                makers,
+                makers(case, names, worker),
                 record["directions"],
                 clock,
                 rounds=options.rounds,
@@ -140,13 +138,19 @@ def run(record: dict, options, say: Callable[[str], None], save: Callable[[], No
         save()
 
 
-def _maker(
-    name: str, case: Case, sets: Callable[[], list], worker: Worker | None
-) -> attention_shape.Prepared:
-    if name.startswith("torch"):
-        assert worker is not None
-        return worker.prepared(name, case)
-    return attention_jax.Prepared(name, case, sets(), 1)
+def makers(
+    case: Case, names: Sequence[str], worker: Worker | None
+) -> dict[str, Callable[[], attention_shape.Prepared]]:
+    """How each implementation is prepared; those of jax share their inputs, which are made when the first one needs them."""
+    sets = functools.cache(lambda: attention_jax.inputs(case, 1, jnp.float32))
+
+    def prepared(name: str) -> attention_shape.Prepared:
+        if name.startswith("torch"):
+            assert worker is not None
+            return worker.prepared(name, case)
+        return attention_jax.Prepared(name, case, sets(), 1)
+
+    return {name: functools.partial(prepared, name) for name in names}
 
 
 def memory(

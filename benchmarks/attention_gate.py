@@ -26,9 +26,8 @@ ENVIRONMENT = os.environ | {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "JAX_TRACEBACK_FILTERING": "off",
 }
-PATIENCE = (
-    180.0  # seconds for one shape, compilation included; a kernel that waits for itself never ends
-)
+PATIENCE = 180.0
+"""Seconds for one shape, compilation included; a kernel that waits for itself never ends."""
 
 
 def errors(
@@ -41,20 +40,17 @@ def errors(
     """
     mask = attention_jax.interval_mask(case)
     mask = None if mask is None else jax.tree.map(lambda bound: bound[row : row + 1], mask)
-    wanted = dict(
-        zip(
-            ("out", "dq", "dk", "dv"),
-            _reference(*(piece[name] for name in ("q", "k", "v", "dout")), mask),
-            strict=True,
-        )
-    )
+    reference = _reference(*(piece[name] for name in ("q", "k", "v", "dout")), mask)
+    wanted = dict(zip(("out", "dq", "dk", "dv"), map(np.asarray, reference), strict=True))
     if not padding and case.form == "segments" and "out" in piece:
         seen = case.sees_something()
         piece = piece | {
             "out": np.where(seen[row % len(seen)][None, :, None, None], piece["out"], 0)
         }
     return {
-        name: _distance(piece[name], np.asarray(wanted[name])) for name in wanted if name in piece
+        name: float(np.linalg.norm(piece[name] - x) / max(np.linalg.norm(x), 1e-30))
+        for name, x in wanted.items()
+        if name in piece
     }
 
 
@@ -66,10 +62,6 @@ def _reference(
         functools.partial(attention, mask=mask, implementation="reference"), q, k, v
     )
     return out, *back(dout)
-
-
-def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-30))
 
 
 def wrong(found: dict[str, float], bounds: dict[str, float] = BOUNDS) -> str | None:

@@ -23,7 +23,7 @@ OPTIONAL = ("xla_chunked",)
 DIRECTIONS = ("forward", "backward")
 SECOND_CACHE = 60e6  # bytes of L2 on an H200
 MOST_SETS = 16
-DISPATCH = 1e-4  # seconds of work, at the floor, that hide what a dispatch costs the host
+DISPATCH = 1e-4  # seconds of work, at the least, that hide what a dispatch costs the host
 PATIENCE = 240.0  # seconds without a sign of life
 
 
@@ -39,7 +39,7 @@ def available(names: tuple[str, ...] = (*OURS, *OPPONENTS)) -> list[str]:
 def rotation(case: Case) -> tuple[int, int]:
     """(sets of inputs, calls in a dispatch): sets of four times the second-level cache, dispatches that outlast what they cost the host."""
     sets = min(max(2, math.ceil(4 * SECOND_CACHE / case.bytes("forward"))), MOST_SETS)
-    calls = min(math.ceil(DISPATCH / case.floor("forward")), MOST_SETS)
+    calls = min(math.ceil(DISPATCH / case.least_seconds("forward")), MOST_SETS)
     return math.ceil(sets / calls) * calls, calls
 
 
@@ -64,7 +64,7 @@ def ceilings(
     )
     values = jax.random.bits(jax.random.key(2), (copied // 4,), jnp.uint32)
     product = rate(jax.jit(jnp.matmul), (left, right), 2.0 * size**3)
-    # Every bit is turned, so that it is a kernel and no copy that the compiler could leave out.
+    # Every bit is inverted, so that it is a kernel and no copy that the compiler could remove.
     return {"flops": product, "bandwidth": rate(jax.jit(jnp.invert), (values,), 2.0 * copied)}
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from attention_cases import Case
-from attention_timing import LeftOut, Measured
+from attention_timing import Measured, Skipped
 
 from mmjax.kernels.attention import IntervalMask, attention
 
@@ -193,7 +193,7 @@ class Prepared:
     def _backward(self) -> tuple[Callable[..., Any], list[tuple]]:
         """The pass alone: the forward pass and what it keeps are in the arguments."""
         if self.name in WHOLE:
-            raise LeftOut(
+            raise Skipped(
                 "XLA would hand over arrays of all scores between two programs; --directions gradient times both in one"
             )
         keep = jax.jit(

@@ -46,7 +46,7 @@ def measure(
             results[direction][name] = (
                 {}
                 if ready
-                else {"error": found.get("error", "left out: the time of this shape was up")}
+                else {"error": found.get("error", "skipped: the time of this shape was up")}
             )
             if ready:
                 attempt(
@@ -73,7 +73,7 @@ def measure(
 def _check(
     case: Case, name: str, prepared: Prepared, results: dict, work: dict, bounds: dict[str, float]
 ) -> None:
-    """Leaves an implementation out of all directions if it cannot compute, or what it computes is out of bounds."""
+    """Removes an implementation from all directions if it cannot compute, or what it computes is out of bounds."""
     found: dict[str, Any] = {}
     row = case.batch - 1
 

@@ -5,7 +5,7 @@ import statistics
 from attention_cases import Case
 from attention_timing import quartiles
 
-BLOCKWISE = ("torch_flex",)  # opponents that leave out what a mask hides
+BLOCKWISE = ("torch_flex",)  # opponents that skip what a mask hides
 PER_ROUND = "median over rounds"
 
 
@@ -24,9 +24,8 @@ def ratio(results: dict[str, dict], name: str, other: str | None) -> float | Non
     """How many times as fast as the other one: the median of the rounds' ratios. Both have run in them."""
     if other is None or not results[name].get("seconds"):
         return None
-    pairs = zip(
-        results[other]["seconds"], results[name]["seconds"], strict=False
-    )  # one may have failed midway
+    # One may have failed midway.
+    pairs = zip(results[other]["seconds"], results[name]["seconds"], strict=False)
     return statistics.median(theirs / own for theirs, own in pairs)
 
 
@@ -62,7 +61,7 @@ def lines(record: dict) -> list[str]:
         unit,
         "times as fast as the best opponent",
     ]
-    columns += ["of the floor", "of the measured ceilings", "must"] if gpu else []
+    columns += ["of the bound", "of the measured ceilings", "must"] if gpu else []
     found = []
     for entry in record["cases"]:
         case = entry["case"]
@@ -98,12 +97,14 @@ def _row(
         "-" if against is None else f"{against:.2f}" + ("" if name != opponent else " (itself)")
     )
     if gpu:
-        floors = (
-            case.floor(direction),
-            case.floor(direction, record["ceilings"]["flops"], record["ceilings"]["bandwidth"]),
+        least = (
+            case.least_seconds(direction),
+            case.least_seconds(
+                direction, record["ceilings"]["flops"], record["ceilings"]["bandwidth"]
+            ),
         )
         cells += [
-            *(f"{floor / middle:.0%}" for floor in floors),
+            *(f"{seconds / middle:.0%}" for seconds in least),
             must(case, direction, results, name, record["ours"]),
         ]
     failed = (

@@ -23,7 +23,7 @@ class Measured:
     calls: int = 1
 
 
-class LeftOut(Exception):
+class Skipped(Exception):
     """An implementation is not measured at a shape, for the reason that this says."""
 
 
@@ -112,7 +112,7 @@ def attempt(result: dict, action: Callable[[], object]) -> bool:
 
 def said(error: Exception) -> str:
     """One line of an exception."""
-    if isinstance(error, LeftOut):
+    if isinstance(error, Skipped):
         return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

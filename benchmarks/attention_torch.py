@@ -14,7 +14,7 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from attention_cases import Case
-from attention_timing import LeftOut, Measured
+from attention_timing import Measured, Skipped
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -25,9 +25,8 @@ WARM_UPS = 3  # before a graph is captured: libraries are loaded and plans are m
 
 def prepare(memory_share: float) -> None:
     """Once for the process: the share of the GPU's memory, and backward passes that may run more than once."""
-    torch._functorch.config.donated_buffer = (
-        False  # compiled backward passes free their arguments otherwise
-    )
+    # Compiled backward passes free their arguments otherwise.
+    torch._functorch.config.donated_buffer = False
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(memory_share)
 
@@ -35,7 +34,7 @@ def prepare(memory_share: float) -> None:
 def make(
     name: str, case: Case, device: str, dtype: torch.dtype
 ) -> tuple[Callable[..., torch.Tensor], str]:
-    """(function of q, k, v, a remark). Raises LeftOut where it has no form for the mask."""
+    """(function of q, k, v, a remark). Raises Skipped where it has no form for the mask."""
     grouped = case.heads != case.kv_heads
     if name == "torch_flex":
         mask = None if case.form == "full" else block_mask(case, device)
@@ -45,7 +44,7 @@ def make(
     settings: dict[str, Any] = {"is_causal": case.form == "causal"}
     if case.form == "segments":
         if name == "torch_flash":
-            raise LeftOut("it takes no mask but the causal one")
+            raise Skipped("it takes no mask but the causal one")
         dense = torch.from_numpy(case.dense()[:, None]).to(device)
         # A bias on the GPU, as cuDNN wants it; a mask of booleans would be turned into one in every call.
         settings["attn_mask"] = (
@@ -138,9 +137,8 @@ class Prepared:
         self.case, self.device = case, device
         self.attend, self.remark = make(name, case, device, sets[0][0].dtype)
         self.sets = [tuple(x.requires_grad_() for x in arrays[:3]) + arrays[3:] for arrays in sets]
-        self.stream = (
-            torch.cuda.Stream() if device == "cuda" else None
-        )  # graphs need passes that belong together on one stream
+        # Graphs need passes that belong together on one stream.
+        self.stream = torch.cuda.Stream() if device == "cuda" else None
         self.steps: dict[str, Callable[[], list]] = {}
 
     def measured(self, direction: str) -> Measured:

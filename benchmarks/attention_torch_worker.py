@@ -13,12 +13,8 @@ import json
 import pickle
 import sys
 
-ALLOCATOR = (
-    (-8, 1),
-    (-3, 2**31 - 1),
-    (-1, -1),
-    (-4, 0),
-)  # the settings of mmjax/base/host.py: one arena, freed memory is kept
+# The settings of mmjax/base/host.py: one arena, freed memory is kept.
+ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))
 for option, value in ALLOCATOR:
     ctypes.CDLL(None).mallopt(option, value)
 

@@ -12,11 +12,8 @@ _HEIGHT, _ABOVE, _BELOW = 250, 56, 46  # of a panel's bars, its heading and its 
 _TOP = 64
 _NAME = 150  # of the legend
 _GREY = "#444444"
-_OUTLINE: dict[str, str | float] = {
-    "stroke": "#ffffff",
-    "stroke_width": 3,
-    "paint_order": "stroke",
-}  # over lines
+# Of text that stands over lines.
+_OUTLINE: dict[str, str | float] = {"stroke": "#ffffff", "stroke_width": 3, "paint_order": "stroke"}
 _FONT = "font-family: system-ui, 'DejaVu Sans', sans-serif"
 
 
@@ -26,24 +23,24 @@ class Panel:
 
     Attributes:
         groups: (label, {implementation: value}) from left to right; values are positive.
-        floors: {label: value} of the lines across groups.
+        lines: {label: value} of the lines across groups.
     """
 
     title: str
     unit: str
     groups: tuple[tuple[str, dict[str, float]], ...]
-    floors: dict[str, float] = dataclasses.field(default_factory=dict)
+    lines: dict[str, float] = dataclasses.field(default_factory=dict)
     logarithmic: bool = False
 
 
 def image(
-    panels: Sequence[Panel], title: str, colours: Mapping[str, str], *, label: str, floor: str = ""
+    panels: Sequence[Panel], title: str, colours: Mapping[str, str], *, label: str, line: str = ""
 ) -> Html:
     """Panels under a title and a legend.
 
     Args:
         colours: by name of the bars; others are grey.
-        label: what the image shows, for those who cannot see it; floor: what the lines across groups are.
+        label: what the image shows, for those who cannot see it; line: what the lines across groups are.
     """
     names = [
         *dict.fromkeys(name for panel in panels for _, values in panel.groups for name in values)
@@ -61,7 +58,7 @@ def image(
             for number, name in enumerate(names)
         ],
         [
-            _panel(panel, _TOP + each * number, width, colours, floor)
+            _panel(panel, _TOP + each * number, width, colours, line)
             for number, panel in enumerate(panels)
         ],
         xmlns="http://www.w3.org/2000/svg",
@@ -86,78 +83,44 @@ def _legend(name: str, colour: str, x: int) -> Html:
     )
 
 
-def _panel(panel: Panel, top: int, width: int, colours: Mapping[str, str], floor: str) -> Html:
-    values = [value for _, group in panel.groups for value in group.values()] + [
-        *panel.floors.values()
-    ] or [1.0]
+def _panel(panel: Panel, top: int, width: int, colours: Mapping[str, str], line: str) -> Html:
+    values = [value for _, group in panel.groups for value in group.values()]
+    values = [*values, *panel.lines.values()] or [1.0]
     ticks, (low, high) = (
         logarithmic_ticks(min(values), max(values))
         if panel.logarithmic
         else linear_ticks(0.0, max(values), 5)
     )
-    base = top + _ABOVE + _HEIGHT
+    base, right, y = top + _ABOVE + _HEIGHT, width - _RIGHT, top + 24
 
     def up(value: float) -> float:
-        share = (
-            math.log(value / low) / math.log(high / low)
-            if panel.logarithmic
-            else (value - low) / (high - low)
-        )
-        return base - share * _HEIGHT
+        if panel.logarithmic:
+            return base - _HEIGHT * math.log(value / low) / math.log(high / low)
+        return base - _HEIGHT * (value - low) / (high - low)
 
-    parts = [
-        tag(
-            "text",
-            f"{panel.title}, {panel.unit}",
-            x=_LEFT,
-            y=top + 24,
-            font_size=15,
-            font_weight="bold",
-        )
-    ]
-    if panel.floors:
-        parts.append(
-            tag(
-                "text",
-                floor,
-                x=width - _RIGHT,
-                y=top + 24,
-                font_size=13,
-                text_anchor="end",
-                fill="#555555",
-            )
-        )
+    title = f"{panel.title}, {panel.unit}"
+    parts = [tag("text", title, x=_LEFT, y=y, font_size=15, font_weight="bold")]
+    if panel.lines:
+        style: dict[str, str | float] = {"text_anchor": "end", "fill": "#555555"}
+        parts.append(tag("text", line, x=right, y=y, font_size=13, **style))
     for tick in ticks:
+        y = up(tick)
+        parts.append(tag("line", x1=_LEFT, x2=right, y1=y, y2=y, stroke="#dddddd"))
         parts.append(
-            tag("line", x1=_LEFT, x2=width - _RIGHT, y1=up(tick), y2=up(tick), stroke="#dddddd")
-        )
-        parts.append(
-            tag("text", f"{tick:g}", x=_LEFT - 8, y=up(tick) + 4, font_size=12, text_anchor="end")
+            tag("text", f"{tick:g}", x=_LEFT - 8, y=y + 4, font_size=12, text_anchor="end")
         )
     x = _LEFT + _GAP / 2
     for label, group in panel.groups:
         inner = _width(label, group) - _GAP
-        if label in panel.floors:
-            y = up(panel.floors[label])
-            parts.append(
-                tag(
-                    "line", x1=x - 6, x2=x + inner + 6, y1=y, y2=y, stroke="#111111", stroke_width=2
-                )
-            )
-        parts += [
-            _bar(
-                name,
-                value,
-                colours.get(name, _GREY),
-                x + (inner - _BAR * len(group)) / 2 + _BAR * number,
-                up(value),
-                base,
-            )
-            for number, (name, value) in enumerate(group.items())
-        ]
-        parts.append(
-            tag("text", label, x=x + inner / 2, y=base + 18, font_size=12, text_anchor="middle")
-        )
+        if label in panel.lines:
+            y, style = up(panel.lines[label]), {"stroke": "#111111", "stroke_width": 2}
+            parts.append(tag("line", x1=x - 6, x2=x + inner + 6, y1=y, y2=y, **style))
+        begin = x + (inner - _BAR * len(group)) / 2
+        for number, (name, value) in enumerate(group.items()):
+            colour = colours.get(name, _GREY)
+            parts.append(_bar(name, value, colour, begin + _BAR * number, up(value), base))
+        place = {"x": x + inner / 2, "y": base + 18}
+        parts.append(tag("text", label, **place, font_size=12, text_anchor="middle"))
         x += inner + _GAP
     return tag("g", parts)
 

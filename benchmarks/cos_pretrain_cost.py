@@ -26,11 +26,12 @@ host.prepare()
 import jax  # noqa: E402
 from synthetic import make_batch  # noqa: E402
 
+from mmjax.data.sources.easy_vqa import EasyVqaSource  # noqa: E402
 from mmjax.models import parameters  # noqa: E402
 from mmjax.models.config import DecoderConfig, LoRAConfig, ViTConfig, VLMConfig  # noqa: E402
 from mmjax.models.connectors.linear import LinearConfig  # noqa: E402
 from mmjax.models.connectors.resampler import ResamplerConfig  # noqa: E402
-from mmjax.recipe.recipe import DataConfig, EasyVqaSource, OptimizerConfig, Stage  # noqa: E402
+from mmjax.recipe.recipe import DataConfig, OptimizerConfig, Stage  # noqa: E402
 from mmjax.training import state as training_state  # noqa: E402
 from mmjax.training.checkpoint import by_path  # noqa: E402
 from mmjax.training.flops import step_flops  # noqa: E402
@@ -63,7 +64,7 @@ def default_parts() -> tuple[ViTConfig, dict, DecoderConfig, LoRAConfig]:
 def slice_parts(
     llm_layers: int, vit_layers: int
 ) -> tuple[ViTConfig, dict, DecoderConfig, LoRAConfig]:
-    """A slice of CoS-7B: full widths, few layers, the resampler whole (two levels, read from the last two blocks)."""
+    """A slice of CoS-7B: full widths, few layers, the resampler whole, which reads the last two blocks."""
     from mmjax.models import presets
 
     vision = presets.clip_vit_l14(image_size=224, layers=vit_layers)
@@ -84,15 +85,13 @@ def make_stage(parts, tokens: int, batch: int, dtype: str) -> Stage:
         connector = LinearConfig(kind="linear", feature_layers=resampler["feature_layers"][-1:])
     else:
         windows, queries = SCALES[tokens]
-        single = (
-            {"feature_layers": resampler["feature_layers"][-1:]} if tokens == 336 else {}
-        )  # the plain resampler reads one level
+        # The plain resampler reads one layer.
+        single = {"feature_layers": resampler["feature_layers"][-1:]} if tokens == 336 else {}
         connector = ResamplerConfig(
             **{**resampler, **single, "windows": windows, "queries": queries}
         )
-    unroll = (
-        1 if lora.rank else decoder.layers
-    )  # as in the recipes; unrolled, the step copies every layer's weights at once
+    # As in the recipes; unrolled, the step copies every layer's weights at once.
+    unroll = 1 if lora.rank else decoder.layers
     model = VLMConfig(vision, connector, decoder, lora=lora, compute_dtype=dtype, unroll=unroll)
     trainable = ("vision/*", "connector/*", "*/lora_?") if lora.rank else ("*",)
     data = DataConfig(sources={"random": EasyVqaSource(kind="easy_vqa")}, text_length=TEXT)

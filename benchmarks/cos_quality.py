@@ -66,9 +66,8 @@ def step_seconds(
                 workers[arm, stage] = Worker(
                     ["taskset", "-c", core, sys.executable, script, str(files)], dict(os.environ)
                 )
-                workers[arm, stage].ask(
-                    PATIENCE, do="first", variant=OURS, steps=2
-                )  # compiles, and warms the caches
+                # Compiles, and warms the caches.
+                workers[arm, stage].ask(PATIENCE, do="first", variant=OURS, steps=2)
         taken = {key: [] for key in workers}
         for _ in range(rounds):
             for key, worker in workers.items():
@@ -164,15 +163,13 @@ def extend(workdir: pathlib.Path, steps: int) -> None:
     from mmjax.base.signals import StopSignal
     from mmjax.data.packing.rows import make_rows
     from mmjax.models import parameters
-    from mmjax.runs.saved import prepare_tokenizer
     from mmjax.runs.workdir import Workdir
     from mmjax.training.checkpoint import load_params
     from mmjax.training.logging import Trackers
-    from mmjax.training.loop import train_stage
-    from mmjax.training.result import StageFiles
+    from mmjax.training.loop import StageFiles, train_stage
     from mmjax.training.state import InitialParams
 
-    tokenizer, recipe = prepare_tokenizer(Workdir(workdir).recipe(), workdir)
+    recipe, tokenizer = Workdir(workdir).resolve(Workdir(workdir).recipe())
     stage = list(recipe.stages.values())[-1]
     params, _ = load_params(workdir / "checkpoints" / stage.name / str(stage.steps))
     longer = dataclasses.replace(stage, name="continued", steps=steps)
@@ -185,9 +182,8 @@ def extend(workdir: pathlib.Path, steps: int) -> None:
             StageFiles(folder / "checkpoints", folder / "nonfinite.json"),
             start=lambda mesh: InitialParams(params, lambda given: given),
             key=jax.random.key(recipe.seed),
-            rows=make_rows(
-                stage.data, stage.model, tokenizer, recipe.seed + 1000
-            ),  # other orders and mirrorings than before
+            # Other orders and mirrorings than before.
+            rows=make_rows(stage.data, stage.model, tokenizer, recipe.seed + 1000),
             held_out=None,
             tracker=Trackers([]),
             stop=stop,

@@ -5,8 +5,7 @@
 Writes PREFIX.md and PREFIX.json. Shapes (random weights): small (the decoder of the default recipe), smollm2-135m, and for GPUs 1b
 (Llama-3.2-1B) and 8b (Llama-3.1-8B), in float32 on a CPU and in bfloat16 elsewhere.
 
-"mmjax.inference.generate" is `mmjax.inference.decode`, which scores and answers many rows in one compiled loop; "mmjax.chat" reads one
-row token by token.
+"mmjax.inference.generate" answers many rows in one compiled loop; "mmjax.chat" (`mmjax.inference.streaming`) reads one row token by token.
 "prompt" is the time until the prompt is read, "token" that of each new one after it, "whole" both together.
 
 The bound of a token is the bytes that it must bring from memory (all weights but a table that is only looked up in, and the keys and
@@ -44,7 +43,7 @@ def take_turns(workers: dict, rounds: int, clock) -> dict[str, dict]:
     made = {}
     for name, make in workers.items():
         if clock.is_up():
-            results[name]["error"] = "left out: the time was up"
+            results[name]["error"] = "skipped: the time was up"
         elif attempt(results[name], lambda name=name, make=make: made.update({name: make()})):
             attempt(results[name], made[name].sample)
     for done in range(rounds):
@@ -70,7 +69,7 @@ def measure(name: str, options: argparse.Namespace, bandwidth: float, clock) -> 
     """A shape at every batch size: bytes, bound, and the samples of every worker."""
     import decode_jax
     import decode_torch
-    from decode_shapes import cache_bytes, floor, shapes, weight_bytes
+    from decode_shapes import cache_bytes, lower_bound, shapes, weight_bytes
 
     shape, dtype = shapes()[name], decode_torch.backend()
     params = decode_jax.draw(shape, dtype)
@@ -106,7 +105,7 @@ def measure(name: str, options: argparse.Namespace, bandwidth: float, clock) -> 
             line |= {
                 "weight_bytes": weights,
                 "cache_bytes": cache,
-                "bound": floor(weights + cache, bandwidth),
+                "bound": lower_bound(weights + cache, bandwidth),
             }
             lines.append(line | {"workers": take_turns(workers, options.rounds, clock)})
     return lines

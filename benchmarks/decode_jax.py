@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from decode_shapes import Shape
 
-from mmjax.inference.decode import answer_questions, read_prefixes
-from mmjax.inference.streaming import Reader
+from mmjax.inference.generate import answer_questions, read_prefixes
+from mmjax.inference.streaming import StreamingDecoder
 from mmjax.models import parameters
 from mmjax.typing import Array, Batch, Params
 from mmjax.weights.pretrained_protocol import stored
@@ -104,10 +104,10 @@ class Chat:
     """`mmjax.chat`: one row, layers held apart, every token comes back to the host."""
 
     def __init__(self, shape: Shape, params: Params, dtype: str):
-        """params: are copied, as the reader holds them in another form."""
+        """params: are copied, as the decoder holds them in another form."""
         self.shape = shape
         choose = lambda logits, key: jnp.argmax(logits).astype(jnp.int32)  # noqa: E731
-        self._reader = Reader(
+        self._decoder = StreamingDecoder(
             shape.model(dtype), dict(params), choose, vocabulary=shape.decoder.vocabulary, seed=0
         )
         self._tokens = prompts(shape, 1)[0]
@@ -116,11 +116,11 @@ class Chat:
     def sample(self) -> Sample:
         """One generation."""
         begun = time.perf_counter()
-        self._reader.forget(0)
-        chosen = [self._reader.read(self._tokens)]
+        self._decoder.forget(0)
+        chosen = [self._decoder.read(self._tokens)]
         read = time.perf_counter()
         for _ in range(self.shape.new - 1):
-            chosen.append(self._reader.read(np.array(chosen[-1:], np.int32)))
+            chosen.append(self._decoder.read(np.array(chosen[-1:], np.int32)))
         done = time.perf_counter()
         self.tokens = np.array([chosen])
         return {

@@ -62,7 +62,7 @@ def cache_bytes(config: DecoderConfig, batch: int, prompt: int, new: int, itemsi
     return 2.0 * config.depth * batch * seen * config.kv_heads * config.head_dim * itemsize
 
 
-def floor(byte_count: float, bandwidth: float) -> float:
+def lower_bound(byte_count: float, bandwidth: float) -> float:
     """Seconds that bringing so many bytes takes at so many a second.
 
     Raises:

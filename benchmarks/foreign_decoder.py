@@ -10,7 +10,6 @@ ability.
 
 import argparse
 import pathlib
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,20 +29,20 @@ def foreign(params: Params, config: LanguageModelConfig, seed: int) -> Params:
     generator = np.random.default_rng(seed)
     order = generator.permutation(config.decoder.width)
     signs = jnp.asarray(generator.choice([-1.0, 1.0], config.decoder.width), jnp.float32)
-    axes = parameters.logical_axes(config)
-    return {path: _moved(value, axes[path], order, signs) for path, value in params.items()}
+    names = parameters.logical_axes(config)
 
+    def moved(path: str, value: Array) -> Array:
+        if AXIS in names[path]:  # a matrix
+            axis = names[path].index(AXIS)
+            shape = [1] * value.ndim
+            shape[axis] = -1
+            return jnp.take(value, order, axis=axis) * signs.reshape(shape).astype(value.dtype)
+        if names[path][-1] == "norm" and value.shape[-1] == len(order):
+            # A norm's scale keeps its sign: it multiplies channels that have theirs.
+            return jnp.take(value, order, axis=-1)
+        return value
 
-def _moved(value: Array, axes: Sequence[str | None], order: np.ndarray, signs: Array) -> Array:
-    """A matrix along its axis of the residual stream; a norm's scale keeps its sign, as it multiplies channels that have theirs."""
-    if AXIS in axes:
-        axis = axes.index(AXIS)
-        shape = [1] * value.ndim
-        shape[axis] = -1
-        return jnp.take(value, order, axis=axis) * signs.reshape(shape).astype(value.dtype)
-    if axes[-1] == "norm" and value.shape[-1] == len(order):
-        return jnp.take(value, order, axis=-1)
-    return value
+    return {path: moved(path, value) for path, value in params.items()}
 
 
 def main() -> None:
@@ -60,7 +59,9 @@ def main() -> None:
     options = parser.parse_args()
     with open_pretrained(resolved(options.weights)) as opened:
         if not isinstance(opened.config, LanguageModelConfig):
-            raise SystemExit(f"{options.weights} is not a language model on its own.")
+            raise SystemExit(
+                f"--weights must be a language model on its own, and {options.weights} is not."
+            )
         params = foreign(opened.read(), opened.config, options.seed)
         save_params(params, opened.config, options.out, origins=opened.origins, dtype="float32")
 

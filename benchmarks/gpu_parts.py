@@ -3,7 +3,7 @@
     python benchmarks/gpu_parts.py [--seconds 540] [--out FOLDER] [--parts NAME ...] [--device gpu|cpu]
 
 FOLDER (by default benchmarks/results/gpu-DATE) gets NAME.log of every part, what the parts write, and summary.md: what ran, how long, what
-failed and what was left out, and why. It is written anew after every part, so that it is true whenever the time ends.
+failed and what was skipped, and why. It is written anew after every part, so that it is true whenever the time ends.
 """
 
 import argparse
@@ -23,12 +23,12 @@ sys.path.insert(0, str(ROOT))
 import gpu_plan  # noqa: E402
 
 GRACE = 10.0  # seconds between asking a part to end and ending it
-RAN, FAILED, STOPPED, LEFT_OUT = "ran", "failed", "stopped", "left out"
+RAN, FAILED, STOPPED, SKIPPED = "ran", "failed", "stopped", "skipped"
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of a part. said: the last line of its log, or why it was left out."""
+    """What became of a part. said: the last line of its log, or why it was skipped."""
 
     name: str
     status: str
@@ -150,12 +150,12 @@ def run_all(
         left = options.seconds - (time.monotonic() - begun)
         own = gpu_plan.limit(left, part, later)
         if reasons[part.name]:
-            note(Outcome(part.name, LEFT_OUT, said=reasons[part.name]))
+            note(Outcome(part.name, SKIPPED, said=reasons[part.name]))
         elif gpu_plan.stop_after(left, own) < part.least:
             note(
                 Outcome(
                     part.name,
-                    LEFT_OUT,
+                    SKIPPED,
                     said=f"no time left: {own:.0f} s are its share, and it needs {part.least:.0f}",
                 )
             )
@@ -208,9 +208,8 @@ def main(given: list[str] | None = None) -> int:
         options.out or ROOT / "benchmarks" / "results" / time.strftime("gpu-%Y-%m-%d")
     ).resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that the part under way is ended, too
+    # So that the part under way is ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     outcomes = run_all(
         [part for part in parts if options.parts is None or part.name in options.parts],
         options,

@@ -6,10 +6,10 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-STOPPED_AFTER = (
-    1.5  # times the share of a part, where there is time left: commands finish what they have begun
-)
-OWN_USE = 0.85  # of its share, that a command is told to use: it also starts and ends
+STOPPED_AFTER = 1.5
+"""Times the share of a part, where there is time left: commands finish what they have begun."""
+OWN_USE = 0.85
+"""Of its share, that a command is told to use: it also starts and ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,8 @@ def _training(variant: str, steps: int, limit: int) -> tuple[str, ...]:
     filled = {"{variant}": variant, "{steps}": str(steps), "{limit}": str(limit)}
     found = []
     for word in (*TRAINING, *FEW_STEPS):
-        for mark, value in filled.items():
-            word = word.replace(mark, value)
+        for place, value in filled.items():
+            word = word.replace(place, value)
         found.append(word)
     return tuple(found)
 
@@ -171,7 +171,7 @@ def filled(
     }
     found = []
     for word in command:
-        for mark, value in values.items():
-            word = word.replace(mark, value)
+        for place, value in values.items():
+            word = word.replace(place, value)
         found.append(word)
     return found

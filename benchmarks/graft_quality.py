@@ -10,7 +10,7 @@
 | graft 10 % | after the last stage alone, on 10 %, from what `python -m mmjax.graft` made of the same run |
 | full | the whole model in both stages, on all of the data: baseline |
 | lora | the same with low-rank updates: baseline |
-| random, early | another cut; early blocks left out: controls, scored before and after grafting |
+| random, early | another cut; early blocks replaced: controls, scored before and after grafting |
 | foreign | the surrogate of a model with other embeddings; its encoder before the target, and a connector aligned anew: control |
 | cos | few tokens on the surrogate, inflated when grafted |
 
@@ -90,7 +90,7 @@ def train(study: Study, arm: str, seed: int, *flags: str) -> None:
 
 
 def score_before(study: Study, arm: str, seed: int) -> None:
-    """SegmentTokenizer and surrogate, then the same encoder in the whole model: both noted in the run's evaluations.jsonl."""
+    """Encoder and surrogate, then the same encoder in the whole model: both noted in the run's evaluations.jsonl."""
     done = {(record["stage"], record["step"]) for record in evaluations(study, arm, seed)}
     if ("encoder", study.steps) not in done:
         checkpoint = study.workdir(arm, seed) / "checkpoints" / "encoder" / str(study.steps)
@@ -220,7 +220,7 @@ def main() -> None:
     options, settings = parser.parse_known_args()
     if options.steps < 40:
         parser.error(
-            f"--steps {options.steps} leaves less than 4 for 10 % of the data, which the schedule needs; take 40 or more"
+            f"--steps must be 40 or more, not {options.steps}: 10 % of the data are then the 4 steps that the schedule needs"
         )
     study = Study(options.runs.absolute(), options.steps, tuple(settings))
     study.folder.mkdir(parents=True, exist_ok=True)

@@ -59,10 +59,8 @@ def read_in_process(
         "batches": batches,
         "samples": samples,
     }
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }  # reading needs no accelerator
+    # Reading needs no accelerator.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, str(WORKER), json.dumps(spec)],
         capture_output=True,
@@ -106,17 +104,16 @@ def measure_phases(options: argparse.Namespace, form: str, size: tuple[int, int]
     import loader_data
     import loader_phases
 
-    from mmjax.data.sources import open_source
+    from mmjax.data.text.templates import TEMPLATES
     from mmjax.data.text.tokenizer import WordTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         sources = loader_data.write_sources(pathlib.Path(folder), 1, form, size, options.images)
         (config,) = sources.values()
         rows = loader_data.make(sources, options.image_size)
-        tokenizer = WordTokenizer.build(open_source(config).texts())
-        loader_phases.by_phase(
-            config, rows.shape, tokenizer, options.batch, options.batch
-        )  # what happens once, happens here
+        tokenizer = WordTokenizer.build(config.open(TEMPLATES["plain"]).texts())
+        # Warms up: what happens only once happens here.
+        loader_phases.by_phase(config, rows.shape, tokenizer, options.batch, options.batch)
         phases = loader_phases.by_phase(
             config, rows.shape, tokenizer, options.images, options.batch
         )
@@ -229,7 +226,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", help="PREFIX.md and PREFIX.json")
     options = parser.parse_args(given)
     if options.images < options.batch or options.memory_images < max(options.sources):
-        parser.error("there must be as many images as rows in a batch, and as sources")
+        parser.error(
+            "--images must be at least --batch, and --memory_images at least the number of sources"
+        )
     return options
 
 

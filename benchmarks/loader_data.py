@@ -11,10 +11,13 @@ from PIL import Image as Pillow
 from synthetic import small
 
 from mmjax.data.packing.rows import Rows, make_rows
-from mmjax.data.sources import open_source
+from mmjax.data.sources.base import SourceConfig
+from mmjax.data.sources.easy_vqa import EasyVqaSource
+from mmjax.data.sources.jsonl import JsonlSource
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.models.config import VLMConfig
-from mmjax.recipe.recipe import DataConfig, EasyVqaSource, JsonlSource, SourceConfig
+from mmjax.recipe.recipe import DataConfig
 
 DISTINCT = 32  # images that are drawn; all others are further names of these files, and read as files of their own
 TEXT_LENGTH = 112
@@ -107,5 +110,7 @@ def model(image_size: int) -> VLMConfig:
 def make(sources: dict[str, SourceConfig], image_size: int) -> Rows:
     """Training rows of one image each, with a tokenizer of the sources' own words."""
     data = DataConfig(sources, text_length=TEXT_LENGTH, images_per_row=1)
-    texts = (text for config in sources.values() for text in open_source(config).texts())
+    texts = (
+        text for config in sources.values() for text in config.open(TEMPLATES["plain"]).texts()
+    )
     return make_rows(data, model(image_size), WordTokenizer.build(texts), seed=0)

@@ -1,6 +1,6 @@
 """Where the time of a row goes: each phase on its own, in one thread, over images that have not been read before."""
 
-import io
+import pathlib
 import time
 from collections.abc import Callable
 
@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from PIL import Image as Pillow
 
-from mmjax.data.examples import Image
+from mmjax.data.examples import Example, Image
 from mmjax.data.images.decode import load_fitted
-from mmjax.data.packing.layout import RowShape, RowWriter, stack
+from mmjax.data.packing.layout import Row, RowShape, RowWriter, stack
 from mmjax.data.packing.rows import Rows
-from mmjax.data.sources import open_source
+from mmjax.data.sources.base import SourceConfig
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.data.text.tokenizer import SegmentTokenizer, WordTokenizer
-from mmjax.recipe.recipe import SourceConfig
 
 PHASES = ("record", "read", "decode", "resize", "tokenise", "pack", "transfer")
 
@@ -39,27 +39,29 @@ def by_phase(
 
     "record" is the line of the data file, "read" the bytes of the image, "transfer" the way of a batch to the device.
     """
-    source, segment_tokenizer, times = (
-        open_source(config),
-        SegmentTokenizer(tokenizer, shape.visual_tokens),
-        Times(),
-    )
+    source, times = config.open(TEMPLATES["plain"]), Times()
+    tokenizes = SegmentTokenizer(tokenizer, shape.visual_tokens)
     rows = []
     for index in range(count):
         example = times.of("record", lambda index=index: source[index])
         (image,) = example.prefix
         assert isinstance(image, Image)
-        pixels = _pixels(image, shape.image_size, times)
-        pieces = times.of(
-            "tokenise",
-            lambda example=example: (
-                segment_tokenizer.prefix(example.prefix),
-                segment_tokenizer.continuation(example.continuations[0]),
-            ),
-        )
-        rows.append(
-            times.of("pack", lambda pixels=pixels, pieces=pieces: _row(shape, pixels, pieces))
-        )
+        pixels = load(image, shape.image_size, times)
+
+        def tokenize(example: Example = example) -> tuple:
+            return (
+                tokenizes.prefix(example.prefix),
+                tokenizes.continuation(example.continuations[0]),
+            )
+
+        def pack(texts: tuple, pixels: np.ndarray = pixels) -> Row:
+            writer = RowWriter(shape, lambda _: pixels)
+            prefix, _ = writer.write(texts[0])
+            writer.write(texts[1], prefix=prefix, start=len(texts[0].tokens))
+            return writer.row
+
+        texts = times.of("tokenise", tokenize)
+        rows.append(times.of("pack", lambda pack=pack, texts=texts: pack(texts)))
         if len(rows) == batch:
             stacked = times.of("pack", lambda rows=rows: stack(rows))
             times.of(
@@ -69,9 +71,9 @@ def by_phase(
     return {phase: seconds / count for phase, seconds in times.seconds.items()}
 
 
-def _pixels(image: Image, size: int, times: Times) -> np.ndarray:
-    """The image through the loader's own way, which is told apart at the moment when it asks for the resizing."""
-    data = times.of("read", lambda: _bytes(image.source))
+def load(image: Image, size: int, times: Times) -> np.ndarray:
+    """The pixels of an image file as the loader makes them; resizing begins when the decoded image is handed over to be fitted."""
+    data = times.of("read", pathlib.Path(image.source).read_bytes)
     moments = []
 
     def fit(decoded: Pillow.Image) -> Pillow.Image:
@@ -83,18 +85,6 @@ def _pixels(image: Image, size: int, times: Times) -> np.ndarray:
     times.seconds["resize"] += time.perf_counter() - moments[0]
     times.seconds["decode"] += moments[0] - begun
     return pixels
-
-
-def _bytes(source: object) -> bytes:
-    with open(source, "rb") as file:  # type: ignore[call-overload]
-        return io.BytesIO(file.read()).getvalue()
-
-
-def _row(shape: RowShape, pixels: np.ndarray, pieces: tuple) -> object:
-    writer = RowWriter(shape, lambda _: pixels)
-    prefix, _ = writer.write(pieces[0])
-    writer.write(pieces[1], prefix=prefix, start=len(pieces[0].tokens))
-    return writer.row
 
 
 def whole(rows: Rows, count: int, batch: int) -> float:

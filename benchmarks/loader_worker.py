@@ -23,11 +23,12 @@ def read(spec: dict) -> dict:
     import processes
 
     import mmjax.data.loader as loader
-    from mmjax.recipe.recipe import EasyVqaSource, JsonlSource
+    from mmjax.data.sources.base import SourceConfig
+    from mmjax.recipe.schema import KeyPath, convert
 
-    kinds = {"jsonl": JsonlSource, "easy_vqa": EasyVqaSource}
     sources = {
-        name: kinds[source["kind"]](**_tuples(source)) for name, source in spec["sources"].items()
+        name: convert(source, SourceConfig, KeyPath(("sources", name)))
+        for name, source in spec["sources"].items()
     }
     used = {"imports": processes.memory(processes.family())}
     rows = loader_data.make(sources, spec["image_size"])
@@ -51,12 +52,6 @@ def read(spec: dict) -> dict:
         "seconds": seconds,
         "cpu_seconds": cpu,
         "memory": used | {"reading": most},
-    }
-
-
-def _tuples(source: dict) -> dict:
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in source.items()
     }
 
 

@@ -20,7 +20,12 @@ class MeasuredStep:
         """stage: any of the model; its rows say nothing of those that are stepped on, but there must be as many."""
         self.stage = stage
         model_def, _ = parameters.abstract(stage.model)
-        self._step = make_train_step(model_def, stage)
+        self._programs = 0  # that have been compiled
+
+        def count() -> None:
+            self._programs += 1
+
+        self._step = make_train_step(model_def, stage, on_trace=count)
         self._state: training_state.TrainState | None = None
 
     def place(self, stage: Stage, seed: int = 0) -> Batch:
@@ -31,7 +36,7 @@ class MeasuredStep:
     def run(self, batch: Batch, number: int) -> float:
         """Seconds of so many steps, one behind the other, until the last is done."""
         state, self._state = self._state or self._begin(), None  # a step that fails has consumed it
-        programs = self._step._cache_size()
+        programs = self._programs
         begun = time.perf_counter()
         for _ in range(number):
             state, metrics = self._step(state, batch)
@@ -40,8 +45,8 @@ class MeasuredStep:
         jax.block_until_ready((state, metrics))
         seconds = time.perf_counter() - begun
         self._state = state
-        if self._step._cache_size() > programs:
-            host.set_holes_aside()  # as the training loop does
+        if self._programs > programs:
+            host.after_compilation()  # as the training loop does
         return seconds
 
     def program(self, batch: Batch) -> str:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from mmjax.typing import Batch
 
 
-def evaluated(options: argparse.Namespace) -> "tuple[str, Stage, Batch]":
-    """What is stepped on: in words, its stage and a batch. Raises ValueError if there is no such shape."""
+def chosen_shape(options: argparse.Namespace) -> "tuple[str, Stage, Batch]":
+    """The shape in words, its stage and a batch. Raises ValueError if there is no such shape."""
     import jax
     import step_time_shapes
     from synthetic import MODELS, make_batch, make_stage
@@ -88,7 +88,7 @@ def main(given: list[str] | None = None) -> int:
 
     options.shape = options.shape or ("small" if jax.default_backend() == "cpu" else "7b-slice")
     try:
-        size, stage, batch = evaluated(options)
+        size, stage, batch = chosen_shape(options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -58,7 +58,7 @@ def work(shape: str, point: Point, batch: int) -> dict:
 
 def measure(shape: str, points: list[Point], options: argparse.Namespace, clock) -> list[dict]:
     """The lines of a table: `work`, and "seconds" of a step round by round, or "error"."""
-    from attention_timing import LeftOut, Measured, interleaved
+    from attention_timing import Measured, Skipped, interleaved
     from measured_step import MeasuredStep
     from synthetic import make_stage
 
@@ -72,7 +72,7 @@ def measure(shape: str, points: list[Point], options: argparse.Namespace, clock)
 
         def run(number: int) -> float:
             if clock.is_up() and not placed:
-                raise LeftOut("left out: the time was up")
+                raise Skipped("skipped: the time was up")
             placed[:] = placed or [measured.place(stage)]
             return measured.run(placed[0], number)
 

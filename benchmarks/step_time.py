@@ -13,7 +13,7 @@ activations, run the head on the same number of positions, and on a CPU have the
 first losses and gradient norms have to agree before anything is timed; large shapes on a GPU draw their own. The workers are processes that
 take turns; a figure is the median over rounds of the seconds per step of a turn, and ratios are taken round by round.
 
-Shapes that the time does not suffice for are left out, by name. Exit code 1: a shape failed, such as by losses that do not agree. 2: no
+Shapes that the time does not suffice for are skipped, by name. Exit code 1: a shape failed, such as by losses that do not agree. 2: no
 interpreter has torch and transformers, or an option is wrong. 130: Ctrl-C.
 """
 
@@ -62,7 +62,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(given)
     for name in ("rounds", "turn", "seconds"):
         if (value := getattr(options, name)) is not None and not value > 0:
-            parser.error(f"--{name} is {value}; it must be positive")
+            parser.error(f"--{name} must be positive, not {value}")
     return options
 
 
@@ -105,9 +105,9 @@ def run(
     clock = Clock(options.seconds or (500.0 if on_gpu else 1500.0))
     for number, shape in enumerate(shapes):
         if clock.total_left < LEAST_SECONDS:
-            record["left_out"][shape.name] = "no time was left"
+            record["skipped"][shape.name] = "no time was left"
         elif on_gpu and (bytes_ := needed(shape.stage)) > share:
-            record["left_out"][shape.name] = (
+            record["skipped"][shape.name] = (
                 f"it needs {bytes_ / 2**30:.0f} GiB, and a side has {share / 2**30:.0f}"
             )
         else:
@@ -120,10 +120,10 @@ def run(
 
 
 def notice(record: dict[str, Any], result: dict[str, Any]) -> None:
-    """Adds a shape's results, and what its workers saw of the machine. One whose time was up before mmjax could begin is left out."""
+    """Adds a shape's results, and what its workers saw of the machine. One whose time was up before mmjax could begin is skipped."""
     ours = result["workers"]["mmjax"]
     if ours.get("error") == "the time was up" and not ours.get("seconds"):
-        record["left_out"][result["name"]] = "its time was up before anything was timed"
+        record["skipped"][result["name"]] = "its time was up before anything was timed"
         return
     record["shapes"].append(result)
     for worker in result["workers"].values():
@@ -149,9 +149,8 @@ def main(given: list[str] | None = None) -> int:
     import step_time_workers
 
     environment, on_gpu = dict(os.environ), not host.computes_on_cpu()
-    os.environ["JAX_PLATFORMS"] = (
-        "cpu"  # of this process, which only prepares; the workers have the environment as it was
-    )
+    # This process only prepares; the workers have the environment as it was.
+    os.environ["JAX_PLATFORMS"] = "cpu"
     python = step_time_workers.find_torch(options.torch_python)
     if python is None:
         tried = options.torch_python or f"$MMJAX_ORACLE, .oracle/bin/python and {sys.executable}"
@@ -160,8 +159,6 @@ def main(given: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    import step_time_chart
-    import step_time_table
     from processor import processor
     from step_time_measure import Settings
 
@@ -185,7 +182,7 @@ def main(given: list[str] | None = None) -> int:
         "versions": versions(),
         "device": processor(),
     }
-    record |= {"on_cpu": not on_gpu, "shapes": [], "left_out": {}}
+    record |= {"on_cpu": not on_gpu, "shapes": [], "skipped": {}}
     try:
         run(record, options, settings, on_gpu, lambda text: print(text, flush=True))
     except ValueError as error:
@@ -199,13 +196,21 @@ def main(given: list[str] | None = None) -> int:
         )
         print(f"Interrupted; {len(record['shapes'])} shapes were done.{kept}", file=sys.stderr)
         return 130
+    return finish(record, options.out)
+
+
+def finish(record: dict[str, Any], out: pathlib.Path | None) -> int:
+    """Prints the tables, writes all files, and gives the exit code."""
+    import step_time_chart
+    import step_time_table
+
     text = step_time_table.page(record)
     print(text)
-    save(record, options.out)
-    if options.out:
-        (options.out / "step_time.md").write_text(text)
+    save(record, out)
+    if out:
+        (out / "step_time.md").write_text(text)
         if (drawn := step_time_chart.draw(record)) is not None:
-            (options.out / "step_time.svg").write_text(drawn)
+            (out / "step_time.svg").write_text(drawn)
     for failure in (failed := step_time_table.failures(record)):
         print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if failed else 0

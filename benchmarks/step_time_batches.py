@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Callable
 
 import numpy as np
@@ -107,12 +106,11 @@ def default_recipe(
     from mmjax.config.load import load
     from mmjax.data.loader import batches
     from mmjax.data.packing.rows import make_rows
-    from mmjax.runs.saved import prepare_tokenizer
+    from mmjax.data.text.vocabulary import fit, make_tokenizer
 
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer, recipe = prepare_tokenizer(
-            load(str(pathlib.Path(__file__).parents[1] / config)), pathlib.Path(folder)
-        )
+    recipe = load(str(pathlib.Path(__file__).parents[1] / config))
+    tokenizer = make_tokenizer(recipe)
+    recipe = fit(recipe, tokenizer)
     stage = recipe.stages[stage_name]
     stage = dataclasses.replace(
         stage, optimizer=dataclasses.replace(stage.optimizer, schedule="constant", warmup_steps=0)

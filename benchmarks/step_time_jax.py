@@ -95,7 +95,7 @@ class Job:
             jax.block_until_ready((self.state, results))
             seconds.append(time.perf_counter() - begun)
             if len(seconds) == 1:
-                host.set_holes_aside()  # as the training loop does
+                host.after_compilation()  # as the training loop does
         losses, norms = (
             [float(value.compute()) for value in values] for values in zip(*results, strict=True)
         )

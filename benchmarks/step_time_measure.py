@@ -229,7 +229,7 @@ def _autotune(
     alive = OURS in workers and "error" not in result["workers"][OURS]
     if not alive or clock.deadline - clock.now() < AUTOTUNE_SECONDS:
         result["workers"][name] = {
-            "error": "left out: the shape had too little time left to compile it"
+            "error": "skipped: the shape had too little time left to compile it"
         }
         return
     shared = [

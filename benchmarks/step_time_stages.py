@@ -2,12 +2,13 @@
 
 import dataclasses
 
+from mmjax.data.sources.easy_vqa import EasyVqaSource
 from mmjax.models import presets
 from mmjax.models.config import DecoderConfig, Llama3Scaling, LoRAConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.linear import LinearConfig
 from mmjax.models.connectors.mlp import MLPConfig
 from mmjax.models.connectors.resampler import ResamplerConfig
-from mmjax.recipe.recipe import DataConfig, EasyVqaSource, OptimizerConfig, ParameterGroup, Stage
+from mmjax.recipe.recipe import DataConfig, OptimizerConfig, ParameterGroup, Stage
 
 # Chain-of-Sight's scales, as configs/cos.py has them: pixels, windows, queries.
 SCALES = {
@@ -44,19 +45,18 @@ SMALL_VISION = {"width": 128, "layers": 2, "heads": 2, "mlp_width": 512}
 def cos_stage(part: str, tokens: int, full: bool) -> Stage:
     """CoS-7B: "pretrain" with a frozen language model, "finetune" with updates of low rank in it. Small: the same grid and tokens."""
     pixels, windows, queries = SCALES[part, tokens]
-    vision, decoder, levels = (
-        presets.clip_vit_l14(image_size=pixels, layers=23),
-        presets.vicuna_7b(),
-        (16, 23),
-    )
+    vision, decoder = presets.clip_vit_l14(image_size=pixels, layers=23), presets.vicuna_7b()
     if not full:
-        vision, decoder = (
-            dataclasses.replace(vision, **SMALL_VISION),
-            dataclasses.replace(decoder, **SMALL_DECODER),
-        )
-        levels = (1, 2)
+        vision = dataclasses.replace(vision, **SMALL_VISION)
+        decoder = dataclasses.replace(decoder, **SMALL_DECODER)
     connector = ResamplerConfig(
-        "resampler", windows, queries, levels, vision.width, head_dim=64, mlp_width=4 * vision.width
+        "resampler",
+        windows,
+        queries,
+        feature_layers=(16, 23) if full else (1, 2),
+        width=vision.width,
+        head_dim=64,
+        mlp_width=4 * vision.width,
     )
     tuned = part == "finetune"
     lora = LoRAConfig(rank=(64 if full else 8) if tuned else 0, alpha=64.0)
@@ -79,21 +79,14 @@ def cos_stage(part: str, tokens: int, full: bool) -> Stage:
 def surrogate_stage(full: bool) -> Stage:
     """The stage "encoder" of configs/graft.py: connector and late blocks of the encoder, on a frozen surrogate. Small: the small recipe."""
     if full:
-        vision, decoder, replaced = (
-            presets.clip_vit_l14(image_size=336),
-            presets.llama31_8b(),
-            (17, 31),
-        )
-        late, rows, text, rate, remat = 8, 8, 768, 5e-5, "full"
+        vision, late = presets.clip_vit_l14(image_size=336), 8
+        decoder = dataclasses.replace(presets.llama31_8b(), replaced_layers=((17, 31),))
+        rows, text, rate, remat = 8, 768, 5e-5, "full"
     else:
-        vision, decoder, replaced = (
-            presets.dinov2_small(image_size=112, layers=10),
-            presets.smollm2_135m(),
-            (16, 24),
-        )
-        late, rows, text, rate, remat = 3, 8, 48, 5e-4, "none"
+        vision, late = presets.dinov2_small(image_size=112, layers=10), 3
+        decoder = dataclasses.replace(presets.smollm2_135m(), replaced_layers=((16, 24),))
+        rows, text, rate, remat = 8, 48, 5e-4, "none"
     vision = dataclasses.replace(vision, final_norm=True, separate_last_layers=late)
-    decoder = dataclasses.replace(decoder, replaced_layers=(replaced,))
     connector = MLPConfig(
         "mlp",
         (vision.layers,),
@@ -165,9 +158,7 @@ def make(
 ) -> Stage:
     """A stage with a constant learning rate: what is timed does not depend on the schedule."""
     data = DataConfig(
-        sources={"random": EasyVqaSource(kind="easy_vqa")},
-        text_length=text,
-        images_per_row=images,
+        sources={"random": EasyVqaSource(kind="easy_vqa")}, text_length=text, images_per_row=images
     )
     optimizer = OptimizerConfig(learning_rate=rate, schedule="constant", groups=groups)
     return Stage(name, model, data, optimizer, steps=1000, batch_size=rows, trainable=trainable)

@@ -28,11 +28,11 @@ def page(record: Result) -> str:
     lines += [f"    {record['command']}", "", *_notes(record), "", *table(record), ""]
     for result in record["shapes"]:
         lines += _shape_notes(result)
-    if record["left_out"]:
+    if record["skipped"]:
         lines += [
             "",
-            "Left out: "
-            + "; ".join(f"{name} ({reason})" for name, reason in record["left_out"].items())
+            "Skipped: "
+            + "; ".join(f"{name} ({reason})" for name, reason in record["skipped"].items())
             + ".",
         ]
     for failure in failures(record):
@@ -55,7 +55,7 @@ def _notes(record: Result) -> list[str]:
     )
     return [
         f"{MFU_FORMULA}. The peak is {stated}, {how}; the FLOPs are the same for both sides. Peak memory is {memory}. The first step "
-        "includes its compilation. Tokens are those that are no padding. A ratio below 1: mmjax is faster.",
+        "includes its compilation. Tokens are those that are no padding. A ratio below 1: mmjax is faster."
     ]
 
 
@@ -110,9 +110,8 @@ def ratios(result: Result, name: str) -> list[float]:
     if name == OURS:
         return []
     ours = worker.get("beside") or result["workers"][OURS].get("seconds", [])
-    return [
-        mine / theirs for mine, theirs in zip(ours, worker.get("seconds", []), strict=False)
-    ]  # one may have failed midway
+    # One may have failed midway.
+    return [mine / theirs for mine, theirs in zip(ours, worker.get("seconds", []), strict=False)]
 
 
 def spread(values: Sequence[float], form: str) -> str:

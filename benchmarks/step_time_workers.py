@@ -32,9 +32,10 @@ class Worker:
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        # Ctrl-C is for the benchmark alone.
         self.process = subprocess.Popen(
             command, **pipes, text=True, env=environment, process_group=0
-        )  # Ctrl-C is for the benchmark alone
+        )
         self.lines: queue.Queue[str] = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()

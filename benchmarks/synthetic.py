@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 
+from mmjax.data.sources.easy_vqa import EasyVqaSource
 from mmjax.models import presets
 from mmjax.models.config import DecoderConfig, LoRAConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.resampler import ResamplerConfig
-from mmjax.recipe.recipe import DataConfig, EasyVqaSource, OptimizerConfig, Stage
+from mmjax.recipe.recipe import DataConfig, OptimizerConfig, Stage
 from mmjax.typing import NO_IMAGE, NO_TARGET, Batch
 
 FIRST_TOKEN = 5  # below it stand the special ones

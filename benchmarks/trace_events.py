@@ -52,7 +52,7 @@ def operations(events: Iterable[Mapping[str, Any]]) -> list[Operation]:
     """What the device did, the longest first.
 
     With an accelerator, the kernels of its streams; where it shows no streams, the row of operations. Without one, the operations of
-    compiled programs on the host's threads. Rows that repeat these by program, step or source line are left out, and of an event that
+    compiled programs on the host's threads. Rows that repeat these by program, step or source line are skipped, and of an event that
     others stand in only the time beside them counts, so that nothing is counted twice.
     """
     events = list(events)

@@ -25,6 +25,7 @@ from mmjax.transitions.surrogate import cut
 from mmjax.typing import NO_TARGET, Array, Params
 from mmjax.weights.load import open_pretrained
 
+ROWS = 8  # that are read at once
 RANGES = ("16:22", "16:24", "16:26", "16:28", "16:29", "7:15", "1:9", "8:21", "1:14")
 
 
@@ -57,15 +58,11 @@ def loss(
     read = jax.jit(
         lambda params, tokens, following: cross_entropy(model_def.merge(params)(tokens), following)
     )
-    sums = [read(stacks, *rows) for rows in _some(tokens, following)]
-    return float(sum(each.loss for each in sums) / sum(each.targets for each in sums))
-
-
-def _some(tokens: Array, following: Array, rows: int = 8) -> list[tuple[Array, Array]]:
-    return [
-        (tokens[first : first + rows], following[first : first + rows])
-        for first in range(0, len(tokens), rows)
+    sums = [
+        read(stacks, tokens[first : first + ROWS], following[first : first + ROWS])
+        for first in range(0, len(tokens), ROWS)
     ]
+    return float(sum(each.loss for each in sums) / sum(each.targets for each in sums))
 
 
 def main() -> None:
@@ -88,7 +85,9 @@ def main() -> None:
     path = resolved(options.weights)
     with open_pretrained(path) as opened:
         if not isinstance(opened.config, LanguageModelConfig):
-            raise SystemExit(f"{options.weights} is not a language model on its own.")
+            raise SystemExit(
+                f"--weights must be a language model on its own, and {options.weights} is not."
+            )
         config, params = opened.config, opened.read()
     sizes = {
         "count": options.samples,

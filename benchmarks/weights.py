@@ -28,7 +28,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-THEIRS = (
+OTHER_METHODS = (
     "load_file, touched",
     "load_file, copied",
     "from_pretrained, touched",
@@ -69,7 +69,7 @@ def serve() -> None:
     from rich.console import Console
 
     from mmjax.models import parameters
-    from mmjax.port.__main__ import port
+    from mmjax.port.port import port
     from mmjax.weights import load_pretrained
 
     jax.devices()
@@ -78,7 +78,7 @@ def serve() -> None:
         job = json.loads(line)
         begun = time.perf_counter()
         if job["method"] == "convert":
-            port(job["path"], pathlib.Path(job["target"]), console=Console(file=io.StringIO()))
+            port(job["path"], pathlib.Path(job["target"]), Console(file=io.StringIO()))
         else:
             module = load_pretrained(job["path"], dtype=job["dtype"])
             jax.block_until_ready(parameters.split(module)[1])
@@ -131,7 +131,7 @@ def compare(
     commands: dict[str, list[str]], case: dict, rounds: int, fresh: int
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of every method: {"mmjax": {"rounds": [...], "first": [...]}, ...}."""
-    methods = {"load_pretrained": "mmjax"} | dict.fromkeys(case["theirs"], "torch")
+    methods = {"load_pretrained": "mmjax"} | dict.fromkeys(case["others"], "torch")
     seconds = {method: {"rounds": [], "first": []} for method in methods}
     for _ in range(fresh):
         for method, side in methods.items():
@@ -158,10 +158,10 @@ def shown(values: list[float], digits: int = 2) -> str:
 
 def load_table(case: dict, seconds: dict) -> list[str]:
     lines = []
-    ours = seconds["load_pretrained"]
+    own_seconds = seconds["load_pretrained"]
     for method, found in seconds.items():
         ratios, firsts = (
-            [other / own for own, other in zip(ours[key], found[key], strict=True)]
+            [other / own for own, other in zip(own_seconds[key], found[key], strict=True)]
             if found[key]
             else []
             for key in ("rounds", "first")
@@ -248,19 +248,24 @@ def loading(
                 "name": f"Llama, {dtype}",
                 "path": str(folder / dtype),
                 "dtype": dtype,
-                "theirs": THEIRS,
+                "others": OTHER_METHODS,
             }
         )
     if options.gguf:
         smol = ported(options.gguf, folder / "smol", "huggingface")
         cases.append(
-            {"name": "SmolLM2-135M, float32", "path": smol, "dtype": "float32", "theirs": THEIRS}
+            {
+                "name": "SmolLM2-135M, float32",
+                "path": smol,
+                "dtype": "float32",
+                "others": OTHER_METHODS,
+            }
         )
         gguf = {
             "name": "SmolLM2-135M, GGUF Q4_1",
             "path": options.gguf,
             "dtype": "float32",
-            "theirs": ("from_pretrained, touched",),
+            "others": ("from_pretrained, touched",),
         }
         cases.append(gguf)
     lines = [
@@ -271,7 +276,7 @@ def loading(
         if options.case in case["name"]:
             case["bytes"] = warm(pathlib.Path(case["path"]))
             lines += load_table(case, compare(commands, case, options.rounds, options.fresh))
-            print("\n".join(lines[-len(case["theirs"]) - 1 :]), flush=True)
+            print("\n".join(lines[-len(case["others"]) - 1 :]), flush=True)
     return lines
 
 

@@ -6,6 +6,7 @@
     evaluate    scores the last checkpoint, or --checkpoint, or what a stage begins with: --begin
     generate    answers --prompt about --image
     export      writes the last checkpoint, or --checkpoint, as folders for transformers and other tools
+    show        prints every setting of the recipe, and marks those that differ from the defaults or are still to be given
     plan        says what the recipe will cost, on --topology (such as h100:8) if given, and what it saves --against another one
 
 Exit codes: 0 done, 1 something unexpected, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 preempted and safely
@@ -23,21 +24,21 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from mmjax.base import host
+from mmjax.base.command import run_command
 from mmjax.base.signals import reraise_swallowed
-from mmjax.errors import InputError, NonFiniteError, Preempted
+from mmjax.errors import ExitCode, InputError
 from mmjax.recipe.schema import choose, suggestion
 
 if TYPE_CHECKING:
     from mmjax.recipe.recipe import Recipe
     from mmjax.runs.workdir import Workdir
 
-DONE, WRONG_INPUT, NOT_FINITE, PREEMPTED, INTERRUPTED = 0, 2, 3, 75, 130
-
 # Flags beside those that every mode has: --config, --workdir, --mode, --verbose.
 MODES = {
     "train": ("stop_after_steps",),
     "evaluate": ("checkpoint", "begin"),
     "generate": ("checkpoint", "image", "prompt"),
+    "show": (),
     "plan": ("topology", "against", "text_length"),
     "export": ("checkpoint",),
 }
@@ -73,29 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (program name first) and returns its exit code. Unexpected exceptions pass through, with their traceback."""
     argv = list(sys.argv if argv is None else argv)
     host.prepare()
-    try:
-        if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
-            values = _define_flags()
-            print(
-                "\n".join(
-                    [__doc__ or "", *(f"    --{name:<18}{values[name].help}" for name in _names())]
-                )
-            )
-            return DONE
+    if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
+        values = _define_flags()
+        lines = [f"    --{name:<18}{values[name].help}" for name in _names()]
+        print("\n".join([__doc__ or "", *lines]))
+        return ExitCode.DONE
+
+    def command() -> None:
         with reraise_swallowed():
             _dispatch(parse(argv))
-        return DONE
-    except InputError as error:
-        return _end(str(error), WRONG_INPUT)
-    except NonFiniteError as error:
-        return _end(str(error), NOT_FINITE)
-    except Preempted as error:
-        return _end(
-            str(error) or "Stopped; the state is saved, and the same command goes on from here.",
-            PREEMPTED,
-        )
-    except KeyboardInterrupt:
-        return _end("Interrupted.", INTERRUPTED)
+
+    return run_command(command)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -115,11 +104,6 @@ def parse(argv: Sequence[str]) -> Options:
         )
     given: dict[str, Any] = {name: values[name].value for name in _names() if values[name].present}
     options = Options(overrides=overrides, **given)
-    _check(options, given)
-    return options
-
-
-def _check(options: Options, given: dict[str, Any]) -> None:
     allowed = choose(options.mode, MODES, "mode")
     for mode, own in MODES.items():
         for name in own:
@@ -145,7 +129,8 @@ def _check(options: Options, given: dict[str, Any]) -> None:
             raise InputError(f"--{name} is empty.")
     for name in ("stop_after_steps", "text_length"):
         if name in given and given[name] < 1:
-            raise InputError(f"--{name} is {given[name]}; it must be positive.")
+            raise InputError(f"--{name} must be positive, not {given[name]}.")
+    return options
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -202,7 +187,7 @@ def _names() -> list[str]:
 
 
 def _dispatch(options: Options) -> None:
-    """Everything from here on may import jax."""
+    """Does what the options ask for. Everything from here on may import jax."""
     import logging as python_logging
 
     from absl import logging
@@ -212,37 +197,44 @@ def _dispatch(options: Options) -> None:
     python_logging.getLogger("mmjax.kernels").setLevel(
         python_logging.INFO if options.verbose else python_logging.WARNING
     )
-    if options.mode == "plan":
-        os.environ["JAX_PLATFORMS"] = (
-            "cpu"  # a plan needs no accelerator, and must not take one from a run
-        )
+    if options.mode in ("plan", "show"):
+        # They need no accelerator, and must not take one from a run.
+        os.environ["JAX_PLATFORMS"] = "cpu"
     recipe, workdir = _read(options)
-    if options.mode == "plan":
-        from mmjax.plan import table
+    match options.mode:
+        case "show":
+            from mmjax.config.show import show
 
-        against = _read_against(options.against) if options.against else None
-        table.run(recipe, options.topology, against, text_length=options.text_length)
-        return
-    from mmjax.runs import run
+            print(show(recipe, options.overrides))
+        case "plan":
+            from mmjax.config.load import load
+            from mmjax.plan import table
 
-    if options.mode == "export":
-        from mmjax.runs import export
+            against = None
+            if options.against:
+                # As its config file has it, without the settings of the command line.
+                try:
+                    against = load(options.against, partial=True)
+                except InputError as error:
+                    raise InputError(f"--against={options.against}: {error}") from None
+            table.run(recipe, options.topology, against, text_length=options.text_length)
+        case "export":
+            from mmjax.runs.export import export
 
-        export.export(recipe, workdir, checkpoint=options.checkpoint)
-    elif options.mode == "train":
-        run.train(recipe, workdir, stop_after_steps=options.stop_after_steps)
-    elif options.mode == "evaluate":
-        run.evaluate(recipe, workdir, checkpoint=options.checkpoint, begin=options.begin)
-    else:
-        print(
-            run.generate(
-                recipe,
-                workdir,
-                image=options.image,
-                prompt=options.prompt,
-                checkpoint=options.checkpoint,
-            )
-        )
+            export(recipe, workdir, checkpoint=options.checkpoint)
+        case "train":
+            from mmjax.runs.run import train
+
+            train(recipe, workdir, stop_after_steps=options.stop_after_steps)
+        case "evaluate":
+            from mmjax.runs.score import evaluate
+
+            evaluate(recipe, workdir, checkpoint=options.checkpoint, begin=options.begin)
+        case "generate":
+            from mmjax.runs.answer import generate
+
+            checkpoint, image, prompt = options.checkpoint, options.image, options.prompt
+            print(generate(recipe, workdir, image=image, prompt=prompt, checkpoint=checkpoint))
 
 
 def _read(options: Options) -> "tuple[Recipe, Workdir]":
@@ -250,35 +242,18 @@ def _read(options: Options) -> "tuple[Recipe, Workdir]":
     from mmjax.config.load import load
     from mmjax.runs.workdir import Workdir, default_path
 
-    of_checkpoint = _run_of(options.checkpoint) if options.checkpoint else None
+    of_checkpoint = None
+    if options.checkpoint:
+        # Of a checkpoint <workdir>/checkpoints/<stage>/<step>.
+        above = pathlib.Path(options.checkpoint).absolute().parents
+        of_checkpoint = above[min(2, len(above) - 1)]
     if options.config is None:
         workdir = Workdir(options.workdir or of_checkpoint or ".")
         return workdir.recipe(), workdir
-    recipe = load(options.config, options.overrides, partial=options.mode == "plan")
+    recipe = load(options.config, options.overrides, partial=options.mode in ("plan", "show"))
     return recipe, Workdir(
         options.workdir or of_checkpoint or default_path(options.config, options.overrides)
     )
-
-
-def _read_against(path: str) -> "Recipe":
-    """The recipe that a plan is compared with: as its config file has it, without the settings of the command line."""
-    from mmjax.config.load import load
-
-    try:
-        return load(path, partial=True)
-    except InputError as error:
-        raise InputError(f"--against={path}: {error}") from None
-
-
-def _run_of(checkpoint: str) -> pathlib.Path:
-    """The folder of the run that a checkpoint lies in: <workdir>/checkpoints/<stage>/<step>."""
-    above = pathlib.Path(checkpoint).absolute().parents
-    return above[min(2, len(above) - 1)]
-
-
-def _end(message: str, code: int) -> int:
-    print(f"mmjax: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

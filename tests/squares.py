@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model = {
         "vision": {"image_size": 8, "patch_size": 4, **tiny},
         "connector": {"kind": "linear", "feature_layers": (1,)},
-        "decoder": {"vocabulary": 0, "kv_heads": 1, "head_dim": 4, **tiny},
+        "decoder": {"vocabulary": None, "kv_heads": 1, "head_dim": 4, **tiny},
         "compute_dtype": "float32",
     }
     source = {"kind": "jsonl", "path": "", "image_dir": ""}

@@ -5,9 +5,12 @@ import fnmatch
 import functools
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import pytest
+
+from mmjax.base.registry import modules_of
+from mmjax.models.connectors.base import ConnectorConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -204,6 +207,52 @@ def test_no_import_runs_in_a_circle():
     assert not find_circle({module: imported(module) for module in MODULES})
 
 
+def decisions_on_connectors(tree: ast.AST, classes: Collection[str]) -> Iterator[str]:
+    """Where code asks which connector it has: isinstance, type, hasattr, match, or a comparison of `kind`."""
+
+    def speaks(node: ast.AST) -> bool:
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        names |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+        return any("connector" in name.lower() or name in classes for name in names)
+
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Name(id="isinstance" | "issubclass" | "type" | "hasattr" | "getattr")
+            ):
+                if any(map(speaks, node.args)):
+                    yield ast.unparse(node)
+            case ast.Match():
+                if speaks(node.subject) or any(speaks(case.pattern) for case in node.cases):
+                    yield ast.unparse(node.subject)
+            case ast.Compare():
+                if speaks(node) and any(
+                    "kind" in ast.unparse(side) for side in (node.left, *node.comparators)
+                ):
+                    yield ast.unparse(node)
+
+
+def test_nobody_asks_which_connector_it_is():
+    classes = {
+        name
+        for module in modules_of(ConnectorConfig.package)
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+    }
+    classes = {
+        name for name in classes if name.endswith(("Config", "Connector")) or name == "Resampler"
+    }
+    assert {"ResamplerConfig", "MLPConfig", "LinearConfig", "Resampler"} <= classes
+    outside = {
+        m: path for m, path in MODULES.items() if not m.startswith("mmjax.models.connectors")
+    }
+    found = {
+        m: list(decisions_on_connectors(ast.parse(path.read_text(encoding="utf-8")), classes))
+        for m, path in outside.items()
+    }
+    assert not {module: places for module, places in found.items() if places}
+
+
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: pathlib.Path):
     links = re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text(encoding="utf-8"))
@@ -219,6 +268,20 @@ def test_the_checks_can_fail():
     assert upward("mmjax.models.vlm", targets, ground) == ["mmjax.training.loop"]
     assert upward("mmjax.models.config", ["mmjax.models.vlm"], ground) == ["mmjax.models.vlm"]
     assert not upward("mmjax.training.step", targets, ground)
+    asked = [
+        "isinstance(model.connector, ResamplerConfig)", "type(c.connector) is X", "hasattr(connector, 'queries')",
+        "config.connector.kind == 'mlp'", "found = {ResamplerConfig: 1}.get(type(connector))",
+        "match model.connector:\n    case _: pass", "match config:\n    case MLPConfig(): pass",
+    ]  # fmt: skip
+    assert all(
+        any(decisions_on_connectors(ast.parse(text), {"ResamplerConfig", "MLPConfig"}))
+        for text in asked
+    )
+    assert not list(
+        decisions_on_connectors(
+            ast.parse("connector.build(vision)\nif connector.final_norm: pass"), ()
+        )
+    )
     assert find_circle({"a": ("b",), "b": ("c",), "c": ("b",)}) == ["b", "c"]
     assert not find_circle({"a": ("b", "c"), "b": ("c",)})
     with pytest.raises(AssertionError, match="oddly indented"):

@@ -40,7 +40,7 @@ def elsewhere(tmp_path, monkeypatch) -> pathlib.Path:
         ([CONFIG, "--image=x.png"], "it belongs to --mode=generate"),
         ([CONFIG, "--mode=plan", "--checkpoint=x"], "--checkpoint has no effect with --mode=plan"),
         ([CONFIG, "--stop_after_steps=soon"], "--stop_after_steps=soon"),
-        ([CONFIG, "--stop_after_steps=0"], "it must be positive"),
+        ([CONFIG, "--stop_after_steps=0"], "--stop_after_steps must be positive, not 0."),
         (["--config=configs/none.py"], "There is no config file 'configs/none.py'"),
         ([f"{CONFIG}:7bb"], "Did you mean 7b?"),
         ([CONFIG, "--config.stages.pretrain.stepz=3"], "Did you mean steps?"),
@@ -56,7 +56,9 @@ def elsewhere(tmp_path, monkeypatch) -> pathlib.Path:
         (["--config.seed=3", "--workdir=x"], "but there is no --config"),
         (["--workdir=none"], "There is no run in none"),
         ([f"{CONFIG}:7b"], "--config.tokenizer.path=..."),
-        ([CONFIG, "--mode=plan", "--topology=h100"], "a number of devices is expected"),
+        ([CONFIG, "--mode=show", "--topology=h100:8"], "it belongs to --mode=plan"),
+        (["--workdir=none", "--mode=show"], "There is no run in none"),
+        ([CONFIG, "--mode=plan", "--topology=h100"], "a colon and a number of devices"),
         ([CONFIG, f"--against={golden.CONFIG}"], "it belongs to --mode=plan"),
         ([CONFIG, "--mode=plan", "--against="], "--against is empty"),
         (
@@ -78,6 +80,13 @@ def test_wrong_input_ends_with_one_message_and_code_2(elsewhere, capsys, argumen
 def test_a_plan_needs_no_data_and_writes_nothing(elsewhere, capsys):
     assert run(f"{CONFIG}:7b", "--mode=plan") == 0
     assert "532.37 M" in capsys.readouterr().out
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_recipe_is_shown_without_its_data_and_nothing_is_written(elsewhere, capsys):
+    assert run(f"{CONFIG}:7b", "--config.stages.pretrain.steps=7", "--mode=show") == 0
+    shown = capsys.readouterr().out
+    assert "\n!     steps: 7\n" in shown and "\n?   path: give a tokenizer file" in shown
     assert list(elsewhere.iterdir()) == []
 
 
@@ -125,7 +134,7 @@ def test_the_last_of_equal_settings_wins():
     [
         (InputError("the data are wrong"), 2, "the data are wrong"),
         (NonFiniteError("step 7"), 3, "step 7"),
-        (Preempted(), 75, "saved"),
+        (Preempted("Stopped; it is saved."), 75, "saved"),
         (KeyboardInterrupt(), 130, "Interrupted"),
     ],
 )

@@ -16,9 +16,9 @@ def make(arrays: dict[str, np.ndarray], head_positions: int, device: str) -> Bat
         head_positions: how many positions of all rows the head computes; mmjax computes as many.
 
     Returns:
-        tokens [B, T]; images [B * I, h, w, 3] and slot [B, T], or None; positions, segments and prefixes [B, T], each None where rows are
-        one causal segment with positions 0, 1, ...; chosen: indices into B * T of the positions with a target, None for all; targets at
-        these; count: of targets.
+        tokens [B, T]; images [B * I, h, w, 3] and slot [B, T], or None; positions, segment_ids and prefix_segment_ids [B, T], each None
+        where rows are one causal segment with positions 0, 1, ...; chosen: indices into B * T of the positions with a target, None for
+        all; targets at these; count: of targets.
     """
     tokens, targets, segments = (arrays[name] for name in ("tokens", "targets", "segment_ids"))
     _check_images(arrays)

@@ -20,8 +20,8 @@ class ImageBoundaryTokens(nn.Module):
         return torch.cat([first, tokens, last], dim=1)
 
 
-class Level(Attention):
-    """A query reads the patches of its window in one feature level, and then an MLP."""
+class ResamplerBlock(Attention):
+    """Queries read the patches of their window in one feature layer, then an MLP."""
 
     def __init__(self, c: dict[str, Any]):
         bias, width = c["norm"] == "layer", c["width"]
@@ -37,20 +37,20 @@ class Level(Attention):
 
 
 class Scale(nn.Module):
-    """One window size: learned queries, window by window, and a level for every feature layer."""
+    """One window size: learned queries, window by window, and a block for every feature layer."""
 
     def __init__(self, c: dict[str, Any], window: int, queries: int):
         super().__init__()
         self.window, self.queries = window, nn.Parameter(0.02 * torch.randn(queries, c["width"]))
-        self.blocks = nn.ModuleList(Level(c) for _ in c["feature_layers"])
+        self.blocks = nn.ModuleList(ResamplerBlock(c) for _ in c["feature_layers"])
 
     def forward(self, features: list[Tensor]) -> Tensor:
         n, patches, width = features[0].shape
         w = self.window
         g = int(patches**0.5) // w
         q = self.queries.expand(n, -1, -1).reshape(n * g * g, -1, width)
-        for level, x in zip(self.blocks, features):  # noqa: B905 - one for each
-            q = level(
+        for block, x in zip(self.blocks, features):  # noqa: B905 - one for each
+            q = block(
                 q, x.reshape(n, g, w, g, w, width).transpose(2, 3).reshape(n * g * g, w * w, width)
             )
         return q.reshape(n, -1, width)
@@ -96,7 +96,12 @@ class MlpConnector(Mlp):
 
 
 def make_connector(c: dict[str, Any], width: int, output: int) -> nn.Module:
-    """From features of `width` to the decoder's width `output`."""
-    if c["kind"] == "resampler":
-        return Resampler(c, output)
-    return MlpConnector(c, width, output) if c["kind"] == "mlp" else LinearConnector(width, output)
+    """From features of `width` to the decoder's width `output`. Raises ValueError for a kind that this side has not."""
+    match c["kind"]:
+        case "resampler":
+            return Resampler(c, output)
+        case "mlp":
+            return MlpConnector(c, width, output)
+        case "linear":
+            return LinearConnector(width, output)
+    raise ValueError(f"PyTorch's side has no connector of kind {c['kind']!r}")

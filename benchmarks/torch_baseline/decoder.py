@@ -10,14 +10,8 @@ from transformers import LlamaConfig, LlamaModel
 from torch_baseline.attention import NAME
 from torch_baseline.blocks import Ways
 
-NEEDED = (
-    "qkv_bias",
-    "output_bias",
-    "mlp_bias",
-    "query_key_norm",
-    "sliding_window",
-    "experts",
-)  # to be absent
+# What a decoder must not have.
+UNSUPPORTED = ("qkv_bias", "output_bias", "mlp_bias", "query_key_norm", "sliding_window", "experts")
 
 
 class DecoderBlock(nn.Module):
@@ -39,7 +33,7 @@ class Decoder(nn.Module):
 
     def __init__(self, c: dict[str, Any], depth: int):
         super().__init__()
-        if odd := [name for name in NEEDED if c[name]]:
+        if odd := [name for name in UNSUPPORTED if c[name]]:
             raise ValueError(
                 f"the decoder has {', '.join(odd)}, which PyTorch's side of this benchmark has not"
             )

@@ -15,12 +15,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from torch_baseline.attention import NAME, attend
 from torch_baseline.blocks import Ways
 
+# By the names of transformers.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_pytorch_tanh",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
-}  # transformers' names
+}
 FUNCTIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

@@ -18,12 +18,8 @@ import resource
 import sys
 import time
 
-ALLOCATOR = (
-    (-8, 1),
-    (-3, 2**31 - 1),
-    (-1, -1),
-    (-4, 0),
-)  # the settings of mmjax/base/host.py: one arena, freed memory is kept
+# The settings of mmjax/base/host.py: one arena, freed memory is kept.
+ALLOCATOR = ((-8, 1), (-3, 2**31 - 1), (-1, -1), (-4, 0))
 if sys.platform == "linux" and sys.argv[2:3] != ["cuda"]:
     for option, setting in ALLOCATOR:
         ctypes.CDLL(None).mallopt(option, setting)
@@ -125,9 +121,8 @@ def main(folder: str, device: str) -> None:
     }
     if device == "cuda":
         torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
-            False  # float32 stays float32
-        )
+        # Float32 stays float32.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     elif hasattr(os, "sched_getaffinity"):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     print("ready", json.dumps(versions), flush=True)

@@ -1,7 +1,4 @@
-"""Small files as a whole: regular ones only, and no more of them than there can be.
-
-Folders that appear whole or not at all.
-"""
+"""Files and folders as a whole: regular files read up to a limit, and folders that appear under their name when they are complete."""
 
 import contextlib
 import json
@@ -18,15 +15,16 @@ from mmjax.errors import InputError
 
 SETTINGS = 1024 * 1024
 """Bytes of a file of settings; published ones have a few thousand."""
+_TRIES = 100
+_SETTLING = 0.3  # seconds
 
 
 def open_regular(path: Path) -> tuple[int, int]:
     """The descriptor of a file that is open for reading, and its size. Raises InputError if there is none, or if it is a folder, a pipe,
     which would block for ever, or a device, which has no end."""
     try:
-        descriptor = os.open(
-            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        )  # without the last, opening a pipe would block
+        # Without the last flag, opening a pipe would block.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror}.") from None
     found = os.fstat(descriptor)
@@ -62,15 +60,11 @@ def read_object(
     return content
 
 
-_TRIES = 100
-_SETTLING = 0.3  # seconds
-
-
 @contextlib.contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-    """A place beside `directory` for a folder that is yet to be made; when the context is left, it gets that name.
+    """The path of a folder that is yet to be made, beside `directory`; when the context is left, it is renamed to `directory`.
 
-    If anything is raised in the context, nothing is left behind.
+    If anything is raised in the context, everything that was made is removed again.
 
     Raises:
         InputError: the directory has files already, or it cannot be made or written.
@@ -98,8 +92,8 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path | None, *, interrupted: bool) -> None:
-    """Removes a folder. Threads of an interrupted write may still be at work in it, and would make it anew: for a moment, a file stands
-    in its place, at which they fail."""
+    """Removes a folder. Threads of an interrupted write may still be at work in it and would make it anew, so for a moment a file stands in
+    its place, at which they fail."""
     if folder is None:
         return
     for _ in range(_TRIES):

@@ -1,11 +1,11 @@
-"""What has to happen to the process before jax starts: where compiled programs are kept, how memory is given back, how much is logged.
+"""The process that jax runs in: what is set before jax starts, and what is done about memory once a program is compiled.
 
-Call `prepare` before the first import of jax. It imports nothing but what the standard library has.
+Call `prepare` before the first import of jax: it says where compiled programs are kept, how memory is given back and how much is logged.
+Call `after_compilation` when a large program has been compiled. This module imports nothing but the standard library.
 
-glibc's malloc, for steps on a CPU: freed memory is kept, and the holes that a compilation leaves are set aside.
-
-XLA:CPU allocates the temporaries of a step, and the packed operands of every matrix product, with malloc, and frees them. Elsewhere than on
-Linux with glibc nothing happens here: a run is then slower and otherwise the same. This module imports the standard library only.
+Memory is a matter of glibc's malloc. XLA:CPU allocates the temporaries of a step, and the packed operands of every matrix product, with
+malloc, and frees them; so freed memory is kept, and the holes that a compilation leaves are put out of use. Elsewhere than on Linux with
+glibc nothing happens here: a run is then slower and otherwise the same.
 """
 
 import ctypes
@@ -15,21 +15,16 @@ import pathlib
 import sys
 
 CACHE_VARIABLE = "MMJAX_CACHE_DIR"
-ACCELERATORS = (
-    "nvidiactl",
-    "accel0",
-    "vfio/0",
-    "kfd",
-)  # under /dev: NVIDIA, TPU (two generations of drivers), AMD
+# Under /dev: NVIDIA, TPU (two generations of drivers), AMD.
+ACCELERATORS = ("nvidiactl", "accel0", "vfio/0", "kfd")
 
 
 def prepare() -> None:
     """Prepares this process. What the user's environment already says stays as it is."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "2"
-    )  # XLA's remarks that no user can act on; errors stay
+    # XLA's remarks that no user can act on; errors stay.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if computes_on_cpu():
         keep_freed_memory()
@@ -57,10 +52,8 @@ _MALLOPT = {
     "trim_threshold": (-1, -1),
     "mmap_max": (-4, 0),
 }
-_LARGEST_HOLE, _SMALLEST_HOLE = (
-    64 * 2**20,
-    1024,
-)  # bytes; malloc finds smaller ones without looking through lists
+# Bytes; malloc finds smaller holes without looking through lists.
+_LARGEST_HOLE, _SMALLEST_HOLE = 64 * 2**20, 1024
 
 _kept = False  # whether freed memory is kept
 
@@ -68,19 +61,8 @@ _kept = False  # whether freed memory is kept
 class _MallocInfo(ctypes.Structure):
     """struct mallinfo2 of malloc.h."""
 
-    _names = (
-        "arena",
-        "ordblks",
-        "smblks",
-        "hblks",
-        "hblkhd",
-        "usmblks",
-        "fsmblks",
-        "uordblks",
-        "fordblks",
-        "keepcost",
-    )
-    _fields_ = [(name, ctypes.c_size_t) for name in _names]
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 
 
 @functools.cache
@@ -108,21 +90,23 @@ def keep_freed_memory() -> bool:
     return _kept
 
 
-def set_holes_aside() -> int:
-    """Takes the holes in the heap out of use; to be called when a large program has been compiled. Returns their bytes.
+def after_compilation() -> int:
+    """To be called when a large program has been compiled: what the compiler left in this process must not slow the program down.
 
-    A compiler frees tens of thousands of pieces between others that live on. malloc looks through them for every buffer, under a lock that
-    all threads share: steps took up to 1.3 times as long in a process that had compiled them as in one that had read them from the cache.
-    The pages of the holes are given back to the kernel; then the holes are allocated for good, so they cost address space and no memory.
-    Where `keep_freed_memory` was not done, nothing happens.
+    A compiler frees tens of thousands of pieces between others that live on. malloc looks through these holes for every buffer, under a
+    lock that all threads share: steps took up to 1.3 times as long in a process that had compiled them as in one that had read them from
+    the cache. So the pages of the holes are given back to the kernel, and then the holes are allocated for good: they cost address space
+    and no memory. Where `keep_freed_memory` was not done, nothing happens.
+
+    Returns:
+        The bytes of the holes that were put out of use.
     """
     libc = _libc()
     if libc is None or not _kept or not hasattr(libc, "mallinfo2"):
         return 0
     libc.malloc_trim(0)
-    top = (
-        libc.sbrk(0) - libc.mallinfo2().keepcost
-    )  # what malloc gives from here on lies behind every hole
+    # What malloc gives from here on lies behind every hole.
+    top = libc.sbrk(0) - libc.mallinfo2().keepcost
     size, found = _LARGEST_HOLE, 0
     while size >= _SMALLEST_HOLE:
         while (piece := libc.malloc(size)) and piece < top:

@@ -1,14 +1,14 @@
-"""Ctrl-C and SIGTERM as exceptions in the main thread of a command, wherever it is.
+"""Signals and hangs of a process: Ctrl-C and SIGTERM as exceptions or as a flag, and a watchdog.
 
-Two places swallow such an exception. A callback that Python itself calls, as jax has one for every garbage collection: what is raised there
-is printed and forgotten. And an import: some packages take it for a missing dependency.
+As exceptions (`interruptible`, `reraise_swallowed`, `defer_signals`), in the main thread of a command, wherever it is. Two places swallow
+such an exception: a callback that Python itself calls, as jax has one for every garbage collection, where what is raised is printed and
+forgotten; and an import, as some packages take it for a missing dependency.
 
-SIGTERM and Ctrl-C ask for a stop; loops look at `requested` between their steps, save, and raise `Preempted`.
+As a flag (`StopSignal`): loops look at `requested` between their steps, save, and raise `Preempted`. Python runs a signal handler only when
+the main thread is back in Python, which a long compilation is not. So a thread that the signal wakes through a file descriptor sets the
+flag and prints the message; a second Ctrl-C, which leaves without saving, works from there too.
 
-Python runs a signal handler only when the main thread is back in Python, which a long compilation is not. So a thread that the signal wakes
-through a file descriptor sets the flag and prints the message; a second Ctrl-C, which leaves without saving, works from there too.
-
-A hang ends the process: when the loop has not moved for too long, every thread's stack is printed and the process exits with code 4.
+A hang ends the process (`Watchdog`): when the loop has not moved for too long, every thread's stack is printed.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn, Self
 
-AGAIN = 0.05  # seconds; such a callback takes microseconds
+from mmjax.errors import ExitCode
+
+AGAIN = (
+    0.05  # seconds until an interrupt comes again; the callbacks that swallow one take microseconds
+)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SigtermInterrupt(BaseException):
-    """SIGTERM: raised where the process is, so that its drafts go and its terminal is left as with Ctrl-C."""
-
-
-def terminate(*_: object) -> NoReturn:
-    """A handler for SIGTERM."""
-    raise SigtermInterrupt
+    """SIGTERM, raised where the process is, so that its drafts are removed and its terminal is restored as with Ctrl-C."""
 
 
 @contextlib.contextmanager
@@ -62,6 +62,10 @@ def reraise_swallowed() -> Iterator[None]:
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """While it lasts, SIGTERM raises `SigtermInterrupt`, and neither it nor Ctrl-C is lost. For the main thread."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise SigtermInterrupt
+
     handler = signal.signal(signal.SIGTERM, terminate)
     try:
         with reraise_swallowed():
@@ -74,10 +78,9 @@ def interruptible() -> Iterator[None]:
 def defer_signals() -> Iterator[None]:
     """Ctrl-C and SIGTERM come at the end of it, instead of in the middle of an import. For the main thread."""
     arrived: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
     before = {
         number: signal.signal(number, lambda number, _: arrived.append(number))
-        for number in numbers
+        for number in SIGNALS
     }
     try:
         yield
@@ -86,10 +89,6 @@ def defer_signals() -> Iterator[None]:
             signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])
-
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-INTERRUPTED_EXIT_CODE = 130
 
 
 class StopSignal:
@@ -110,8 +109,12 @@ class StopSignal:
         self._old_descriptor = signal.set_wakeup_fd(
             self._writer.fileno(), warn_on_full_buffer=False
         )
+
+        def request(number: int, frame: FrameType | None) -> None:
+            self.requested = True
+
         self._old: dict[signal.Signals, Any] = {
-            number: signal.signal(number, self._handle) for number in SIGNALS
+            number: signal.signal(number, request) for number in SIGNALS
         }
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
@@ -125,10 +128,6 @@ class StopSignal:
         self._thread.join()
         self._reader.close()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.requested = True
-
     def _listen(self) -> None:
         while byte := self._reader.recv(1):
             number = byte[0]
@@ -136,7 +135,7 @@ class StopSignal:
                 continue
             if self._answered and number == signal.SIGINT:
                 _say("leaving at once; nothing more is saved.")
-                os._exit(INTERRUPTED_EXIT_CODE)
+                os._exit(ExitCode.INTERRUPTED)
             if not self._answered:
                 name = signal.Signals(number).name
                 _say(
@@ -146,12 +145,8 @@ class StopSignal:
 
 
 def _say(text: str) -> None:
-    os.write(
-        2, f"\nmmjax: {text}\n".encode()
-    )  # to stderr, past Python's buffers and their locks, which the main thread may hold
-
-
-HANG_EXIT_CODE = 4
+    # To stderr, past Python's buffers and their locks, which the main thread may hold.
+    os.write(2, f"\nmmjax: {text}\n".encode())
 
 
 class Watchdog:
@@ -190,10 +185,8 @@ class Watchdog:
         while not self._done.wait(min(self._timeout / 4, 10.0)):
             if self.silence() > self._timeout:
                 text = f"\nmmjax: nothing has happened for {self.silence():.0f} s (logging.hang_timeout); the stacks of all threads:\n"
-                os.write(
-                    2, text.encode()
-                )  # past Python's buffers, whose locks a stuck thread may hold
+                # Past Python's buffers, whose locks a stuck thread may hold.
+                os.write(2, text.encode())
                 faulthandler.dump_traceback(file=2, all_threads=True)
-                os._exit(
-                    HANG_EXIT_CODE
-                )  # the main thread is stuck, so nothing softer would end the process
+                # The main thread is stuck, so nothing softer would end the process.
+                os._exit(ExitCode.HANG)

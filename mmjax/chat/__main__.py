@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from mmjax.base import host
-from mmjax.base.signals import SigtermInterrupt, defer_signals, interruptible
+from mmjax.base.command import run_command
+from mmjax.base.signals import defer_signals, interruptible
 from mmjax.errors import InputError
 
-DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 DTYPES = ("float32", "bfloat16")
 
 
@@ -34,23 +34,21 @@ class _Parser(argparse.ArgumentParser):
 
 def chat(options: argparse.Namespace) -> None:
     """Runs a command line. Raises InputError if the model, an image or the question cannot be used."""
-    asked = _question(options)
-    from rich.console import (
-        Console,  # here and below: what imports jax comes after all that can be wrong without it
-    )
+    prompt = _prompt(options)
+    # Here and below: what imports jax comes after all that can be wrong without it.
+    from rich.console import Console
 
     with Console(stderr=True).status(f"loading {options.checkpoint}"):
         with defer_signals():
             from mmjax.chat import terminal
             from mmjax.chat.conversation import ChatSettings, Conversation
             from mmjax.chat.opening import open_chat
-        sees = bool(options.image)
         model = open_chat(
             options.checkpoint,
             tokenizer=options.tokenizer,
             template=options.template,
             dtype=options.dtype,
-            sees=sees,
+            needs_encoder=bool(options.image),
         )
         settings = ChatSettings(
             options.temperature, options.top_p, options.seed, options.max_new_tokens, options.system
@@ -60,124 +58,84 @@ def chat(options: argparse.Namespace) -> None:
             conversation.add_image(path)
     for note in model.notes:
         terminal.say(f"mmjax: {note}")
-    if asked is None:
+    if prompt is None:
         terminal.interact(conversation)
     else:
-        terminal.one_answer(conversation, asked)
+        terminal.write_answer(conversation, prompt)
 
 
-def _question(options: argparse.Namespace) -> str | None:
-    """The one question; None: there is a user to ask."""
-    if options.prompt is not None:
-        question: str = options.prompt
-    elif sys.stdin is not None and sys.stdin.isatty():
-        return None
-    else:
+def _prompt(options: argparse.Namespace) -> str | None:
+    """The one question, from --prompt or from stdin; None: a user at a terminal asks."""
+    prompt: str | None = options.prompt
+    if prompt is None and sys.stdin is not None:
+        if sys.stdin.isatty():
+            return None
         try:
-            question = (
-                ""
-                if sys.stdin is None
-                else sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-            )
+            prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
         except UnicodeDecodeError:
             raise InputError("The text on stdin is not UTF-8.") from None
-    if not question:
+    if not prompt:
         raise InputError(
             "There is nothing to answer: give a --prompt, a text on stdin, or a terminal."
         )
-    return question
+    return prompt
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
-        "python -m mmjax.chat",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "python -m mmjax.chat", description=__doc__, formatter_class=form, allow_abbrev=False
     )
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="the model")
-    parser.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="an image; may be given several times",
-    )
-    parser.add_argument("--prompt", metavar="TEXT", help="one question, which is answered")
-    parser.add_argument(
-        "--system",
-        metavar="TEXT",
-        help="what the model is told before; by default what its template says",
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0, the default: always the likeliest token"
-    )
-    parser.add_argument(
-        "--top_p",
-        type=float,
-        default=1.0,
-        help="draw from the likeliest tokens that have this probability together",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of chance")
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=512, help="after which an answer is cut"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation")
-    parser.add_argument("--tokenizer", metavar="PATH", help="if it is not beside the weights")
-    parser.add_argument(
-        "--template",
-        metavar="NAME",
-        help="plain, short_prompt, vicuna_v1, llama3, or chat for the tokenizer's own",
-    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="PATH", help="the model")
+    shown = "an image; may be given several times"
+    add("--image", action="append", default=[], type=Path, metavar="FILE", help=shown)
+    add("--prompt", metavar="TEXT", help="one question, which is answered")
+    told = "what the model is told before; by default what its template says"
+    add("--system", metavar="TEXT", help=told)
+    likeliest = "0, the default: always the likeliest token"
+    add("--temperature", type=float, default=0.0, help=likeliest)
+    drawn = "draw from the likeliest tokens that have this probability together"
+    add("--top_p", type=float, default=1.0, help=drawn)
+    add("--seed", type=int, default=0, help="of chance")
+    add("--max_new_tokens", type=int, default=512, help="after which an answer is cut")
+    add("--dtype", choices=DTYPES, default="float32", help="of the computation")
+    add("--tokenizer", metavar="PATH", help="if it is not beside the weights")
+    named = "plain, short_prompt, vicuna_v1, llama3, or chat for the tokenizer's own"
+    add("--template", metavar="NAME", help=named)
     options = parser.parse_args(arguments)
-    _check(options)
-    return options
-
-
-def _check(options: argparse.Namespace) -> None:
     if not (math.isfinite(options.temperature) and options.temperature >= 0):
-        raise InputError(f"--temperature is {options.temperature}; it must be 0 or more.")
+        raise InputError(f"--temperature must be 0 or more, not {options.temperature}.")
     if not 0 <= options.top_p <= 1:
-        raise InputError(f"--top_p is {options.top_p}; it must lie between 0 and 1.")
+        raise InputError(f"--top_p must lie between 0 and 1, not {options.top_p}.")
     if not 0 <= options.seed < 2**32:
-        raise InputError(f"--seed is {options.seed}; it must lie between 0 and {2**32 - 1}.")
+        raise InputError(f"--seed must lie between 0 and {2**32 - 1}, not {options.seed}.")
     if options.max_new_tokens < 1:
-        raise InputError(f"--max_new_tokens is {options.max_new_tokens}; it must be positive.")
+        raise InputError(f"--max_new_tokens must be positive, not {options.max_new_tokens}.")
     for path in options.image:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, not an image.")
         if not path.is_file():
-            raise InputError(
-                f"{path} is a folder, not an image."
-                if path.is_dir()
-                else f"There is no image {path}."
-            )
+            raise InputError(f"There is no image {path}.")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name) and returns its exit code."""
     host.prepare()
-    try:
+
+    def command() -> None:
         with interruptible():
             chat(_parse(arguments))
-    except InputError as error:
-        return _end(str(error), WRONG_INPUT)
-    except KeyboardInterrupt:
-        return _end("Interrupted.", INTERRUPTED)
-    except SigtermInterrupt:
-        return _end("SigtermInterrupt.", TERMINATED)
-    return DONE
 
-
-def _end(message: str, code: int) -> int:
-    print(f"mmjax: {message}", file=sys.stderr)
-    return code
+    return run_command(command)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads the answer may stop reading
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may close it early
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack characters
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # at once: threads of jax would have a word at the end of an interrupted process
+    os._exit(code)  # at once: threads of jax would write more when an interrupted process ends

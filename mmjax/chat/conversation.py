@@ -1,7 +1,4 @@
-"""Images as embeddings: encoder and connector of a whole model, without its decoder.
-
-A conversation: turns, what of them the model has read, and answers that appear piece by piece.
-"""
+"""A conversation with one model: what was said, what of it the model has read, and answers that appear token by token."""
 
 import dataclasses
 import functools
@@ -14,30 +11,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.chat.opening import ChatModel, PlainTemplate
-from mmjax.data.examples import Image, SampleError, Segment, Text, Turn
+from mmjax.data.examples import Image, SampleError, Text, Turn
 from mmjax.data.text.tokenizer import SegmentTokenizer, TokenizedSegment
 from mmjax.errors import InputError
 from mmjax.inference import sampling
-from mmjax.inference.streaming import Reader, TextStream
+from mmjax.inference.streaming import StreamingDecoder, TextStream
 from mmjax.models import parameters
 from mmjax.models.config import LanguageModelConfig, VLMConfig
 from mmjax.typing import Array, Float, Params, UInt8
 
-Encode = Callable[[UInt8[np.ndarray, "h w 3"]], Float[Array, "L D"]]
+ImageEncoder = Callable[[UInt8[np.ndarray, "h w 3"]], Float[Array, "L D"]]
+"""From the pixels of one image to its visual tokens, in the compute dtype."""
+
+FinishReason = Literal["eos", "length", "context", "interrupted"]
+"""Why an answer ended: a token that ends answers, the most tokens that were allowed, a full context, or the user."""
+
+_END_OF_THOUGHT = "</think>"
 
 
-def make_encode(config: VLMConfig, params: Params) -> Encode:
-    """The function from the pixels of one image to its visual tokens, in the compute dtype.
+def make_image_encoder(config: VLMConfig, params: Params) -> ImageEncoder:
+    """The encoder and the connector of a whole model, without its decoder.
 
     Args:
         params: the parameters of the encoder and the connector; others are not needed.
     """
     model_def, shapes = parameters.abstract(config)
-    seeing = {path: value for path, value in params.items() if not path.startswith("decoder/")}
+    own = {path: value for path, value in params.items() if not path.startswith("decoder/")}
 
     @jax.jit
     def encode(params: Params, pixels: Array) -> Array:
-        # The module has a decoder, which is not asked: its zeros exist for the compiler only, which leaves them out.
+        # The module has a decoder, which is not run: its zeros exist for the compiler only, which removes them.
         others = {
             path: jnp.zeros(shape.shape, shape.dtype)
             for path, shape in shapes.items()
@@ -45,13 +48,7 @@ def make_encode(config: VLMConfig, params: Params) -> Encode:
         }
         return model_def.merge(params | others).encode_images(pixels[None, None])[0, 0]
 
-    return lambda pixels: encode(seeing, pixels)
-
-
-FinishReason = Literal["eos", "length", "context", "interrupted"]
-"""How an answer ended: by itself, after the allowed number of tokens, because the context is full, or because the user wanted it."""
-
-_END_OF_THOUGHT = "</think>"
+    return lambda pixels: encode(own, pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +74,29 @@ class Conversation:
 
     Attributes:
         turns: what was said so far.
-        finish_reason: how the last answer ended.
+        finish_reason: why the last answer ended.
         tokens_read: tokens of the last question that the model had not read before.
     """
 
     def __init__(self, model: ChatModel, settings: ChatSettings):
-        """The model's dictionary of parameters is emptied."""
+        """The model's dictionary of parameters is emptied of those of the decoder."""
         self.model, self.settings = model, settings
+        config, params = model.config, model.params
         visual_tokens = 0
-        self._encode: Encode | None = None
-        if isinstance(model.config, VLMConfig):
-            self._encode = make_encode(model.config, model.params)
-            visual_tokens = model.config.visual_tokens
+        self._encode_image: ImageEncoder | None = None
+        if isinstance(config, VLMConfig):
+            self._encode_image = make_image_encoder(config, params)
+            visual_tokens = config.visual_tokens
         self._segment_tokenizer = SegmentTokenizer(model.tokenizer, visual_tokens)
-        self._reader = _make_reader(model, settings)
+        self._decoder = StreamingDecoder(
+            LanguageModelConfig(config.decoder, compute_dtype=config.compute_dtype),
+            {path: params.pop(path) for path in list(params) if path.startswith("decoder/")},
+            functools.partial(
+                sampling.choose, temperature=settings.temperature, top_p=settings.top_p
+            ),
+            vocabulary=model.tokenizer.vocabulary,
+            seed=settings.seed,
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -99,11 +105,11 @@ class Conversation:
         self.turns: list[Turn] = [] if system is None else [Turn("system", (Text(system),))]
         self.finish_reason: FinishReason = "eos"
         self.tokens_read = 0
-        self._read: TokenizedSegment | None = None
+        self._read: TokenizedSegment | None = None  # what is in the decoder's cache
         self._prefix: tuple[Image, ...] = ()
-        self._images: list[Image] = []
+        self._new_images: list[Image] = []  # shown since the last question
         self._visual: dict[Image, Array] = {}
-        self._reader.reset()
+        self._decoder.reset()
 
     @property
     def context(self) -> int | None:
@@ -115,7 +121,7 @@ class Conversation:
 
         Raises InputError if the model cannot see, the image cannot be read, or it comes too late.
         """
-        if self._encode is None:
+        if self._encode_image is None:
             raise InputError(
                 "This model is a decoder without an encoder: it cannot look at images."
             )
@@ -130,13 +136,13 @@ class Conversation:
         except SampleError as error:
             raise InputError(f"The image cannot be used: {error}.") from None
         image = Image(path)
-        self._visual[image] = self._encode(pixels)
-        self._images.append(image)
+        self._visual[image] = self._encode_image(pixels)
+        self._new_images.append(image)
 
     def ask(
         self, question: str, *, should_stop: Callable[[], bool] = lambda: False
     ) -> Iterator[str]:
-        """The answer, in pieces as they are produced. Question and answer then belong to the conversation, unless nothing was answered.
+        """The answer, in parts as they are produced. Question and answer then belong to the conversation, unless nothing was answered.
 
         Args:
             should_stop: asked before each token.
@@ -144,56 +150,61 @@ class Conversation:
         Raises:
             InputError: before any answer, if the question does not fit into the context or the template refuses it. It is then forgotten.
         """
-        prefix, turn = self._turn(question)
-        piece = self._segment_tokenizer.prefix((*prefix, *self._segments([*self.turns, turn])))
-        self._check(piece)
+        if self.model.images_first or not self._new_images:
+            prefix, turn = (*self._prefix, *self._new_images), Turn("user", (Text(question),))
+        else:
+            prefix, turn = (), Turn("user", (*self._new_images, Text(f"\n{question}")))
+        prompt = self._tokenize(prefix, [*self.turns, turn])
         said: list[str] = []
-        for text in self._answer(piece, should_stop):
+        for text in self._answer(prompt, should_stop):
             # White space before an answer belongs to the format, not to what is said.
             text = text if said or isinstance(self.model.template, PlainTemplate) else text.lstrip()
             if text:
                 said.append(text)
                 yield text
         if said or self.finish_reason != "interrupted":
-            self._prefix, self._images = prefix, []
+            self._prefix, self._new_images = prefix, []
             self.turns += [turn, Turn("assistant", (Text("".join(said)),))]
 
-    def _turn(self, question: str) -> tuple[tuple[Image, ...], Turn]:
-        """Images before the whole text, and what the user says now."""
-        if self.model.images_first or not self._images:
-            return (*self._prefix, *self._images), Turn("user", (Text(question),))
-        return (), Turn("user", (*self._images, Text(f"\n{question}")))
+    def _tokenize(self, images: tuple[Image, ...], turns: Sequence[Turn]) -> TokenizedSegment:
+        """The whole conversation as the model reads it. Raises InputError if it cannot be written or read."""
 
-    def _segments(self, turns: Sequence[Turn]) -> tuple[Segment, ...]:
+        def without_thoughts(turn: Turn) -> Turn:
+            if turn.role != "assistant":
+                return turn
+            text = "".join(part.text for part in turn.content if isinstance(part, Text))
+            return Turn("assistant", (Text(text.rpartition(_END_OF_THOUGHT)[2].lstrip("\n")),))
+
+        template, tokenizer = self.model.template, self.model.tokenizer
         try:
             try:
-                return self.model.template.conversation(turns)
-            except SampleError:  # templates of models that think write answers without the thoughts once they are given
-                return self.model.template.conversation([_without_thoughts(turn) for turn in turns])
+                segments = template.conversation(turns)
+            except (
+                SampleError
+            ):  # templates of models that think write earlier answers without the thoughts
+                segments = template.conversation([without_thoughts(turn) for turn in turns])
         except SampleError as error:
             raise InputError(f"The conversation cannot be written: {error}.") from None
-
-    def _check(self, piece: TokenizedSegment) -> None:
-        tokens, vocabulary = (
-            piece.tokens[piece.tokens != self.model.tokenizer.image],
-            self.model.config.decoder.vocabulary,
-        )
+        prompt = self._segment_tokenizer.prefix((*images, *segments))
+        tokens = prompt.tokens[prompt.tokens != tokenizer.image]
+        vocabulary = self.model.config.decoder.vocabulary
         if len(tokens) and tokens.max() >= vocabulary:
             raise InputError(
                 f"The tokenizer does not belong to the model: it has a token {tokens.max()}, the model only {vocabulary} tokens."
             )
-        if self.context is not None and len(piece.tokens) > self.context:
+        if self.context is not None and len(prompt.tokens) > self.context:
             raise InputError(
-                f"With this question the conversation has {len(piece.tokens):,} tokens; the model reads at most {self.context:,}."
+                f"With this question the conversation has {len(prompt.tokens):,} tokens; the model reads at most {self.context:,}."
             )
-        if not len(piece.tokens):
+        if not len(prompt.tokens):
             raise InputError("There is no text to continue.")
+        return prompt
 
-    def _answer(self, piece: TokenizedSegment, should_stop: Callable[[], bool]) -> Iterator[str]:
-        """Pieces of text; sets `finish_reason`."""
+    def _answer(self, prompt: TokenizedSegment, should_stop: Callable[[], bool]) -> Iterator[str]:
+        """The text of an answer, in parts; sets `finish_reason`."""
         stream = TextStream(self.model.tokenizer.decode)
         self.finish_reason = "interrupted"
-        token = self._read_new(piece, should_stop)
+        token = self._read_new(prompt, should_stop)
         for count in range(1, self.settings.max_new_tokens + 1):
             if should_stop():
                 break
@@ -204,85 +215,51 @@ class Conversation:
             if count == self.settings.max_new_tokens:
                 self.finish_reason = "length"
                 break
-            if self._reader.length == self.context:
+            if self._decoder.length == self.context:
                 self.finish_reason = "context"
                 break
-            token = self._reader.read(self._remember(token))
+            assert self._read is not None
+            new = np.array([token], np.int32)
+            tokens = np.concatenate([self._read.tokens, new])
+            self._read = dataclasses.replace(self._read, tokens=tokens)
+            token = self._decoder.read(new)
         yield stream.end()
 
-    def _read_new(self, piece: TokenizedSegment, should_stop: Callable[[], bool]) -> int:
-        """Reads what of a piece is new, but at least its last token. Returns the first token of the answer."""
-        known = min(_common(self._read, piece), self._reader.length, len(piece.tokens) - 1)
-        for offset, _ in piece.images:
-            if offset < known < offset + self._segment_tokenizer.visual_tokens:
+    def _read_new(self, prompt: TokenizedSegment, should_stop: Callable[[], bool]) -> int:
+        """Reads what of a prompt is new, but at least its last token. Returns the first token of the answer."""
+        wide = self._segment_tokenizer.visual_tokens
+        known = min(
+            _common_prefix(self._read, prompt), self._decoder.length, len(prompt.tokens) - 1
+        )
+        for offset, _ in prompt.images:
+            if offset < known < offset + wide:
                 known = offset
-        self._reader.forget(known)
-        self.tokens_read = len(piece.tokens) - known
-        self._read = piece
-        return self._reader.read(
-            piece.tokens[known:], self._embeddings(piece, known), should_stop=should_stop
-        )
-
-    def _remember(self, token: int) -> np.ndarray:
-        assert self._read is not None
-        tokens = np.array([token], np.int32)
-        self._read = dataclasses.replace(
-            self._read, tokens=np.concatenate([self._read.tokens, tokens])
-        )
-        return tokens
-
-    def _embeddings(self, piece: TokenizedSegment, known: int) -> tuple[Array, np.ndarray] | None:
-        """Visual tokens among those behind the first `known`: their embeddings, zeros elsewhere, and where they stand."""
-        images = [(offset - known, image) for offset, image in piece.images if offset >= known]
-        if not images:
-            return None
-        count, wide = len(piece.tokens) - known, self._segment_tokenizer.visual_tokens
-        where = np.zeros(count, bool)
-        found = jnp.zeros(
-            (count, self.model.config.decoder.width), self._visual[images[0][1]].dtype
-        )
-        for offset, image in images:
-            where[offset : offset + wide] = True
-            found = found.at[offset : offset + wide].set(self._visual[image])
-        return found, where
+        self._decoder.forget(known)
+        self._read = prompt
+        tokens = prompt.tokens[known:]
+        self.tokens_read = len(tokens)
+        images = [(offset - known, image) for offset, image in prompt.images if offset >= known]
+        visual = None
+        if images:
+            where = np.zeros(len(tokens), bool)
+            dtype = self._visual[images[0][1]].dtype
+            embeddings = jnp.zeros((len(tokens), self.model.config.decoder.width), dtype)
+            for offset, image in images:
+                where[offset : offset + wide] = True
+                embeddings = embeddings.at[offset : offset + wide].set(self._visual[image])
+            visual = embeddings, where
+        return self._decoder.read(tokens, visual, should_stop=should_stop)
 
 
-def _make_reader(model: ChatModel, settings: ChatSettings) -> Reader:
-    config = model.config
-    decoder = LanguageModelConfig(config.decoder, compute_dtype=config.compute_dtype)
-    params = {
-        path: model.params.pop(path) for path in list(model.params) if path.startswith("decoder/")
-    }
-    choose = functools.partial(
-        sampling.choose, temperature=settings.temperature, top_p=settings.top_p
-    )
-    return Reader(
-        decoder, params, choose, vocabulary=model.tokenizer.vocabulary, seed=settings.seed
-    )
-
-
-def _common(read: TokenizedSegment | None, piece: TokenizedSegment) -> int:
-    """How many tokens two pieces have in common at the beginning, images compared."""
+def _common_prefix(read: TokenizedSegment | None, prompt: TokenizedSegment) -> int:
+    """How many tokens two texts have in common at the beginning, images compared."""
     if read is None:
         return 0
-    length = min(len(read.tokens), len(piece.tokens))
-    different = np.flatnonzero(read.tokens[:length] != piece.tokens[:length])
+    length = min(len(read.tokens), len(prompt.tokens))
+    different = np.flatnonzero(read.tokens[:length] != prompt.tokens[:length])
     same = int(different[0]) if len(different) else length
     images = dict(read.images)
-    return min(
-        [
-            same,
-            *(
-                offset
-                for offset, image in piece.images
-                if offset < same and images.get(offset) is not image
-            ),
-        ]
-    )
-
-
-def _without_thoughts(turn: Turn) -> Turn:
-    if turn.role != "assistant":
-        return turn
-    text = "".join(part.text for part in turn.content if isinstance(part, Text))
-    return Turn("assistant", (Text(text.rpartition(_END_OF_THOUGHT)[2].lstrip("\n")),))
+    for offset, image in prompt.images:
+        if offset < same and images.get(offset) is not image:
+            same = offset
+    return same

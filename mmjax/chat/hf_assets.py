@@ -1,4 +1,4 @@
-"""What stands beside published weights: the tokenizer, the tokens that end an answer, what becomes of images."""
+"""Files beside published weights: the tokenizer, the tokens that end an answer, and how images are prepared."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from mmjax.data.images.processor import open_image_processor
 from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
 from mmjax.models.config import LanguageModelConfig, VLMConfig
-from mmjax.weights.config_json import read_config
+from mmjax.weights.families.base import read_config
 from mmjax.weights.vlm_checkpoint import DECODER, VISION
 
 GENERATION = "generation_config.json"
@@ -72,12 +72,16 @@ def end_tokens(path: Path) -> tuple[int, ...]:
 def image_loader(
     path: Path, config: LanguageModelConfig | VLMConfig
 ) -> tuple[Callable[[Path], np.ndarray], tuple[str, ...]]:
-    """What makes pixels of an image file, and what the user should know about it. A decoder reads no images.
+    """What makes pixels of an image file, and notes on it for the user. A decoder reads no images.
 
     Raises InputError if preprocessor_config.json asks for something that mmjax does not do.
     """
     if not isinstance(config, VLMConfig):
-        return _refuse, ()
+
+        def refuse(source: Path) -> np.ndarray:
+            raise InputError(f"This model is a decoder alone and cannot look at {source}.")
+
+        return refuse, ()
     size = config.vision.image_size
     folder = next(
         (folder for folder in (path, path / VISION) if (folder / PROCESSOR).exists()), None
@@ -97,7 +101,3 @@ def image_loader(
         return pixels
 
     return load, ()
-
-
-def _refuse(source: Path) -> np.ndarray:
-    raise InputError(f"This model is a decoder alone and cannot look at {source}.")

@@ -1,7 +1,4 @@
-"""The template of a model that knows no turns.
-
-Models to talk to, by path: weights, tokenizer, template, and what becomes of images.
-"""
+"""Opens a model to talk to: weights, tokenizer, template, and how images are prepared for it."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,18 +16,18 @@ from mmjax.data.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
 from mmjax.models.config import LanguageModelConfig, VisionEncoderConfig, VLMConfig
-from mmjax.recipe.recipe import LlavaSource
-from mmjax.runs import saved
-from mmjax.runs.workdir import Workdir
+from mmjax.runs.workdir import Workdir, read_params
 from mmjax.typing import Params
+from mmjax.weights.export_form import export_config, export_params
 from mmjax.weights.load import open_pretrained
 from mmjax.weights.pretrained_protocol import stored
-from mmjax.weights.save import writable, writable_params
 
 
 class PlainTemplate(Template):
-    """Texts as they stand, one behind the other; the model goes on with them. bos stands before them where the model has one of its own,
-    and not only a token that separates texts."""
+    """The template of a model without a chat template: texts as they stand, one behind the other, which the model continues.
+
+    bos stands before them where the model has one of its own, and not only a token that separates texts.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._begins = tokenizer.bos != tokenizer.eos
@@ -81,7 +78,7 @@ def open_chat(
     tokenizer: str | None = None,
     template: str | None = None,
     dtype: Dtype = "float32",
-    sees: bool = False,
+    needs_encoder: bool = False,
 ) -> ChatModel:
     """Opens a model.
 
@@ -91,41 +88,38 @@ def open_chat(
         tokenizer: where it is, if not beside the weights.
         template: its name, if not the one that comes with the tokenizer or that the run was trained with.
         dtype: "float32" or "bfloat16", as in `load_pretrained`.
-        sees: whether it has to have an encoder, for images.
+        needs_encoder: refuse a decoder without one, which cannot look at images.
 
     Raises:
         InputError: the model cannot be read, is an encoder alone or a decoder without one that is needed, or has no tokenizer.
     """
     path = resolved(checkpoint)
-    given = None if tokenizer is None else named_tokenizer(resolved(tokenizer))
-    if _is_run(path):
-        return _open_run(path, given, template, dtype)
-    return _open_published(path, given, template, dtype, sees)
-
-
-def _is_run(path: Path) -> bool:
-    """Whether a path is the folder of a run, or a checkpoint in one: <workdir>/checkpoints/<stage>/<step>."""
-    above = path.absolute().parents
-    return (path / "checkpoints").is_dir() or (
-        path.name.isdecimal() and len(above) > 2 and above[1].name == "checkpoints"
-    )
+    named = None if tokenizer is None else named_tokenizer(resolved(tokenizer))
+    if (path / "checkpoints").is_dir():
+        return _open_run(path, None, named, template, dtype)
+    above = path.absolute().parents  # of a checkpoint: <workdir>/checkpoints/<stage>/<step>
+    if path.name.isdecimal() and len(above) > 2 and above[1].name == "checkpoints":
+        return _open_run(above[2], str(path), named, template, dtype)
+    return _open_published(path, named, template, dtype, needs_encoder)
 
 
 def _open_run(
-    path: Path, tokenizer: Tokenizer | None, template: str | None, dtype: Dtype
+    path: Path,
+    checkpoint: str | None,
+    tokenizer: Tokenizer | None,
+    template: str | None,
+    dtype: Dtype,
 ) -> ChatModel:
-    whole = (path / "checkpoints").is_dir()
-    workdir = Workdir(path if whole else path.absolute().parents[2])
-    own, recipe = saved.prepare_tokenizer(workdir.recipe(), workdir.path, build=False)
-    stage, folder = saved.find_checkpoint(recipe, workdir, None if whole else str(path))
+    workdir = Workdir(path)
+    recipe, own = workdir.resolve(workdir.recipe())
+    stage, folder = workdir.find_checkpoint(recipe, checkpoint)
     tokenizer = tokenizer or own
     name = template or stage.data.template
-    form = find_template(
-        name, tokenizer, labels=name == stage.data.template
-    )  # as it was trained: cut where the loss began
-    config = writable(stage.model)
+    # The template of the training with its labels, so that prompts are cut where the loss began.
+    form = find_template(name, tokenizer, labels=name == stage.data.template)
+    config = export_config(stage.model)
     assert isinstance(config, VLMConfig)
-    params = writable_params(saved.read_params(folder, recipe), stage.model)
+    params = export_params(read_params(folder, recipe), stage.model)
     for name, shape in stored(config, params, jnp.dtype(dtype)).items():
         params[name] = params[name].astype(shape.dtype)
     return ChatModel(
@@ -133,41 +127,45 @@ def _open_run(
         params,
         tokenizer,
         form,
-        _ends(form, tokenizer, ()),
+        _end_tokens(form, tokenizer),
         lambda source: load_image(source, config.vision.image_size, resize=stage.data.resize),
-        not any(isinstance(source, LlavaSource) for source in stage.data.sources.values()),
+        images_first=not any(source.conversations for source in stage.data.sources.values()),
     )
 
 
 def _open_published(
-    path: Path, tokenizer: Tokenizer | None, template: str | None, dtype: Dtype, sees: bool
+    path: Path,
+    tokenizer: Tokenizer | None,
+    template: str | None,
+    dtype: Dtype,
+    needs_encoder: bool,
 ) -> ChatModel:
     with open_pretrained(path) as opened:
         if isinstance(opened.config, VisionEncoderConfig):
             raise InputError(
                 f"{path} is a vision encoder alone, which does not speak. A decoder or a whole model is needed."
             )
-        if sees and not isinstance(opened.config, VLMConfig):
+        if needs_encoder and not isinstance(opened.config, VLMConfig):
             raise InputError(f"{path} is a decoder without an encoder: it cannot look at images.")
         config = dataclasses.replace(opened.config, compute_dtype=dtype)
         tokenizer = tokenizer or find_tokenizer(path)
-        form, notes = _find_template(template, tokenizer)
+        notes: tuple[str, ...] = ()
+        form: Template
+        if template is not None:
+            form = find_template(template, tokenizer, labels=False)
+        elif isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat_template is not None:
+            form = find_template(CHAT, tokenizer, labels=False)
+        else:
+            form = PlainTemplate(tokenizer)
+            notes = (
+                "There is no chat template: texts are continued as they stand. --template=NAME names one.",
+            )
         load, more = image_loader(path, config)
-        ends = _ends(form, tokenizer, end_tokens(path))
+        ends = _end_tokens(form, tokenizer) | set(end_tokens(path))
         params = opened.read(dtype=jnp.dtype(dtype))
     return ChatModel(config, params, tokenizer, form, ends, load, notes=notes + more)
 
 
-def _find_template(name: str | None, tokenizer: Tokenizer) -> tuple[Template, tuple[str, ...]]:
-    if name is not None:
-        return find_template(name, tokenizer, labels=False), ()
-    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat_template is not None:
-        return find_template(CHAT, tokenizer, labels=False), ()
-    return PlainTemplate(tokenizer), (
-        "There is no chat template: texts are continued as they stand. --template=NAME names one.",
-    )
-
-
-def _ends(template: Template, tokenizer: Tokenizer, more: Sequence[int]) -> frozenset[int]:
+def _end_tokens(template: Template, tokenizer: Tokenizer) -> frozenset[int]:
     stop = tokenizer.eos if template.stop == "eos" else tokenizer.special(template.stop)
-    return frozenset({tokenizer.eos, stop, *more})
+    return frozenset({tokenizer.eos, stop})

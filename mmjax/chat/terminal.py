@@ -25,20 +25,15 @@ _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?")
 _CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
-def one_answer(conversation: Conversation, question: str) -> None:
-    """Writes the answer to stdout, and to stderr what cut it, if anything did. Raises InputError if the question cannot be asked."""
-    write_answer(conversation, question, lambda: False)
-
-
 def interact(conversation: Conversation) -> None:
     """Asks the user until there is nothing more to ask."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives `input` a history and keys for editing
     say("Ctrl-D leaves; /help says what else there is.")
-    while (line := _line()) is not None:
+    while (line := _read_line()) is not None:
         try:
             if (command := _COMMAND.fullmatch(line.strip())) is not None:
-                if not _obey(conversation, command[1], command[2] or ""):
+                if not _run_command(conversation, command[1], command[2] or ""):
                     return
             elif line.strip():
                 with _stoppable() as stopped:
@@ -47,8 +42,8 @@ def interact(conversation: Conversation) -> None:
             say(f"mmjax: {error}")
 
 
-def _line() -> str | None:
-    """What the user says, or None at the end. Ctrl-C begins the line anew."""
+def _read_line() -> str | None:
+    """What the user types, or None at the end. Ctrl-C begins the line anew."""
     shown = sys.stdout.isatty()
     while True:
         try:
@@ -64,8 +59,8 @@ def _line() -> str | None:
             say("mmjax: That is not UTF-8.")
 
 
-def _obey(conversation: Conversation, name: str, argument: str) -> bool:
-    """Does what a command says. Returns False if it is to leave."""
+def _run_command(conversation: Conversation, name: str, argument: str) -> bool:
+    """Runs a command of the user. Returns False if the conversation is to end."""
     match name:
         case "exit":
             return False
@@ -86,7 +81,7 @@ def _obey(conversation: Conversation, name: str, argument: str) -> bool:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """While it lasts, Ctrl-C sets a flag, which the result asks for; a second one raises KeyboardInterrupt."""
+    """While it lasts, Ctrl-C sets a flag, which the function that it yields returns; a second one raises KeyboardInterrupt."""
     requests = 0
 
     def request(number: int, frame: FrameType | None) -> None:
@@ -104,19 +99,24 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 
 
 def write_answer(
-    conversation: Conversation, question: str, should_stop: Callable[[], bool]
+    conversation: Conversation, question: str, should_stop: Callable[[], bool] = lambda: False
 ) -> None:
-    """Writes an answer to stdout while it is produced; a spinner turns on stderr until it begins, if that is a terminal."""
+    """Writes an answer to stdout while it is produced, and to stderr what cut it, if anything did.
+
+    A spinner is shown on stderr until the answer begins, if that is a terminal.
+
+    Raises:
+        InputError: the question cannot be asked.
+    """
     safe = sys.stdout.isatty()  # escape sequences of a model must not reach the user's terminal
     last = "\n"
-    pieces = conversation.ask(question, should_stop=should_stop)
+    answer = conversation.ask(question, should_stop=should_stop)
     with Console(stderr=True).status("reading"):
-        piece = next(pieces, None)
-    while piece is not None:
-        piece = piece.translate(_CONTROLS) if safe else piece
-        print(piece, end="", flush=True)
-        last = piece
-        piece = next(pieces, None)
+        text = next(answer, None)
+    while text is not None:
+        last = text.translate(_CONTROLS) if safe else text
+        print(last, end="", flush=True)
+        text = next(answer, None)
     if not last.endswith("\n"):
         print(flush=True)
     match conversation.finish_reason:
@@ -131,5 +131,5 @@ def write_answer(
 
 
 def say(text: str) -> None:
-    """A line for the user, apart from what the model says."""
+    """Writes a line for the user to stderr, apart from what the model says."""
     print(text, file=sys.stderr, flush=True)

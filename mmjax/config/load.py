@@ -18,35 +18,21 @@ from ml_collections import ConfigDict
 
 from mmjax.errors import InputError
 from mmjax.recipe.recipe import Recipe, Stage
-from mmjax.recipe.schema import SHARED, KeyPath, choose, convert, field_hints, suggestion
-from mmjax.recipe.serialization import digest, digested, from_json, to_json
+from mmjax.recipe.schema import SHARED, KeyPath, convert, field_hints, suggestion
 
-__all__ = [
-    "choose",
-    "digest",
-    "digested",
-    "from_json",
-    "load",
-    "read_config",
-    "recipe_from",
-    "to_json",
-]
-
-Overrides = Iterable[tuple[str, str]]
-"""("stages.pretrain.steps", "100") and so on, in the order in which they are applied."""
+Overrides = Mapping[str, object] | Iterable[tuple[str, object]]
+"""Values by path, {"stages.pretrain.steps": 100}, in the order in which they are applied: as text, or as what they are."""
 
 _KEYED_BY_NAME = ("stages", "sources", "notes")
 _ABSENT = object()
 
 
-def load(
-    path: str, overrides: Overrides | Mapping[str, str] = (), *, partial: bool = False
-) -> Recipe:
+def load(path: str, overrides: Overrides = (), *, partial: bool = False) -> Recipe:
     """The recipe of a config file.
 
     Args:
         path: of the file, with its variant if it has one: "configs/cos.py", "configs/cos.py:7b".
-        overrides: settings by their path below `config`, as text.
+        overrides: settings by their path below `config`: numbers, bools, tuples, None, or text as a command line gives it.
         partial: accept paths that the user still has to give (they are empty); for what reads no data.
 
     Raises:
@@ -56,11 +42,24 @@ def load(
 
     file, _, variant = path.partition(":")
     config = read_config(file, variant)
-    overrides = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
-    for key, text in overrides:
-        _override(config, key, text)
-    plain = _resolve(config, file)
-    _check_effect(plain, [key for key, _ in overrides])
+    changes = dict(overrides)
+    for key, value in changes.items():
+        _override(config, key, value)
+    try:
+        plain = config.to_dict()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{file}: a value computed from an overridden one fails: {error}"
+        ) from None
+    stages = plain.get("stages")
+    for key in changes if isinstance(stages, Mapping) else ():
+        # What all stages share has no effect where every stage sets its own.
+        names = key.split(".")
+        if names[0] in SHARED and all(_at(one, names) is not _ABSENT for one in stages.values()):
+            flags = ", ".join(f"--config.stages.{stage}.{key}" for stage in stages)
+            raise InputError(
+                f"config.{key} has no effect, because every stage sets its own: use {flags}."
+            )
     recipe = recipe_from(plain, name=pathlib.Path(file).stem, variant=variant)
     shared = _at(plain, ["data", "sources"])
     checks.check(
@@ -82,7 +81,19 @@ def recipe_from(config: ConfigDict | Mapping[str, Any], *, name: str, variant: s
             raise InputError(
                 f"config.{key}: there is no such setting. {suggestion(str(key), sorted(known))}"
             )
-    built = {str(key): _stage(str(key), value, shared) for key, value in stages.items()}
+
+    def stage(name: str, own: Any) -> Stage:
+        path = KeyPath(("stages", name), own=own, shared=())
+        if not isinstance(own, Mapping):
+            raise InputError(f"{path} is {own!r}; a group of settings is expected.")
+        merged = {
+            key: _merge(shared.get(key, {}), own.get(key, {}))
+            for key in SHARED
+            if key in shared or key in own
+        }
+        return convert({**own, **merged, "name": name}, Stage, path)
+
+    built = {str(key): stage(str(key), value) for key, value in stages.items()}
     hints = field_hints(Recipe)
     rest = {key: convert(value, hints[key], KeyPath((key,))) for key, value in tree.items()}
     return Recipe(name=name, variant=variant, stages=built, **rest)
@@ -96,7 +107,18 @@ def read_config(file: str, variant: str = "") -> ConfigDict:
             sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
         )
         raise InputError(f"There is no config file {file!r}. {suggestion(str(path), near)}")
-    get_config = _run_file(path, lambda: _load_module(path))
+
+    def find_get_config() -> Callable[..., Any]:
+        # The file is run as it stands now: no bytecode is kept of it, which would also be written beside the user's file.
+        module = types.ModuleType(f"mmjax_config_{path.stem}")
+        module.__file__ = str(path)
+        sys.modules[module.__name__] = module  # dataclasses of the file look themselves up there
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        if not callable(getattr(module, "get_config", None)):
+            raise InputError(f"{path} has no function get_config(variant).")
+        return module.get_config
+
+    get_config = _run_file(path, find_get_config)
     config = _run_file(path, lambda: get_config(variant) if variant else get_config())
     if isinstance(config, Mapping):
         config = ConfigDict(config, sort_keys=False)
@@ -110,19 +132,8 @@ def read_config(file: str, variant: str = "") -> ConfigDict:
     return config
 
 
-def _load_module(path: pathlib.Path) -> Callable[..., Any]:
-    """Runs the file as it stands now: no bytecode is kept of it, which would also be written beside the user's file."""
-    module = types.ModuleType(f"mmjax_config_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses of the file look themselves up there
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    if not callable(getattr(module, "get_config", None)):
-        raise InputError(f"{path} has no function get_config(variant).")
-    return module.get_config
-
-
 def _run_file[T](path: pathlib.Path, call: Callable[[], T]) -> T:
-    """The user's own Python: what goes wrong in it is reported with its line."""
+    """Calls the user's own Python: what goes wrong in it is reported with its line."""
     try:
         return call()
     except InputError:
@@ -141,14 +152,13 @@ def _run_file[T](path: pathlib.Path, call: Callable[[], T]) -> T:
         ) from None
 
 
-def _override(config: ConfigDict, key: str, text: str) -> None:
+def _override(config: ConfigDict, key: str, value: object) -> None:
     """Sets one value. A setting that the file leaves at its default need not be there; a stage or a source must."""
     *parents, last = key.split(".")
     place = config
     with config.unlocked(), config.ignore_type():
         for depth, name in enumerate(parents):
-            parent = parents[depth - 1] if depth else ""
-            _check_name(place, name, parent, parents[:depth], config)
+            _check_name(config, place, parents[:depth], name)
             if name not in place or place[name] is None:
                 place[name] = ConfigDict()
             place = place[name]
@@ -156,101 +166,52 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
                 raise InputError(
                     f"config.{'.'.join(parents[: depth + 1])} is {place!r}, a single value; config.{key} would be a part of it."
                 )
-        _check_name(place, last, parents[-1] if parents else "", parents, config)
+        _check_name(config, place, parents, last)
         if isinstance(place.get(last), ConfigDict):
-            names = suggestion(text, place[last].keys())
+            names = suggestion(str(value), place[last].keys())
             raise InputError(
                 f"config.{key} is a group of settings, given one by one as --config.{key}.<name>=... {names}"
             )
-        place[last] = _literal(text, place.get_type(last) if last in place else None)
+        if isinstance(value, str) and last in place and place.get_type(last) in (int, float):
+            # A number where the file has one, so that what the file computes from it follows; `convert` reads other text.
+            try:
+                number = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                number = value
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                value = number
+        place[last] = value
 
 
-def _check_name(
-    place: ConfigDict, name: str, parent: str, keys: list[str], config: ConfigDict
-) -> None:
+def _check_name(config: ConfigDict, place: ConfigDict, keys: list[str], name: str) -> None:
+    """Raises InputError if `place`, which stands at `keys`, has members with names of their own and none that is called so."""
     if not name:
         raise InputError(f"--config.{'.'.join(keys)}. has an empty part in its name.")
-    if parent not in _KEYED_BY_NAME:
+    if not keys or keys[-1] not in _KEYED_BY_NAME:
         return
-    inherited = (
-        _at(config, keys[2:]) if keys[0] == "stages" and keys[2:3] and keys[2] in SHARED else None
-    )
+    shared = keys[0] == "stages" and keys[2:3] and keys[2] in SHARED
+    inherited = _at(config, keys[2:]) if shared else None
     names = [*place.keys(), *(inherited.keys() if isinstance(inherited, ConfigDict) else ())]
-    if name not in names:
-        raise InputError(
-            f"config.{'.'.join(keys)} has no {name!r}. {suggestion(name, names)}{_of_stages(config, [*keys, name])}"
-        )
-
-
-def _of_stages(config: ConfigDict, keys: list[str]) -> str:
-    """Where stages have what their shared settings lack: a sentence with the flags."""
-    stages = config.get("stages")
-    owners = (
-        [stage for stage in stages if _at(stages[stage], keys) is not _ABSENT]
-        if isinstance(stages, Mapping | ConfigDict)
-        else []
-    )
-    flags = ", ".join(f"--config.stages.{stage}.{'.'.join(keys)}" for stage in owners)
-    return f" Stages have one of their own: {flags}..." if owners else ""
-
-
-def _literal(text: str, kind: type | None) -> Any:
-    """A number where the file has one, so that what the file computes from it follows; else the text, which `convert` reads."""
-    if kind in (int, float):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
-        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else text
-    return text
-
-
-def _resolve(config: ConfigDict, file: str) -> dict[str, Any]:
-    try:
-        return config.to_dict()
-    except (
-        TypeError,
-        ValueError,
-    ) as error:  # a value computed from another one that was overridden
-        raise InputError(
-            f"{file}: a value computed from an overridden one fails: {error}"
-        ) from None
-
-
-def _check_effect(tree: Mapping[str, Any], keys: list[str]) -> None:
-    """An override of what stages share does nothing where every stage sets its own."""
-    stages = tree.get("stages")
-    if not isinstance(stages, Mapping):
+    if name in names:
         return
-    for key in keys:
-        names = key.split(".")
-        if names[0] not in SHARED or any(_at(stage, names) is _ABSENT for stage in stages.values()):
-            continue
-        flags = ", ".join(f"--config.stages.{stage}.{key}" for stage in stages)
-        raise InputError(
-            f"config.{key} has no effect, because every stage sets its own: use {flags}."
-        )
+    # Stages may have what their shared settings lack.
+    stages = config.get("stages")
+    flags = [
+        f"--config.{'.'.join(('stages', stage, *keys, name))}"
+        for stage in (stages if isinstance(stages, Mapping | ConfigDict) else ())
+        if _at(stages[stage], [*keys, name]) is not _ABSENT
+    ]
+    there = f" Stages have one of their own: {', '.join(flags)}..." if flags else ""
+    raise InputError(f"config.{'.'.join(keys)} has no {name!r}. {suggestion(name, names)}{there}")
 
 
 def _at(tree: Any, names: list[str]) -> Any:
-    """What stands there, or _ABSENT."""
+    """The value at a path of a tree, or _ABSENT."""
     for name in names:
         if not isinstance(tree, Mapping | ConfigDict) or name not in tree:
             return _ABSENT
         tree = tree[name]
     return tree
-
-
-def _stage(name: str, tree: Any, shared: Mapping[str, Any]) -> Stage:
-    path = KeyPath(("stages", name), own=tree, shared=())
-    if not isinstance(tree, Mapping):
-        raise InputError(f"{path} is {tree!r}; a group of settings is expected.")
-    merged = {
-        key: _merge(shared.get(key, {}), tree.get(key, {}))
-        for key in SHARED
-        if key in shared or key in tree
-    }
-    return convert({**tree, **merged, "name": name}, Stage, path)
 
 
 def _merge(base: Any, over: Any) -> Any:

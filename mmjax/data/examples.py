@@ -1,8 +1,7 @@
-"""What a source yields: one sample as segments of text, special tokens and images, with the loss marked where the text is written.
+"""Examples: what a source yields, what a template makes of captions, questions and conversations, and samples that cannot be used.
 
-What a template is: how captions, questions and conversations become segments, and where the loss is.
-
-Samples that cannot be used: counted by cause, and too many of them stop the run.
+An example is text, special tokens and images in segments; where the loss is, is said where the text is written. Unusable samples are
+counted by cause, and too many of them stop the run.
 """
 
 from abc import ABC, abstractmethod
@@ -74,9 +73,8 @@ class Example:
         continuations: texts (and images) that continue the prefix, each on its own.
         id: names the sample in messages, such as "easy_vqa/train/17".
         repeated: so many continuations, from the first, stand in every row that the example needs; the others stand in one of them. A
-        caption
-            that comes with each part of a long list of questions costs a few tokens and says more than they do. What has no room beside
-            them stands in further rows, without them.
+            caption that comes with each part of a long list of questions costs a few tokens and says more than they do. What has no room
+            beside them stands in further rows, without them.
     """
 
     prefix: tuple[Segment, ...]
@@ -153,14 +151,14 @@ def without_loss(content: Sequence[Text | Image]) -> Continuation:
 
 def joined(continuation: Sequence[Segment]) -> Continuation:
     """Makes neighbouring texts with the same loss one text: they are tokenised together, as the words of one sentence."""
-    joined: list[Segment] = []
+    found: list[Segment] = []
     for segment in continuation:
-        match segment, joined[-1:]:
+        match segment, found[-1:]:
             case Text(text, loss), [Text(before, loss_before)] if loss == loss_before:
-                joined[-1] = Text(before + text, loss)
+                found[-1] = Text(before + text, loss)
             case _:
-                joined.append(segment)
-    return tuple(joined)
+                found.append(segment)
+    return tuple(found)
 
 
 def led_by_space(content: Sequence[Text | Image]) -> tuple[Text | Image, ...]:

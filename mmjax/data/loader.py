@@ -61,9 +61,7 @@ class Batches(Iterator[tuple[Batch, int]]):
             _LoadBatch(rows, batch_size, stop)
         )
         self._rows = rows
-        self._elements = [
-            iter(_in_processes(dataset, workers) if workers else _in_threads(dataset))
-        ]
+        self._elements = [iter(_read_ahead(dataset, workers))]
         # Also runs at the exit of a program that never closes: Grain's own cleaning up comes too late there, and prints errors.
         self._finish = weakref.finalize(self, _close, self._elements)
 
@@ -77,7 +75,12 @@ class Batches(Iterator[tuple[Batch, int]]):
             raise
         self._rows.skips.add(reports)
         self._rows.skips.check()
-        return Batch(**{name: _owned(array) for name, array in arrays.items()}), first_row
+        # One in shared memory is copied: a batch that is kept would keep its segment to the end of the program.
+        owned = {
+            name: array if type(array) is np.ndarray else np.array(array)
+            for name, array in arrays.items()
+        }
+        return Batch(**owned), first_row
 
     def close(self) -> None:
         """Ends threads and processes. May be called more than once."""
@@ -90,30 +93,24 @@ class Batches(Iterator[tuple[Batch, int]]):
         self.close()
 
 
-def _close(elements: list[grain.DatasetIterator]) -> None:
-    elements.pop().close()  # and forgets it: an iterator of Grain that lives until the interpreter's teardown fails there, closed or not
-
-
-def _owned(array: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy of one in shared memory: whoever keeps a batch must not keep the segment to the end of the program."""
-    return array if type(array) is np.ndarray else np.array(array)
-
-
-def _in_threads(dataset: grain.MapDataset) -> grain.IterDataset:
-    return dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    )
-
-
-def _in_processes(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+    if not workers:
+        threads = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+        return dataset.to_iter_dataset(threads)
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags; outside of absl.app.run nobody has parsed them
+        # Grain reads absl flags; outside of absl.app.run nobody has parsed them.
+        flags.FLAGS.mark_as_parsed()
     alone = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     sharing = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
     return grain.experimental.WithOptionsIterDataset(alone, sharing).mp_prefetch(
         processes, worker_init_fn=_prepare_worker
     )
+
+
+def _close(elements: list[grain.DatasetIterator]) -> None:
+    # And forgets it: an iterator of Grain that lives until the interpreter's teardown fails there, closed or not.
+    elements.pop().close()
 
 
 class _LoadBatch:
@@ -138,11 +135,11 @@ def _prepare_worker(index: int, count: int) -> None:
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
+    def exit_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=exit_with_parent, daemon=True).start()

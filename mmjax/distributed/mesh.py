@@ -1,14 +1,12 @@
-"""Where arrays live on a mesh of devices, in logical names: the one table, and two hints that models give the compiler.
+"""The mesh of devices, and how parameters, batches and activations are split over it.
 
-Models say what an axis means ("embed", "heads", rows); only this file says which mesh axis that is. Without a mesh (`jax.set_mesh`) the
-hints do nothing. They are needed because `fsdp` splits rows and parameters both: left alone, the compiler keeps the parameters in place and
-computes every row on every device.
-
-The mesh of devices, and the layout of batches on it (`mmjax.distributed.mesh` has the table of axes).
-
-`data` splits rows only. `fsdp` splits rows and also the parameters and moments, which are gathered where they are used. `tensor` splits
-heads, MLP hidden units and the vocabulary. Axis types are Auto: the compiler inserts the communication. Run the step under
+Mesh axes: `data` splits rows only; `fsdp` splits rows and also the parameters and moments, which are gathered where they are used; `tensor`
+splits heads, MLP hidden units and the vocabulary. Axis types are Auto: the compiler inserts the communication. Run a step under
 `jax.set_mesh(mesh)`.
+
+Models name axes by what they mean ("embed", "heads"), and only `RULES` says which mesh axis that is. `constrain_batch` and `gather_fsdp`
+are hints that models give the compiler; without a mesh they do nothing. They are needed because `fsdp` splits rows and parameters both:
+left alone, the compiler keeps the parameters in place and computes every row on every device.
 """
 
 import math
@@ -18,7 +16,6 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.errors import InputError
-from mmjax.models.config import VLMConfig
 from mmjax.recipe.recipe import MeshConfig, Stage
 from mmjax.typing import Array, Batch
 
@@ -78,37 +75,29 @@ def parameter_shardings(
         InputError: a parameter of more than 4 million elements would have to stay whole along such an axis.
     """
     notes: list[str] = []
-    shardings = {
-        path: NamedSharding(mesh, _spec(path, shape, axes[path], mesh, notes))
-        for path, shape in shapes.items()
-    }
-    return shardings, notes
 
+    def spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        assert len(axes[path]) == len(shape), (path, shape, axes[path])
+        chosen: list[str | None] = []
+        for size, name in zip(shape, axes[path], strict=True):
+            axis = None if name is None else RULES[name]
+            if axis is None or axis in chosen or mesh.shape[axis] == 1:
+                chosen.append(None)
+            elif size % mesh.shape[axis] == 0:
+                chosen.append(axis)
+            else:
+                what = f"{path} {list(shape)}: axis {name!r} of {size} is not divisible by mesh.{axis} = {mesh.shape[axis]}"
+                if math.prod(shape) > SMALL:
+                    raise InputError(
+                        f"{what}, and the parameter is too large to be held whole on every device."
+                    )
+                notes.append(f"{what}; it stays whole.")
+                chosen.append(None)
+        return PartitionSpec(*chosen)
 
-def _spec(
-    path: str,
-    shape: jax.ShapeDtypeStruct,
-    names: tuple[str | None, ...],
-    mesh: Mesh,
-    notes: list[str],
-) -> PartitionSpec:
-    assert len(names) == len(shape.shape), (path, shape.shape, names)
-    spec: list[str | None] = []
-    for size, name in zip(shape.shape, names, strict=True):
-        axis = None if name is None else RULES[name]
-        if axis is None or axis in spec or mesh.shape[axis] == 1:
-            spec.append(None)
-        elif size % mesh.shape[axis] == 0:
-            spec.append(axis)
-        else:
-            what = f"{path} {list(shape.shape)}: axis {name!r} of {size} is not divisible by mesh.{axis} = {mesh.shape[axis]}"
-            if math.prod(shape.shape) > SMALL:
-                raise InputError(
-                    f"{what}, and the parameter is too large to be held whole on every device."
-                )
-            notes.append(f"{what}; it stays whole.")
-            spec.append(None)
-    return PartitionSpec(*spec)
+    return {
+        path: NamedSharding(mesh, spec(path, leaf.shape)) for path, leaf in shapes.items()
+    }, notes
 
 
 def check_axes(config: MeshConfig) -> dict[str, int]:
@@ -117,12 +106,13 @@ def check_axes(config: MeshConfig) -> dict[str, int]:
     for axis in ("expert", "context"):
         if sizes[axis] != 1:
             raise InputError(
-                f"mesh.{axis} is {sizes[axis]}, but no part of the model is split over {axis!r}; set it to 1."
+                f"mesh.{axis} must be 1, as no part of the model is split over {axis!r}; it is {sizes[axis]}."
             )
-    unknown = [axis for axis in MESH_AXES if sizes[axis] == -1]
-    if len(unknown) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    if list(sizes.values()).count(-1) > 1 or any(
+        size < 1 and size != -1 for size in sizes.values()
+    ):
         raise InputError(
-            f"mesh: sizes are positive, and one of them at most is -1 (whatever is left); they are {sizes}."
+            f"mesh: sizes must be positive, and one of them at most -1 (whatever is left); they are {sizes}."
         )
     return sizes
 
@@ -165,44 +155,35 @@ def make_mesh(
     )
 
 
-def check(sizes: Mapping[str, int], stage: Stage) -> None:
+def check_layout(sizes: Mapping[str, int], stage: Stage) -> None:
     """Whether a stage can be laid out on a mesh of these `axis_sizes`; needs no device.
 
     Raises:
         InputError: a number of heads that `tensor` does not divide, or rows that `data` x `fsdp` do not.
     """
-    for name, heads in head_counts(stage.model).items():
-        if heads % sizes["tensor"]:
-            raise InputError(
-                f"stage {stage.name!r}: {name} is {heads}, which mesh.tensor = {sizes['tensor']} does not divide; a head is never cut."
-            )
-    ways = sizes["data"] * sizes["fsdp"]
-    if stage.batch_size % (ways * stage.gradient_accumulation_steps):
-        raise InputError(
-            f"stage {stage.name!r}: batch_size {stage.batch_size} must split into {stage.gradient_accumulation_steps} "
-            "gradient_accumulation_steps over "
-            f"data x fsdp = {ways} devices; it must be a multiple of {ways * stage.gradient_accumulation_steps}."
-        )
-
-
-def head_counts(model: VLMConfig) -> dict[str, int]:
-    """Every number of attention heads of a model, by the config field it comes from."""
+    model = stage.model
     heads = {
         "vision.heads": model.vision.heads,
         "decoder.heads": model.decoder.heads,
         "decoder.kv_heads": model.decoder.kv_heads,
     }
-    return heads | model.connector.head_counts()
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a batch: rows over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    for name, count in (heads | model.connector.head_counts()).items():
+        if count % sizes["tensor"]:
+            raise InputError(
+                f"stage {stage.name!r}: {name} {count} must be divisible by mesh.tensor = {sizes['tensor']}, as a head is never cut."
+            )
+    ways = sizes["data"] * sizes["fsdp"]
+    if stage.batch_size % (ways * stage.gradient_accumulation_steps):
+        raise InputError(
+            f"stage {stage.name!r}: batch_size {stage.batch_size} must be divisible by "
+            f"{ways * stage.gradient_accumulation_steps}: gradient_accumulation_steps = {stage.gradient_accumulation_steps} parts "
+            f"over data x fsdp = {ways} devices."
+        )
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts a batch of numpy arrays on the devices of the mesh; the process gives all rows."""
-    sharding = batch_sharding(mesh)
+    """Puts a batch of numpy arrays on the devices of the mesh, rows over `data` and `fsdp`; the process gives all rows."""
+    sharding = NamedSharding(mesh, PartitionSpec(ROW_AXES))
     return jax.tree.map(
         lambda value: jax.make_array_from_process_local_data(sharding, value), batch
     )

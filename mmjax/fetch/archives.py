@@ -1,5 +1,6 @@
-"""Archives of package indexes: downloaded by the index's own client, never installed, and believed by their digest only."""
+"""Archives of package indexes: downloaded by the index's own client, never installed, and trusted by their digest only."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -39,7 +40,7 @@ class Archive:
     """One version of one package, as a file.
 
     Attributes:
-        client: who downloads it: pip (a wheel) or apt-get (a Debian package).
+        client: what downloads it: pip (a wheel) or apt-get (a Debian package).
         file: its name in the index.
         size: in bytes.
         sha256: of the file, hexadecimal.
@@ -61,12 +62,33 @@ class Archive:
 def download(archive: Archive, folder: Path, advance: Advance) -> Path:
     """Downloads an archive into an empty folder, which also takes what the client needs for itself.
 
+    Settings of the user (mirrors, proxies, PIP_NO_INDEX, PIP_FIND_LINKS) hold. Of pip only a wheel will do: nothing is built or run.
+
     Args:
         advance: is told how many bytes have arrived, again and again.
 
     Returns the file, not yet verified. Raises InputError if the client is missing or did not bring it.
     """
-    command = _pip(archive, folder) if archive.client == "pip" else _apt_get(archive)
+    by_hand = (
+        f"Where there is a network, get {archive.file} from {archive.url} and name its folder here: "
+        "--from=FOLDER."
+    )
+    if archive.client == "pip":
+        if importlib.util.find_spec("pip") is None:
+            raise InputError(
+                f"{archive} was not downloaded: this Python has no pip. `{sys.executable} -m ensurepip` brings it.\n{by_hand}"
+            )
+        quiet = ("--quiet", "--progress-bar=off", "--disable-pip-version-check", "--no-input")
+        # The cache of mmjax is the only place where the file stays. An index that does not answer is asked two more times, not five.
+        limits = ("--no-deps", "--only-binary=:all:", "--no-cache-dir", "--retries=2")
+        wanted = ("--dest", str(folder), f"{archive.package}=={archive.version}")
+        command = [sys.executable, "-m", "pip", "download", *limits, *quiet, *wanted]
+    else:
+        if shutil.which("apt-get") is None:
+            raise InputError(
+                f"{archive} was not downloaded: it is a Debian package, and there is no apt-get here.\n{by_hand}"
+            )
+        command = ["apt-get", "-qq", "download", f"{archive.package}={archive.version}"]
     code, output = _run(command, folder, advance)
     path = folder / archive.file
     if code == 0 and path.is_file():
@@ -75,9 +97,56 @@ def download(archive: Archive, folder: Path, advance: Advance) -> Path:
         raise InputError(
             f"{archive} was not downloaded: there is no space left for it in {folder}."
         )
-    raise InputError(
-        f"{archive} was not downloaded: {_reason(archive, code, output)}\n{_by_hand(archive)}"
+    raise InputError(f"{archive} was not downloaded: {_reason(archive, code, output)}\n{by_hand}")
+
+
+def _run(command: Sequence[str], folder: Path, advance: Advance) -> tuple[int, str]:
+    """Exit code and output of a client that works in `folder`. However this ends, the client has ended, too."""
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"TMPDIR": str(folder), "LC_ALL": "C.UTF-8"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the client and its helpers
     )
+    try:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=_POLL_SECONDS)
+                return process.returncode, output
+            except subprocess.TimeoutExpired:
+                arrived = 0
+                for root, _, names in os.walk(folder):
+                    for name in names:
+                        with contextlib.suppress(OSError):  # the client may have removed it
+                            arrived += os.lstat(os.path.join(root, name)).st_size
+                advance(arrived)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _reason(archive: Archive, code: int, output: str) -> str:
+    """What the client says, and what that means, as far as is known."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("ERROR:", "E:"))][-_QUOTED_LINES:]
+    if errors and errors[-1].endswith("Exception:"):  # a traceback of pip follows
+        errors.append(lines[-1])
+    said = " ".join(errors) if errors else f"{archive.client} ended with code {code}."
+    if any(sign in output for sign in _UNREACHABLE):
+        return f"the package index cannot be reached; is this machine online? ({said})"
+    if archive.client == "apt-get":
+        return f"{said} (`apt-get update` as root brings Debian's list of packages up to date.)"
+    return said
 
 
 def find(archive: Archive, folder: Path) -> Path:
@@ -105,104 +174,8 @@ def verify(archive: Archive, path: Path) -> None:
 
 
 def sha256(file: BinaryIO) -> str:
-    """The digest of what is left to read of a file, hexadecimal."""
+    """The digest of a file from its present position on, hexadecimal."""
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _pip(archive: Archive, folder: Path) -> Sequence[str]:
-    """Settings of the user (mirrors, proxies, PIP_NO_INDEX, PIP_FIND_LINKS) hold. Only a wheel will do: nothing is built or run."""
-    if importlib.util.find_spec("pip") is None:
-        raise InputError(
-            f"{archive} was not downloaded: this Python has no pip. `{sys.executable} -m ensurepip` brings it.\n{_by_hand(archive)}"
-        )
-    quiet = ("--quiet", "--progress-bar=off", "--disable-pip-version-check", "--no-input")
-    # The cache of mmjax is the only place where the file stays. An index that does not answer is asked two more times, not five.
-    limits = ("--no-deps", "--only-binary=:all:", "--no-cache-dir", "--retries=2")
-    requirement = f"{archive.package}=={archive.version}"
-    return (
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        *limits,
-        *quiet,
-        "--dest",
-        str(folder),
-        requirement,
-    )
-
-
-def _apt_get(archive: Archive) -> Sequence[str]:
-    if shutil.which("apt-get") is None:
-        raise InputError(
-            f"{archive} was not downloaded: it is a Debian package, and there is no apt-get here.\n{_by_hand(archive)}"
-        )
-    return ("apt-get", "-qq", "download", f"{archive.package}={archive.version}")
-
-
-def _run(command: Sequence[str], folder: Path, advance: Advance) -> tuple[int, str]:
-    """Exit code and output of a client that works in `folder`. However this ends, the client has ended, too."""
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=os.environ | {"TMPDIR": str(folder), "LC_ALL": "C.UTF-8"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the client and its helpers
-    )
-    try:
-        while True:
-            try:
-                output, _ = process.communicate(timeout=_POLL_SECONDS)
-                return process.returncode, output
-            except subprocess.TimeoutExpired:
-                advance(_arrived(folder))
-    finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _arrived(folder: Path) -> int:
-    """Bytes of all files in a folder in which another process works: files may vanish meanwhile."""
-    total = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(root, name)).st_size
-            except OSError:
-                continue
-    return total
-
-
-def _reason(archive: Archive, code: int, output: str) -> str:
-    """What the client says, and what that means, as far as is known."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("ERROR:", "E:"))][-_QUOTED_LINES:]
-    if errors and errors[-1].endswith("Exception:"):  # a traceback of pip follows
-        errors.append(lines[-1])
-    said = " ".join(errors) if errors else f"{archive.client} ended with code {code}."
-    if any(sign in output for sign in _UNREACHABLE):
-        return f"the package index cannot be reached; is this machine online? ({said})"
-    if archive.client == "apt-get":
-        return f"{said} (`apt-get update` as root brings Debian's list of packages up to date.)"
-    return said
-
-
-def _by_hand(archive: Archive) -> str:
-    return f"Where there is a network, get {archive.file} from {archive.url} and name its folder here: --from=FOLDER."

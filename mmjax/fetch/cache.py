@@ -1,6 +1,7 @@
-"""Finished folders in the cache: published whole, never half, and checked against a list of digests that is itself known by digest.
+"""Finished folders in the cache, and the progress of one fetch.
 
-What a person sees of one fetch: a bar on a terminal, plain lines elsewhere.
+A folder is published whole, never half, and checked against a list of digests that is itself known by digest. Progress is a bar on a
+terminal and plain lines elsewhere.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeElapsedColumn
@@ -36,11 +37,13 @@ def is_there(folder: Path, expected: str) -> bool:
 
 
 def damage(folder: Path, expected: str) -> str | None:
-    """What is wrong with a folder that exists, or None if every byte is as it was made.
+    """What is wrong with a finished folder, or None if every byte is as it was made.
 
     Args:
         expected: the digest of its list of digests. Files that are not in the list do not matter.
     """
+    if not folder.exists():
+        return "it is not there"
     listed = _listed(folder, expected)
     if listed is None:
         return f"its {SUMS} is missing or not the expected one"
@@ -86,10 +89,18 @@ def claimed(name: str, waiting: Callable[[], None]) -> Iterator[None]:
     path = cache / f".{name}.lock"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-        while not _locked(lock, path, waiting):
-            lock.close()
+        while True:
             lock = path.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # The process before may have removed the file that is locked now, and the next one made another.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    break
+            lock.close()
     except OSError as error:
         raise InputError(f"The cache {cache} cannot be written: {error.strerror}.") from None
     with lock:  # freed by the kernel, however the process ends
@@ -99,22 +110,9 @@ def claimed(name: str, waiting: Callable[[], None]) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _locked(lock: TextIO, path: Path, waiting: Callable[[], None]) -> bool:
-    """Whether the file that was locked still has its name: the one before may have taken it away, and the next made another."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        waiting()
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 @contextlib.contextmanager
 def draft(name: str) -> Iterator[Path]:
-    """An empty folder beside the final one, gone at the end. Only within `claimed`: what a killed process left in it is removed."""
+    """An empty folder beside the final one, removed at the end. Only within `claimed`: what a killed process left in it is removed, too."""
     path = host.cache_dir() / f".{name}.part"
     try:
         if path.exists():
@@ -129,7 +127,7 @@ def publish(made: Path, name: str) -> Path:
     """Gives a finished folder, in a draft, its final name. What had that name, damaged, goes with the draft."""
     final = place(name)
     if final.is_symlink() or final.exists():
-        final.rename(made.with_name("replaced_layers"))
+        final.rename(made.with_name("replaced"))
     made.rename(final)
     return final
 

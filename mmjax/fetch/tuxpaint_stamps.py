@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -27,47 +26,36 @@ def unpack(archive: Path, folder: Path) -> None:
     written: list[str] = []
     try:
         with archive.open("rb") as file, tarfile.open(fileobj=_data(file), mode="r|xz") as tar:
-            for path, content in _files(tar):
+            for member in tar:
+                path = PurePosixPath(member.name)  # without a leading "./"
+                if ".." in path.parts or path.is_absolute():
+                    raise tarfile.TarError(f"it has a file {member.name!r}")
+                stamp = path.suffix in (".png", ".txt") and path.is_relative_to(_STAMPS)
+                if not member.isfile() or not (stamp or path == _COPYRIGHT):
+                    continue
+                content = tar.extractfile(member)
+                assert content is not None
                 if path == _COPYRIGHT:
-                    (folder / "copyright").write_bytes(content)
-                elif path.suffix == ".txt" and path.is_relative_to(_STAMPS):
-                    captions[_stem(path)] = content.decode("utf-8").partition("\n")[0].strip()
-                elif path.suffix == ".png" and path.is_relative_to(_STAMPS):
-                    _write(folder / f"{_stem(path)}.png", content)
-                    written.append(_stem(path))
+                    (folder / "copyright").write_bytes(content.read())
+                    continue
+                # Where a stamp goes, without its suffix: the same for image and caption.
+                stem = str(IMAGES / path.relative_to(_STAMPS).with_suffix(""))
+                if path.suffix == ".txt":
+                    captions[stem] = content.read().decode("utf-8").partition("\n")[0].strip()
+                else:
+                    image = folder / f"{stem}.png"
+                    image.parent.mkdir(parents=True, exist_ok=True)
+                    image.write_bytes(content.read())
+                    written.append(stem)
     except (tarfile.TarError, EOFError, UnicodeError) as error:
         raise InputError(f"{archive.name} cannot be unpacked: {error}.") from None
     with (folder / CAPTIONS).open("w", encoding="utf-8") as lines:
         for stem in sorted(written):
             if captions.get(stem):
-                lines.write(
-                    json.dumps({"image": f"{stem}.png", "text": captions[stem]}, ensure_ascii=False)
-                    + "\n"
-                )
+                record = {"image": f"{stem}.png", "text": captions[stem]}
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             else:
                 (folder / f"{stem}.png").unlink()
-
-
-def _stem(path: PurePosixPath) -> str:
-    """Where a stamp goes, without its suffix: the same for image and caption."""
-    return str(IMAGES / path.relative_to(_STAMPS).with_suffix(""))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def _files(tar: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Paths, without the leading "./", and contents of the wanted kinds of files."""
-    for member in tar:
-        path = PurePosixPath(member.name)
-        if ".." in path.parts or path.is_absolute():
-            raise tarfile.TarError(f"it has a file {member.name!r}")
-        if member.isfile() and (path.suffix in (".png", ".txt") or path == _COPYRIGHT):
-            content = tar.extractfile(member)
-            assert content is not None
-            yield path, content.read()
 
 
 def _data(file: BinaryIO) -> BinaryIO:

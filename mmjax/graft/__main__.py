@@ -9,7 +9,7 @@
 --out      a folder that does not exist yet, or is empty. `vision`, `connector` and `decoder` in it are what
            mmjax.weights.load_pretrained and python -m mmjax.chat read, and manifest.json says where every parameter came from
 
-Exit codes: 0 done, 2 it cannot be done, 130 interrupted, 143 terminated; nothing is left behind then.
+Exit codes: 0 done, 2 it cannot be done, 130 interrupted, 143 terminated; then nothing is written.
 """
 
 import argparse
@@ -20,34 +20,12 @@ from pathlib import Path
 from rich.console import Console
 
 from mmjax.base import host
-from mmjax.base.signals import SigtermInterrupt, defer_signals, interruptible
-from mmjax.errors import InputError
-
-DONE, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+from mmjax.base.command import run_command
+from mmjax.base.signals import defer_signals, interruptible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name) and returns its exit code."""
-    options = _parse(arguments)
-    host.prepare()
-    try:
-        with interruptible():
-            with defer_signals():
-                from mmjax.graft import graft
-            graft.graft(options.encoder, options.decoder, options.out, Console())
-    except InputError as error:
-        print(f"mmjax: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("mmjax: Interrupted; nothing half-made was left.", file=sys.stderr)
-        return INTERRUPTED
-    except SigtermInterrupt:
-        print("mmjax: SigtermInterrupt; nothing half-made was left.", file=sys.stderr)
-        return TERMINATED
-    return DONE
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m mmjax.graft",
         description=__doc__,
@@ -68,7 +46,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="the folder that is made, or an empty one",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    host.prepare()
+
+    def command() -> None:
+        with interruptible():
+            with defer_signals():
+                from mmjax.graft import graft
+            graft.graft(options.encoder, options.decoder, options.out, Console())
+
+    return run_command(command, when_stopped="nothing half-made was left")
 
 
 if __name__ == "__main__":

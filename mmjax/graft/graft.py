@@ -17,36 +17,29 @@ from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
 from mmjax.models import parameters
 from mmjax.models.config import LanguageModelConfig, VLMConfig
-from mmjax.port.__main__ import port
+from mmjax.port.port import port
 from mmjax.recipe.recipe import Recipe, Stage
 from mmjax.runs.export import origins, stretch
-from mmjax.runs.saved import find_checkpoint, newest_step, prepare_tokenizer, read_params
-from mmjax.runs.workdir import Workdir
+from mmjax.runs.workdir import Workdir, read_params
+from mmjax.training.logging import print_line
 from mmjax.transitions import Entry, Manifest
-from mmjax.weights.config_json import CONFIG, IMAGES
-from mmjax.weights.load import open_pretrained
-from mmjax.weights.orbax_folder import is_orbax
+from mmjax.weights.families.base import CONFIG, IMAGES
+from mmjax.weights.load import form_of, open_pretrained
 from mmjax.weights.pretrained_protocol import Pretrained
 from mmjax.weights.save import save_params
 from mmjax.weights.vlm_checkpoint import CONNECTOR, DECODER, VISION
 
 EMBEDDING, KERNEL = "decoder/embedding", "attention/query/kernel"
-_LEFT_OUT = (
-    "*.pth",
-    "*.pt",
-    "*.bin",
-    "original",
-    ".git",
-    ".cache",
-)  # of a decoder's folder: other forms of the same weights, pickles
+# Of a decoder's folder, these are not copied: other forms of the same weights, pickles.
+_SKIPPED = ("*.pth", "*.pt", "*.bin", "original", ".git", ".cache")
 
 
 def graft(encoder: Path, decoder: str, out: Path, console: Console) -> None:
     """Writes the whole model to `out`; arguments as those of `python -m mmjax.graft`.
 
     Raises:
-        InputError: a folder is not what it should be, the surrogate was not cut from the decoder, or `out` cannot be written. Then nothing
-            is left behind.
+        InputError: a folder is not what it should be, the surrogate was not cut from the decoder, or `out` cannot be written. Nothing is
+            written then.
     """
     check_free(out)
     recipe, stage, checkpoint = find_surrogate(encoder)
@@ -58,20 +51,33 @@ def graft(encoder: Path, decoder: str, out: Path, console: Console) -> None:
         manifest = plan(stage, model, decoder)
         _check_shared(recipe, stage, checkpoint, target, decoder)
     with atomic_directory(out) as draft:
-        _write(recipe, stage, model, checkpoint, folder, draft)
-        (draft / "manifest.json").write_text(
-            json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8"
+        # Of the checkpoint, encoder and connector are read; a decoder of transformers is copied as it is.
+        paths = parameters.abstract(stage.model)[1]
+        taken = [path for path in paths if not path.startswith("decoder/")]
+        save_params(
+            read_params(checkpoint, recipe, dict.fromkeys(taken, _first_device())),
+            model,
+            draft,
+            origins=origins(recipe, stage.name),
+            parts=(VISION, CONNECTOR),
         )
-    console.print(manifest.summary(), highlight=False, soft_wrap=True, markup=False)
+        if stage.data.resize == "stretch":
+            stretch(draft / VISION / IMAGES)
+        if (folder / CONFIG).is_file() and form_of(folder) != "orbax":
+            ignore = shutil.ignore_patterns(*_SKIPPED)
+            shutil.copytree(folder, draft / DECODER, ignore=ignore)
+        else:
+            quiet = Console(file=io.StringIO())
+            port(str(folder), draft / DECODER, quiet, to="huggingface")
+        text = json.dumps(manifest.to_json(), indent=1) + "\n"
+        (draft / "manifest.json").write_text(text, encoding="utf-8")
+    print_line(console, manifest.summary())
     if int(checkpoint.name) < stage.steps:
-        text = f"WARNING: stage {stage.name!r} has not finished: this is its step {checkpoint.name} of {stage.steps}."
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"{out} is ready: what {checkpoint} has learned, before {decoder}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+        print_line(
+            console,
+            f"WARNING: stage {stage.name!r} has not finished: this is its step {checkpoint.name} of {stage.steps}.",
+        )
+    print_line(console, f"{out} is ready: what {checkpoint} has learned, before {decoder}")
 
 
 def find_surrogate(path: Path) -> tuple[Recipe, Stage, Path]:
@@ -87,22 +93,18 @@ def find_surrogate(path: Path) -> tuple[Recipe, Stage, Path]:
     path = path.absolute()
     given = path if path.name.isdecimal() and path.parent.parent.name == "checkpoints" else None
     workdir = Workdir(path.parents[2] if given is not None else path)
-    recipe = prepare_tokenizer(workdir.recipe(), workdir.path, build=False)[1]
+    recipe = workdir.recipe()
     surrogates = [stage for stage in recipe.stages.values() if stage.model.decoder.replaced_layers]
     if given is None:
-        saved = [
-            stage
-            for stage in surrogates
-            if newest_step(workdir.checkpoints / stage.name) is not None
-        ]
+        saved = [stage for stage in surrogates if workdir.newest_step(stage.name) is not None]
         if not saved:
-            raise InputError(f"{path} has no checkpoint of a surrogate: {_why(surrogates)}.")
-        given = (
-            workdir.checkpoints
-            / saved[-1].name
-            / str(newest_step(workdir.checkpoints / saved[-1].name))
-        )
-    stage, folder = find_checkpoint(recipe, workdir, str(given))
+            names = ", ".join(stage.name for stage in surrogates)
+            why = f"its stages {names} have saved none"
+            if not surrogates:
+                why = "none of its stages has a decoder with blocks replaced"
+            raise InputError(f"{path} has no checkpoint of a surrogate: {why}.")
+        given = workdir.checkpoints / saved[-1].name / str(workdir.newest_step(saved[-1].name))
+    stage, folder = workdir.find_checkpoint(recipe, str(given))
     if stage not in surrogates:
         raise InputError(
             f"{path} is of stage {stage.name!r}, whose decoder is no surrogate: there is nothing to graft."
@@ -125,12 +127,6 @@ def plan(stage: Stage, model: VLMConfig, decoder: str) -> Manifest:
     )
 
 
-def _why(surrogates: list[Stage]) -> str:
-    if surrogates:
-        return f"its stages {', '.join(stage.name for stage in surrogates)} have saved none"
-    return "none of its stages has a decoder with blocks replaced"
-
-
 def _check_shared(
     recipe: Recipe, stage: Stage, checkpoint: Path, target: Pretrained, decoder: str
 ) -> None:
@@ -138,11 +134,11 @@ def _check_shared(
     names = {EMBEDDING: EMBEDDING}
     if stage.model.decoder.layer_ranges[0].path == "kept_layers/0/layers":
         names[f"decoder/kept_layers/0/layers/{KERNEL}"] = f"decoder/layers/{KERNEL}"
-    ours = read_params(checkpoint, recipe, dict.fromkeys(names, _first_device()))
+    trained = read_params(checkpoint, recipe, dict.fromkeys(names, _first_device()))
     for path, name in names.items():
-        shape = jax.ShapeDtypeStruct(ours[path].shape, ours[path].dtype)
-        theirs = target.read({name: shape}, dtype=shape.dtype)[name]
-        if not bool(jnp.array_equal(ours[path], theirs)):
+        shape = jax.ShapeDtypeStruct(trained[path].shape, trained[path].dtype)
+        published = target.read({name: shape}, dtype=shape.dtype)[name]
+        if not bool(jnp.array_equal(trained[path], published)):
             what = "embeddings" if path == EMBEDDING else "blocks"
             raise InputError(
                 f"The surrogate in {checkpoint} was not cut from {decoder}: their {what} differ, so the encoder has learned to "
@@ -152,22 +148,3 @@ def _check_shared(
 
 def _first_device() -> Sharding:
     return SingleDeviceSharding(jax.devices()[0])
-
-
-def _write(
-    recipe: Recipe, stage: Stage, model: VLMConfig, checkpoint: Path, decoder: Path, draft: Path
-) -> None:
-    """The three folders. Of the checkpoint only encoder and connector are read; a decoder of transformers is copied as it is."""
-    taken = [
-        path for path in parameters.abstract(stage.model)[1] if not path.startswith("decoder/")
-    ]
-    params = read_params(checkpoint, recipe, dict.fromkeys(taken, _first_device()))
-    save_params(
-        params, model, draft, origins=origins(recipe, stage.name), parts=(VISION, CONNECTOR)
-    )
-    if stage.data.resize == "stretch":
-        stretch(draft / VISION / IMAGES)
-    if (decoder / CONFIG).is_file() and not is_orbax(decoder):
-        shutil.copytree(decoder, draft / DECODER, ignore=shutil.ignore_patterns(*_LEFT_OUT))
-    else:
-        port(str(decoder), draft / DECODER, to="huggingface", console=Console(file=io.StringIO()))

@@ -1,19 +1,32 @@
-"""The compiled half of generation: prefixes into a KV cache, questions behind copies of it, then the likeliest token again and again.
+"""The core of generation: a KV cache, tokens that are read behind those in it, and the next token, chosen by a function of the logits.
 
-Everything has a static shape. Rows are padded on the right; a row's tokens go to its own next free slots of the cache, so that what padding
+`generate` answers batches of questions with it, `streaming` writes one answer token by token.
+
+Everything has a static shape. Rows are padded on the right; a row's tokens go to its own next free slots of the cache, so what padding
 wrote there is overwritten before anything can see it.
+
+Layers are stacked in one array, or apart in one array each. A compiled loop copies a layer's slice of a stacked array before it uses it,
+and of a cache it copies the result back; layers apart are read and written in place. So a cache is apart wherever the layers are unrolled,
+which costs nothing. Parameters are taken apart only where nobody else holds them stacked: there would be a second copy of them in memory
+otherwise, and unrolling many layers takes long to compile.
 """
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from mmjax.kernels.attention import IntervalMask
-from mmjax.models.decoder import KVCache
+from mmjax.models import parameters
+from mmjax.models.config import DecoderConfig, LanguageModelConfig
+from mmjax.models.decoder import Decoder, KVCache
 from mmjax.models.vlm import VLM
-from mmjax.typing import Array, Batch, Int, Params
+from mmjax.typing import Array, Float, Int, Params
+
+Choose = Callable[[Float[Array, "B V"]], Int[Array, "B"]]
+"""From the logits of each row to its next token; those of tokens that may not be chosen are -inf."""
 
 
 class ModelDef(Protocol):
@@ -22,100 +35,134 @@ class ModelDef(Protocol):
     def merge(self, params: Params) -> VLM: ...
 
 
-def read_prefixes(
-    model_def: ModelDef, params: Params, batch: Batch, lengths: Int[Array, "B"]
-) -> KVCache:
-    """Reads the prefixes [B, P] into a cache of P slots; `lengths` of them are real."""
-    model = model_def.merge(params)
-    rows, slots = batch.tokens.shape
-    cache = KVCache.empty(model.decoder.config, rows, slots, model.decoder.dtype)
-    if slots:
-        tokens, positions = jnp.asarray(batch.tokens), jnp.asarray(batch.positions)
-        embeddings = (
-            model.embed(batch) if batch.images.shape[1] else model.decoder.embed_tokens(tokens)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens that the rows have read, in the compute dtype.
+
+    Attributes:
+        keys, values: one array [layers, B, S, K, H], or for layers apart an array [B, S, K, H] for each of them.
+        length: [B] int32, slots in use.
+    """
+
+    keys: list[Array]
+    values: list[Array]
+    length: Int[Array, "B"]
+
+    @classmethod
+    def empty(
+        cls, config: DecoderConfig, dtype: jnp.dtype, rows: int, slots: int, *, apart: bool
+    ) -> "Cache":
+        """A cache that holds no tokens, with an array for each layer if they are to be apart."""
+
+        def zeros() -> list[Array]:
+            shape = (rows, slots, config.kv_heads, config.head_dim)
+            if apart:
+                return [jnp.zeros(shape, dtype) for _ in range(config.depth)]
+            return [jnp.zeros((config.depth, *shape), dtype)]
+
+        return cls(zeros(), zeros(), jnp.zeros(rows, jnp.int32))
+
+    def take_rows(self, rows: Int[Array, "b"], more: int) -> "Cache":
+        """Copies of some rows, with room for so many more tokens."""
+        keys, values = (
+            [grow(array[..., rows, :, :, :], array.shape[-3] + more) for array in arrays]
+            for arrays in (self.keys, self.values)
         )
-        _, written = model.decoder(embeddings, positions, _causal(cache.length, slots), cache)
-        assert written is not None
-        cache = written
-    return dataclasses.replace(cache, length=lengths)
+        return Cache(keys, values, self.length[rows])
 
 
-def answer_questions(
-    model_def: ModelDef,
-    params: Params,
-    prefixes: KVCache,
-    owners: Int[Array, "B"],
-    tokens: Int[Array, "B T"],
-    counts: Int[Array, "B"],
-    *,
-    steps: int,
-    ends: tuple[int, ...],
-    vocabulary: int,
-) -> Int[Array, "B steps"]:
-    """Reads questions behind copies of their prefixes, then takes the likeliest token until every row has ended.
+def grow(array: Float[Array, "... S K H"], slots: int) -> Float[Array, "... slots K H"]:
+    """Keys or values with room for so many tokens."""
+    return jnp.pad(
+        array,
+        [(0, 0)] * (array.ndim - 3) + [(0, slots - array.shape[-3]), (0, 0), (0, 0)],
+    )
+
+
+def read(
+    decoder: Decoder, cache: Cache, embeddings: Float[Array, "B T D"], counts: Int[Array, "B"]
+) -> tuple[Cache, Float[Array, "B D"]]:
+    """Reads tokens behind those in the cache.
 
     Args:
-        owners: of each question, the row of `prefixes` that it continues.
-        tokens: padded on the right; `counts` of them are real.
-        ends: tokens that end an answer.
-        vocabulary: ids from here on mean nothing to the tokenizer and are never taken.
+        embeddings: of tokens and of images; `counts` of each row are real, the others padding.
 
     Returns:
-        The ids; whatever follows an end means nothing.
+        The cache, advanced by the real tokens, and the hidden states of the last of them.
     """
-    decoder = model_def.merge(params).decoder
-    rows, length = tokens.shape
+    place = jnp.arange(embeddings.shape[1], dtype=jnp.int32)
+    start, last = cache.length[:, None], jnp.maximum(counts - 1, 0)[:, None]
+    end = start + place + 1  # each token sees all slots up to its own
+    # Padding is no further on than the last token: some rotary frequencies depend on the largest position.
+    positions = start + jnp.minimum(place, last)
+    mask = IntervalMask(jnp.zeros_like(end), end)
+    apart = cache.keys[0].ndim == 4
+    # Stacked here and taken apart by unrolled layers, they are not copied: the compiler sees through a stack (not a concatenation).
+    keys, values = (
+        jnp.stack(arrays) if apart else arrays[0] for arrays in (cache.keys, cache.values)
+    )
+    hidden, written = decoder(embeddings, positions, mask, KVCache(keys, values, cache.length))
+    assert written is not None
+    new_keys, new_values = (
+        [array[layer] for layer in range(len(array))] if apart else [array]
+        for array in (written.keys, written.values)
+    )
+    cache = Cache(new_keys, new_values, cache.length + counts)
+    return cache, jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0]
 
-    def choose(hidden: Array, cache: KVCache, number: Array) -> tuple[KVCache, Array]:
-        """Advances each row by `number` tokens; the likeliest token after the last of them."""
-        last = jnp.take_along_axis(hidden, (number - 1)[:, None, None], axis=1)
-        logits = decoder.logits(last)[:, 0]
-        allowed = jnp.arange(logits.shape[-1]) < vocabulary
-        chosen = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
-        return dataclasses.replace(cache, length=cache.length + number), chosen
 
-    def read(cache: KVCache, tokens: Array, number: Array) -> tuple[KVCache, Array]:
-        width = tokens.shape[1]
-        positions = cache.length[:, None] + jnp.arange(width, dtype=jnp.int32)
-        hidden, written = decoder(
-            decoder.embed_tokens(tokens), positions, _causal(cache.length, width), cache
+def next_token(
+    decoder: Decoder, hidden: Float[Array, "B D"], choose: Choose, vocabulary: int
+) -> Int[Array, "B"]:
+    """The token after the last one of each row.
+
+    Args:
+        vocabulary: ids from here on mean nothing to the tokenizer and are never chosen.
+    """
+    logits = decoder.logits(hidden[:, None])[:, 0]
+    allowed = jnp.arange(logits.shape[-1]) < vocabulary
+    return choose(jnp.where(allowed, logits, -jnp.inf)).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ApartModelDef:
+    """A `ModelDef` for parameters whose layers are apart: one array a layer, as a tuple, where stacked parameters have one array."""
+
+    model_def: parameters.ModelDef
+
+    def merge(self, params: dict[str, Any]) -> Any:
+        whole = {
+            path: jnp.stack(value) if isinstance(value, tuple) else value
+            for path, value in params.items()
+        }
+        return self.model_def.merge(whole)
+
+
+def take_apart(
+    config: LanguageModelConfig, params: Params
+) -> tuple[LanguageModelConfig, ApartModelDef, dict[str, Any]]:
+    """A decoder in the form that is fastest for one row: layers apart and unrolled; on CPUs, a matrix of its own for a tied head.
+
+    Args:
+        params: of a LanguageModel; the dictionary is emptied, so that every parameter is in memory once.
+
+    Returns:
+        The config, the model_def and the parameters in that form.
+    """
+    decoder = config.decoder
+    if decoder.tie_word_embeddings and jax.default_backend() == "cpu":
+        # The product of one row with a transposed table takes a CPU about ten times as long as with a matrix.
+        decoder = dataclasses.replace(decoder, tie_word_embeddings=False)
+        params["decoder/lm_head/kernel"] = jnp.array(params["decoder/embedding"].T)
+    config = dataclasses.replace(config, decoder=decoder, unroll=decoder.depth, remat="none")
+    axes = parameters.logical_axes(config)
+    apart: dict[str, Any] = {}
+    for path in sorted(params):
+        value = params.pop(path)
+        apart[path] = (
+            tuple(value[layer] for layer in range(value.shape[0]))
+            if axes[path][0] == "layers"
+            else value
         )
-        assert written is not None
-        return choose(hidden, written, number)
-
-    def step(
-        state: tuple[Array, KVCache, Array, Array, Array],
-    ) -> tuple[Array, KVCache, Array, Array, Array]:
-        index, cache, chosen, done, answers = state
-        cache, chosen = read(cache, chosen[:, None], jnp.ones(rows, jnp.int32))
-        return (
-            index + 1,
-            cache,
-            chosen,
-            done | _is_in(chosen, ends),
-            answers.at[:, index].set(chosen),
-        )
-
-    cache, chosen = read(_copies(prefixes, owners, length + steps), tokens, counts)
-    answers = jnp.full((rows, steps), ends[0], jnp.int32).at[:, 0].set(chosen)
-    start = (jnp.int32(1), cache, chosen, _is_in(chosen, ends), answers)
-    return jax.lax.while_loop(lambda state: (state[0] < steps) & ~state[3].all(), step, start)[-1]
-
-
-def _causal(length: Int[Array, "B"], new: int) -> IntervalMask:
-    """`new` tokens behind those in the cache: each sees all slots up to its own."""
-    end = length[:, None] + jnp.arange(1, new + 1, dtype=jnp.int32)
-    return IntervalMask(jnp.zeros_like(end), end)
-
-
-def _copies(cache: KVCache, owners: Int[Array, "B"], more: int) -> KVCache:
-    """The cache rows of the owners, with room for `more` tokens."""
-
-    def copy(value: Array) -> Array:
-        return jnp.pad(value[:, owners], ((0, 0), (0, 0), (0, more), (0, 0), (0, 0)))
-
-    return KVCache(copy(cache.keys), copy(cache.values), cache.length[owners])
-
-
-def _is_in(tokens: Int[Array, "B"], ids: tuple[int, ...]) -> Array:
-    return (tokens[:, None] == jnp.array(ids)).any(axis=1)
+    return config, ApartModelDef(parameters.abstract(config)[0]), apart

@@ -1,18 +1,18 @@
-"""Greedy answers to prompts about images: each image is encoded and read once, and all of its questions go on from there.
+"""Greedy answers to batches of prompts about images; each image is encoded and read once, and all of its questions go on from there.
 
-An `Example` without answers is the request: what its continuations share (its prefix) is read once into a KV cache, and every
-continuation continues a
-copy of it. The rows are built by the code that builds training rows, and a continuation continues the positions of its prefix, so a
-model meets
-exactly the arrays that it was trained on.
+An `Example` without answers is the request: what its continuations share (its prefix) is read once into a KV cache, and every continuation
+goes on from a copy of it, in one compiled loop that ends when every row has ended. Rows are built by the code that builds training rows,
+and a continuation continues the positions of its prefix, so a model meets exactly the arrays that it was trained on.
 """
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmjax.data.examples import Example, Image, Segment
@@ -21,33 +21,31 @@ from mmjax.data.packing.layout import Row, RowShape, RowWriter, stack
 from mmjax.data.text.templates import find_template
 from mmjax.data.text.tokenizer import SegmentTokenizer, TokenizedSegment, Tokenizer
 from mmjax.errors import InputError, Preempted
-from mmjax.inference.decode import ModelDef, answer_questions, read_prefixes
+from mmjax.inference.decode import Cache, ModelDef, next_token, read
 from mmjax.models.config import VLMConfig
-from mmjax.typing import Params
+from mmjax.typing import Array, Batch, Int, Params
 
-BUCKET = 8  # lengths are rounded up to a multiple of it, so that sets of slightly different lengths share one compiled program
+BUCKET = 8
+"""Lengths are rounded up to a multiple of it, so that sets of slightly different lengths share one compiled program."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """One question: the number of its prefix among the prefixes of a call, its tokens, and where its answer goes."""
+    """One question.
+
+    Attributes:
+        prefix: its number among the prefixes of a call.
+        example, continuation: where its answer goes.
+    """
 
     prefix: int
     tokens: np.ndarray
-    place: tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sizes:
-    """The static shape of all batches of a call: prefixes per batch, and tokens of a question."""
-
-    prefixes: int
-    prefix: RowShape
-    question: int
+    example: int
+    continuation: int
 
 
 class Generator:
-    """Answers prompts with models of one model_def. Its compiled programs serve trained and untrained parameters alike."""
+    """Answers prompts with models of one config. Its compiled programs serve trained and untrained parameters alike."""
 
     def __init__(
         self,
@@ -73,7 +71,7 @@ class Generator:
         """
         if batch_size < 1 or max_new_tokens < 1:
             raise InputError(
-                f"batch_size ({batch_size}) and max_new_tokens ({max_new_tokens}) must be positive."
+                f"batch_size and max_new_tokens must be positive, not {batch_size} and {max_new_tokens}."
             )
         self.config = config
         self.tokenizer = tokenizer
@@ -86,15 +84,15 @@ class Generator:
             {tokenizer.eos, tokenizer.eos if stop == "eos" else tokenizer.special(stop)}
         )
         self._read = jax.jit(functools.partial(read_prefixes, model_def))
-        ends = tuple(sorted(self._ends))
-        decode = functools.partial(
-            answer_questions,
-            model_def,
-            steps=max_new_tokens,
-            ends=ends,
-            vocabulary=tokenizer.vocabulary,
+        self._answer = jax.jit(
+            functools.partial(
+                answer_questions,
+                model_def,
+                steps=max_new_tokens,
+                ends=tuple(sorted(self._ends)),
+                vocabulary=tokenizer.vocabulary,
+            )
         )
-        self._decode = jax.jit(decode)
 
     def answer(self, params: Params, prefix: Sequence[Segment], prompt: Sequence[Segment]) -> str:
         """The answer to one prompt, such as prefix=(Image(path),) and prompt=template.prompt("what is this?"). Raises as `answer_all`."""
@@ -134,21 +132,31 @@ class Generator:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> list[list[list[int]]]:
         """As `answer_all`, but the ids of the answers, without the one that ends them."""
-        prefixes, requests = self._requests(examples)
         answers: list[list[list[int]]] = [
             [[] for _ in example.continuations] for example in examples
         ]
+        prefixes, requests = self._requests(examples)
         if not requests:
             return answers
-        batches = list(_split(requests, self.batch_size))
-        sizes = self._sizes(prefixes, requests, batches)
+        batches = list(_batches(requests, self.batch_size))
+        # The static shape of all batches of this call.
+        rows = max(len({request.prefix for request in batch}) for batch in batches)
+        question = round_up(max(len(request.tokens) for request in requests))
+        shape = RowShape(
+            text_length=round_up(max(prefix.text for prefix in prefixes)),
+            images_per_row=max(len(prefix.images) for prefix in prefixes),
+            visual_tokens=self.config.visual_tokens,
+            image_size=self.config.vision.image_size,
+            pad=self.tokenizer.pad,
+            resize=self._resize,
+        )
         for batch in batches:
             if should_stop():
                 raise Preempted("Stopped while answering questions.")
-            ids = self._answer_batch(params, prefixes, batch, sizes).tolist()
-            for row, request in enumerate(batch):
-                example, continuation = request.place
-                answers[example][continuation] = self._cut(ids[row])
+            tokens = self._answer_batch(params, prefixes, batch, rows, shape, question).tolist()
+            for request, ids in zip(batch, tokens, strict=False):
+                end = next((n for n, token in enumerate(ids) if token in self._ends), len(ids))
+                answers[request.example][request.continuation] = ids[:end]
         return answers
 
     def _requests(
@@ -160,83 +168,57 @@ class Generator:
         for number, example in enumerate(examples):
             shared = len(prefixes)
             prefixes.append(self._segment_tokenizer.prefix(example.prefix))
-            for branch_number, continuation in enumerate(example.continuations):
-                cut = max(
-                    (
-                        index + 1
-                        for index, segment in enumerate(continuation)
-                        if isinstance(segment, Image)
-                    ),
-                    default=0,
-                )
+            for continuation_number, continuation in enumerate(example.continuations):
+                images = [
+                    index for index, part in enumerate(continuation) if isinstance(part, Image)
+                ]
+                cut = images[-1] + 1 if images else 0
                 owner = len(prefixes) if cut else shared
                 if cut:
-                    prefixes.append(
-                        self._segment_tokenizer.prefix((*example.prefix, *continuation[:cut]))
-                    )
+                    own = (*example.prefix, *continuation[:cut])
+                    prefixes.append(self._segment_tokenizer.prefix(own))
                 tokens = self._segment_tokenizer.prefix(continuation[cut:]).tokens
                 if not len(tokens):
                     raise InputError(
                         f"The prompt of {example.id} ends without text, so there is nothing to answer."
                     )
-                requests.append(_Request(owner, tokens, (number, branch_number)))
+                requests.append(_Request(owner, tokens, number, continuation_number))
         return prefixes, requests
-
-    def _sizes(
-        self,
-        prefixes: Sequence[TokenizedSegment],
-        requests: Sequence[_Request],
-        batches: Sequence[Sequence[_Request]],
-    ) -> _Sizes:
-        shape = RowShape(
-            text_length=_rounded(max(prefix.text for prefix in prefixes)),
-            images_per_row=max(len(prefix.images) for prefix in prefixes),
-            visual_tokens=self.config.visual_tokens,
-            image_size=self.config.vision.image_size,
-            pad=self.tokenizer.pad,
-            resize=self._resize,
-        )
-        most = max(len({request.prefix for request in batch}) for batch in batches)
-        return _Sizes(most, shape, _rounded(max(len(request.tokens) for request in requests)))
 
     def _answer_batch(
         self,
         params: Params,
         prefixes: Sequence[TokenizedSegment],
         batch: Sequence[_Request],
-        sizes: _Sizes,
+        prefix_rows: int,
+        prefix_shape: RowShape,
+        question_length: int,
     ) -> np.ndarray:
         """[batch_size, max_new_tokens] token ids; rows beyond the batch mean nothing."""
+
+        def load(image: Image) -> np.ndarray:
+            size, resize = prefix_shape.image_size, prefix_shape.resize
+            return self._images.load(image.source, size, resize=resize)
+
         used = list(dict.fromkeys(request.prefix for request in batch))
-        rows = [self._row(prefixes[number], sizes.prefix) for number in used]
-        rows += [Row.empty(sizes.prefix)] * (sizes.prefixes - len(used))
-        lengths = np.zeros(sizes.prefixes, np.int32)
-        lengths[: len(used)] = [len(prefixes[number].tokens) for number in used]
-        tokens = np.full((self.batch_size, sizes.question), self.tokenizer.pad, np.int32)
+        rows = [Row.empty(prefix_shape)] * prefix_rows
+        lengths = np.zeros(prefix_rows, np.int32)
+        for row, number in enumerate(used):
+            writer = RowWriter(prefix_shape, load)
+            _, error = writer.write(prefixes[number])
+            if error is not None:
+                raise InputError(f"An image cannot be used: {error}.")
+            rows[row], lengths[row] = writer.row, len(prefixes[number].tokens)
+        tokens = np.full((self.batch_size, question_length), self.tokenizer.pad, np.int32)
         counts, owners = np.ones(self.batch_size, np.int32), np.zeros(self.batch_size, np.int32)
-        for place, request in enumerate(batch):
-            tokens[place, : len(request.tokens)] = request.tokens
-            counts[place], owners[place] = len(request.tokens), used.index(request.prefix)
+        for row, request in enumerate(batch):
+            tokens[row, : len(request.tokens)] = request.tokens
+            counts[row], owners[row] = len(request.tokens), used.index(request.prefix)
         cache = self._read(params, stack(rows), lengths)
-        return np.asarray(self._decode(params, cache, owners, tokens, counts))
-
-    def _row(self, prefix: TokenizedSegment, shape: RowShape) -> Row:
-        writer = RowWriter(
-            shape,
-            lambda image: self._images.load(image.source, shape.image_size, resize=shape.resize),
-        )
-        _, error = writer.write(prefix)
-        if error is not None:
-            raise InputError(f"An image cannot be used: {error}.")
-        return writer.row
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """The ids before the one that ends the answer."""
-        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
-        return ids[:end]
+        return np.asarray(self._answer(params, cache, owners, tokens, counts))
 
 
-def _split(requests: Sequence[_Request], size: int) -> Iterator[list[_Request]]:
+def _batches(requests: Sequence[_Request], size: int) -> Iterator[list[_Request]]:
     """Batches of up to `size` questions and not many more prefixes than usual, for every batch has room for as many.
 
     The questions of a prefix stay together where they fit: reading an image twice costs more than some rows of padding.
@@ -259,5 +241,68 @@ def _split(requests: Sequence[_Request], size: int) -> Iterator[list[_Request]]:
         yield batch
 
 
-def _rounded(length: int) -> int:
+def round_up(length: int) -> int:
+    """The next multiple of BUCKET."""
     return -(-length // BUCKET) * BUCKET
+
+
+def read_prefixes(
+    model_def: ModelDef, params: Params, batch: Batch, lengths: Int[Array, "B"]
+) -> Cache:
+    """Reads the prefixes [B, P] into a cache of P slots; `lengths` of them are real."""
+    model = model_def.merge(params)
+    decoder = model.decoder
+    apart = all(stack.size <= decoder.unroll for stack in decoder.config.layer_ranges)
+    cache = Cache.empty(decoder.config, decoder.dtype, *batch.tokens.shape, apart=apart)
+    if not batch.tokens.shape[1]:
+        return cache
+    images = batch.images.shape[1]
+    embeddings = model.embed(batch) if images else decoder.embed_tokens(jnp.asarray(batch.tokens))
+    return read(decoder, cache, embeddings, lengths)[0]
+
+
+def answer_questions(
+    model_def: ModelDef,
+    params: Params,
+    prefixes: Cache,
+    owners: Int[Array, "B"],
+    tokens: Int[Array, "B T"],
+    counts: Int[Array, "B"],
+    *,
+    steps: int,
+    ends: tuple[int, ...],
+    vocabulary: int,
+) -> Int[Array, "B steps"]:
+    """Reads questions behind copies of their prefixes, then takes the likeliest token until every row has ended.
+
+    Args:
+        owners: of each question, the row of `prefixes` that it continues.
+        tokens: padded on the right; `counts` of them are real.
+        ends: tokens that end an answer.
+        vocabulary: ids from here on mean nothing to the tokenizer and are never taken.
+
+    Returns:
+        The ids; whatever follows an end means nothing.
+    """
+    decoder = model_def.merge(params).decoder
+    rows, length = tokens.shape
+
+    def advance(
+        cache: Cache, tokens: Array, counts: Array, done: Array
+    ) -> tuple[Cache, Array, Array]:
+        """The cache with these tokens, the likeliest next ones, and which rows have ended."""
+        cache, hidden = read(decoder, cache, decoder.embed_tokens(tokens), counts)
+        chosen = next_token(decoder, hidden, lambda logits: jnp.argmax(logits, -1), vocabulary)
+        return cache, chosen, done | (chosen[:, None] == jnp.array(ends)).any(axis=1)
+
+    def step(state: tuple[Array, Cache, Array, Array, Array]) -> tuple[Any, ...]:
+        index, cache, chosen, done, answers = state
+        one = jnp.ones(rows, jnp.int32)
+        cache, chosen, done = advance(cache, chosen[:, None], one, done)
+        return index + 1, cache, chosen, done, answers.at[:, index].set(chosen)
+
+    cache = prefixes.take_rows(owners, length + steps)
+    cache, chosen, done = advance(cache, tokens, counts, jnp.zeros(rows, bool))
+    answers = jnp.full((rows, steps), ends[0], jnp.int32).at[:, 0].set(chosen)
+    start = (jnp.int32(1), cache, chosen, done, answers)
+    return jax.lax.while_loop(lambda state: (state[0] < steps) & ~state[3].all(), step, start)[-1]

@@ -1,13 +1,10 @@
-"""Text that appears while its tokens are produced.
+"""One conversation, token by token: a decoder that reads tokens and says which one comes next, and tokens as text.
 
-A decoder that reads tokens into a cache and says what comes next.
-
-There is one row, so each step waits for the weights to come from memory; what else it does must cost nothing beside that. So the layers
-are held apart, not stacked (a loop over stacked layers copies each before its use), as are their caches, and the compiler writes to the
-caches in place. Shapes are static: texts are padded to the next power of two, and the cache doubles when it is full.
+There is one row, so each step waits for the weights to come from memory; what else it does must cost nothing beside that. So layers are
+held apart (`decode.take_apart`), and the compiler writes to the caches in place. Shapes are static: texts are padded to the next power of
+two, and the cache doubles when it is full.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,10 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.kernels.attention import IntervalMask
-from mmjax.models import parameters
+from mmjax.inference.decode import Cache, ModelDef, grow, next_token, read, take_apart
 from mmjax.models.config import LanguageModelConfig
-from mmjax.models.decoder import KVCache
 from mmjax.typing import Array, Bool, Float, Int, Params
 
 REPLACEMENT = "�"
@@ -29,7 +24,7 @@ class TextStream:
     """Turns tokens into text, as soon as it is certain.
 
     A character may consist of several tokens, and what a token reads as may depend on the one before it. So text is held back while it ends
-    in the middle of a character, and tokens are decoded together with those that the last piece of text came from.
+    in the middle of a character, and tokens are decoded together with those that the last text came from.
     """
 
     def __init__(self, decode: Callable[[Iterable[int]], str]):
@@ -48,7 +43,7 @@ class TextStream:
         return text
 
     def end(self) -> str:
-        """What was held back, when nothing follows. Half a character is left out."""
+        """What was held back, when nothing follows. Half a character is dropped."""
         text = self._pending().rstrip(REPLACEMENT)
         self._shown, self._held = [], []
         return text
@@ -57,15 +52,16 @@ class TextStream:
         return self._decode([*self._shown, *self._held])[len(self._decode(self._shown)) :]
 
 
-SLOTS = 512
+INITIAL_SLOTS = 512
 """Tokens that a cache has room for at first."""
-LEAST, MOST = 32, 512
-"""Tokens that are read at once: padded to the least, or else to a power of two; longer texts are read in parts of the most."""
+MIN_CHUNK, MAX_CHUNK = 32, 512
+"""Tokens that are read at once: several are padded to a power of two from the first on, and longer texts read in chunks of the second."""
 
-Choose = Callable[[Array, Array], Array]
+ChooseOne = Callable[[Float[Array, "V"], Array], Int[Array, ""]]
+"""From logits and a key of jax.random to a token, such as `sampling.choose` with its settings."""
 
 
-class Reader:
+class StreamingDecoder:
     """A decoder and the tokens that it has read.
 
     Attributes:
@@ -76,7 +72,7 @@ class Reader:
         self,
         config: LanguageModelConfig,
         params: Params,
-        choose: Choose,
+        choose: ChooseOne,
         *,
         vocabulary: int,
         seed: int,
@@ -84,27 +80,20 @@ class Reader:
         """
         Args:
             params: of a LanguageModel; the dictionary is emptied, so that every parameter is in memory once.
-            choose: (logits [V], key) to a token, such as `sampling.choose` with its settings.
             vocabulary: ids from here on mean nothing to the tokenizer and are never chosen.
             seed: of the keys that `choose` is given.
         """
-        self._config, params = _for_steps(config, params)
-        model_def, _ = parameters.abstract(self._config)
-        self._params = _apart(params, parameters.logical_axes(self._config))
+        self._config, model_def, self._params = take_apart(config, params)
         self._key = jax.random.key(seed)
-        self._advance = jax.jit(
-            functools.partial(_advance, model_def, choose, vocabulary), donate_argnums=(1,)
-        )
+        advance = functools.partial(_advance, model_def, choose, vocabulary)
+        self._advance = jax.jit(advance, donate_argnums=(1,))
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything, also how many tokens were chosen: the same texts get the same answers again."""
-        shape = (1, SLOTS, self._config.decoder.kv_heads, self._config.decoder.head_dim)
         dtype = jnp.dtype(self._config.compute_dtype)
-        self._caches = [
-            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-            for _ in range(self._config.decoder.layers)
-        ]
+        cache = Cache.empty(self._config.decoder, dtype, 1, INITIAL_SLOTS, apart=True)
+        self._layers = [cache.keys, cache.values]
         self.length = 0
         self._chosen = 0
 
@@ -125,49 +114,38 @@ class Reader:
         Args:
             tokens: at least one.
             visual: embeddings from images, and where they stand in the place of tokens.
-            should_stop: asked between the parts of a long text. If so, `length` says how many were read, and the result means nothing.
+            should_stop: asked between the chunks of a long text. If so, `length` says how many were read, and the result means nothing.
         """
         assert len(tokens)
         chosen = 0
-        for start in range(0, len(tokens), MOST):
+        for start in range(0, len(tokens), MAX_CHUNK):
             if start and should_stop():
                 break
-            part = slice(start, start + MOST)
-            chosen = self._read_part(
-                tokens[part], None if visual is None else (visual[0][part], visual[1][part])
+            chunk = tokens[start : start + MAX_CHUNK]
+            count = len(chunk)
+            width = 1 if count == 1 else max(MIN_CHUNK, _power_of_two(count))
+            padding = width - count
+            images = None
+            if visual is not None:
+                embeddings, where = (of_text[start : start + MAX_CHUNK] for of_text in visual)
+                images = (
+                    jnp.pad(embeddings, ((0, padding), (0, 0)))[None],
+                    np.pad(where, (0, padding))[None],
+                )
+            needed = self.length + width
+            if needed > self._layers[0][0].shape[1]:
+                for arrays in self._layers:  # one layer at a time: only one is in memory twice
+                    for layer, array in enumerate(arrays):
+                        arrays[layer] = grow(array, max(INITIAL_SLOTS, _power_of_two(needed)))
+            state = np.array([self.length, count, self._chosen], np.int32)
+            row = np.pad(chunk, (0, padding))[None]
+            self._layers, token = self._advance(
+                self._params, self._layers, row, images, state, self._key
             )
+            chosen = int(token)  # waits for it, so that a stop is noticed between two chunks
+            self.length += count
         self._chosen += 1
         return chosen
-
-    def _read_part(self, tokens: np.ndarray, visual: tuple[Array, np.ndarray] | None) -> int:
-        count = len(tokens)
-        width = 1 if count == 1 else max(LEAST, _power_of_two(count))
-        more = width - count
-        if visual is not None:
-            visual = (
-                jnp.pad(visual[0], ((0, more), (0, 0)))[None],
-                np.pad(visual[1], (0, more))[None],
-            )
-        self._grow(self.length + width)
-        state = np.array([self.length, count, self._chosen], np.int32)
-        self._caches, chosen = self._advance(
-            self._params, self._caches, np.pad(tokens, (0, more))[None], visual, state, self._key
-        )
-        self.length += count
-        return int(chosen)
-
-    def _grow(self, needed: int) -> None:
-        """Sees to it that the cache has room for so many tokens."""
-        slots = self._caches[0][0].shape[1]
-        if needed > slots:
-            more = max(SLOTS, _power_of_two(needed)) - slots
-            for layer, cache in enumerate(
-                self._caches
-            ):  # one at a time, so that only one is in memory twice
-                keys, values = (
-                    jnp.pad(value, ((0, 0), (0, more), (0, 0), (0, 0))) for value in cache
-                )
-                self._caches[layer] = (keys, values)
 
 
 def _power_of_two(number: int) -> int:
@@ -175,61 +153,31 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _for_steps(config: LanguageModelConfig, params: Params) -> tuple[LanguageModelConfig, Params]:
-    """The same decoder in the form that is fastest for one row."""
-    decoder = config.decoder
-    if decoder.tie_word_embeddings and jax.default_backend() == "cpu":
-        # Products of one row with a transposed table are slow on CPUs, ten times slower than with a matrix of their own.
-        decoder = dataclasses.replace(decoder, tie_word_embeddings=False)
-        params["decoder/lm_head/kernel"] = jnp.array(params["decoder/embedding"].T)
-    return dataclasses.replace(config, decoder=decoder, unroll=decoder.layers, remat="none"), params
-
-
-def _apart(params: Params, axes: dict[str, tuple[str | None, ...]]) -> dict[str, Any]:
-    """Stacked parameters as one array for each layer."""
-    found: dict[str, Any] = {}
-    for path in sorted(params):
-        value = params.pop(path)
-        found[path] = (
-            tuple(value[layer] for layer in range(value.shape[0]))
-            if axes[path][0] == "layers"
-            else value
-        )
-    return found
-
-
 def _advance(
-    model_def: parameters.ModelDef,
-    choose: Choose,
+    model_def: ModelDef,
+    choose: ChooseOne,
     vocabulary: int,
     params: dict[str, Any],
-    caches: list[tuple[Array, Array]],
+    layers: list[list[Array]],
     tokens: Int[Array, "1 T"],
     visual: tuple[Float[Array, "1 T D"], Bool[Array, "1 T"]] | None,
     state: Int[Array, "3"],
     key: Array,
-) -> tuple[list[tuple[Array, Array]], Int[Array, ""]]:
-    """Reads tokens behind those in the caches and chooses the next. `state`: tokens in the caches, real ones of `tokens`, chosen before."""
+) -> tuple[list[list[Array]], Int[Array, ""]]:
+    """Reads tokens behind those in the cache and chooses the next.
+
+    Args:
+        layers: keys of each layer, and values of each.
+        state: tokens in the cache, real ones of `tokens`, chosen before; in one array, which is handed over faster than three.
+    """
     length, count, chosen = state
-    # Stacked here and taken apart by the unrolled layers, the arrays are never copied: the compiler sees through it.
-    whole = {
-        path: jnp.stack(value) if isinstance(value, tuple) else value
-        for path, value in params.items()
-    }
-    decoder = model_def.merge(whole).decoder
-    keys, values = (jnp.stack(part) for part in zip(*caches, strict=True))
-    place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    end = (length + place + 1)[None]
-    positions = (length + jnp.minimum(place, count - 1))[
-        None
-    ]  # padding is no further on: some rotations depend on the last position
+    decoder = model_def.merge(params).decoder
     embeddings = decoder.embed_tokens(tokens)
     if visual is not None:
         embeddings = jnp.where(visual[1][..., None], visual[0], embeddings)
-    cache = KVCache(keys, values, length[None])
-    hidden, written = decoder(embeddings, positions, IntervalMask(jnp.zeros_like(end), end), cache)
-    assert written is not None
-    logits = decoder.logits(jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1))[0, 0]
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, -jnp.inf)
-    token = choose(logits, jax.random.fold_in(key, chosen))
-    return [(written.keys[layer], written.values[layer]) for layer in range(len(caches))], token
+    cache, hidden = read(
+        decoder, Cache(layers[0], layers[1], length[None]), embeddings, count[None]
+    )
+    key = jax.random.fold_in(key, chosen)
+    token = next_token(decoder, hidden, lambda logits: choose(logits[0], key)[None], vocabulary)
+    return [cache.keys, cache.values], token[0]

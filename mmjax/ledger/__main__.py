@@ -6,40 +6,35 @@ Both runs must be finished. Exit codes: 0 done, 2 there is no such run, or it is
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from mmjax.base.command import run_command
 from mmjax.errors import InputError
 from mmjax.ledger.costs import as_json
 from mmjax.ledger.reading import read
 from mmjax.ledger.table import show
-from mmjax.runs.workdir import write_json
-
-DONE, WRONG_INPUT = 0, 2
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Runs a command line (without the program's name) and returns its exit code."""
     options = _parse(arguments)
-    try:
+
+    def command() -> None:
         ours, baseline = read(options.workdir), read(options.against)
         show(ours, baseline, console or Console())
         if options.json:
-            _write(options.json, as_json(ours, baseline))
-    except InputError as error:
-        print(f"mmjax: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    return DONE
+            content = json.dumps(as_json(ours, baseline), indent=1) + "\n"
+            try:
+                options.json.write_text(content, encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{options.json} cannot be written: {error.strerror}.") from None
 
-
-def _write(path: Path, content: object) -> None:
-    try:
-        write_json(path, content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+    return run_command(command)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

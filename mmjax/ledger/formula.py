@@ -6,7 +6,7 @@ data and from text beside it (rho tokens for each of the data's), then the encod
 
     saving = 1 - (r a (2 + rho) + b f) / (a + b)
 
-It leaves out the encoder, the products of attention, and that embeddings cost nothing.
+It ignores the encoder, the products of attention, and that embeddings cost nothing.
 """
 
 import dataclasses

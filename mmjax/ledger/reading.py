@@ -63,7 +63,10 @@ def costs_of_summary(
         raise InputError(f"{name}: the run is not finished; its summary.json has no stage.")
     devices = hardware.get("devices")
     stages = tuple(_stage(name, entries[stage], devices) for stage in configured or entries)
-    return Costs(name, stages, _kind(hardware))
+    kind, cores = hardware.get("device"), hardware.get("cpus")
+    if kind and cores and hardware.get("platform") == "cpu":
+        kind = f"{kind} of {cores} cores"  # CPUs are all of one kind
+    return Costs(name, stages, kind)
 
 
 def _stage(run: str, entry: Mapping[str, Any], devices: Any) -> StageCost:
@@ -77,7 +80,7 @@ def _stage(run: str, entry: Mapping[str, Any], devices: Any) -> StageCost:
             or not 0 <= value < math.inf
         ):
             raise InputError(
-                f"{run}: {key!r} of stage {entry['name']!r} in its summary.json is {value!r}; a number is expected."
+                f"{run}: {key!r} of stage {entry['name']!r} in its summary.json must be a number, not {value!r}."
             )
         return value
 
@@ -90,15 +93,6 @@ def _stage(run: str, entry: Mapping[str, Any], devices: Any) -> StageCost:
     flops = number("flops", needed=True)
     return StageCost(
         str(entry["name"]), number("samples"), number("tokens"), seconds, device_seconds, flops, own
-    )
-
-
-def _kind(hardware: Mapping[str, Any]) -> str | None:
-    """The kind of the devices; of CPUs, which are all of one kind, with the number of cores."""
-    kind = hardware.get("device")
-    cores = hardware.get("cpus")
-    return (
-        f"{kind} of {cores} cores" if kind and cores and hardware.get("platform") == "cpu" else kind
     )
 
 

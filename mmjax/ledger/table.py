@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmjax.base.format import count, hours, operations, quantity, signed_percent
-from mmjax.ledger.costs import Costs, Saving, reservations, saving, unlike
+from mmjax.ledger.costs import Costs, reservations, saving, unlike
 
 NOT_KNOWN = "–"
 
@@ -35,40 +35,29 @@ def show(ours: Costs, baseline: Costs, console: Console) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for heading, run in (("ours", ours), ("baseline", baseline)):
-        for name, *values in _run(heading, run, columns):
-            table.add_row(Text(name), *values)  # as text: a name is no markup
+        lines = [
+            (f"  {stage.name}", [getattr(stage, name) for name in columns]) for stage in run.stages
+        ]
+        table.add_row(heading)
+        for title, values in (*lines, ("  all", [run.total(name) for name in columns])):
+            texts = [
+                NOT_KNOWN if value is None else _COLUMNS[name][1](value)
+                for name, value in zip(columns, values, strict=True)
+            ]
+            table.add_row(Text(title), *texts)  # as text: a name is no markup
         table.add_section()
-    table.add_row("saving", *_shown(saving(ours, baseline), columns))
-    table.add_row(
-        "  before the last stage", *_shown(saving(ours.before_last, baseline.before_last), columns)
-    )
+    before = saving(ours.before_last, baseline.before_last)
+    for title, saved in (("saving", saving(ours, baseline)), ("  before the last stage", before)):
+        # Rows and tokens are no costs.
+        shares = [
+            percentage(getattr(saved, name)) if hasattr(saved, name) else "" for name in columns
+        ]
+        table.add_row(title, *shares)
     console.print(table)
     text = "Saving: 1 - ours / baseline; below zero where ours costs more."
     console.print(text, highlight=False, soft_wrap=True)
     for sentence in (*unlike(ours, baseline), *reservations(ours, baseline)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-def _run(heading: str, run: Costs, columns: list[str]) -> list[list[str]]:
-    """A heading, a line for each stage, and one for their sum."""
-    lines = [
-        [f"  {stage.name}", *(_text(name, getattr(stage, name)) for name in columns)]
-        for stage in run.stages
-    ]
-    return [
-        [heading, *("" for _ in columns)],
-        *lines,
-        ["  all", *(_text(name, run.total(name)) for name in columns)],
-    ]
-
-
-def _text(column: str, value: float | None) -> str:
-    return NOT_KNOWN if value is None else _COLUMNS[column][1](value)
-
-
-def _shown(saved: Saving, columns: list[str]) -> list[str]:
-    """Under each measure its saving; rows and tokens are no costs."""
-    return [percentage(getattr(saved, name)) if hasattr(saved, name) else "" for name in columns]
 
 
 def percentage(share: float | None) -> str:

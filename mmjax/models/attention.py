@@ -1,6 +1,6 @@
-"""Rotary positions (arXiv:2104.09864), rotating the two halves of a head against each other, with the published rescalings.
+"""Rotary positions (arXiv:2104.09864) with their published rescalings, and the projections around attention.
 
-The projections around attention: query, key, value, output.
+The two halves of a head are rotated against each other, as in Llama.
 """
 
 import math

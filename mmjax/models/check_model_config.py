@@ -12,16 +12,14 @@ _MAY_BE_ZERO = {"experts", "separate_last_layers"}
 _MAY_BE_NEGATIVE = {"image_mean"}
 
 
-def problems(config: Any, path: str = "", *, unknown_vocabulary: bool = False) -> Iterator[str]:
+def problems(config: Any, path: str = "") -> Iterator[str]:
     """A sentence, without its full stop, for each setting that no model can have.
 
     Args:
         config: a `ViTConfig`, a `DecoderConfig`, or a dataclass in one of them.
         path: in front of the names of settings, with its dot.
-        unknown_vocabulary: a decoder's vocabulary may be 0, because its tokenizer is yet to be built.
     """
     wrong = False
-    allowed = _MAY_BE_ZERO | ({"vocabulary"} if unknown_vocabulary else set())
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -30,7 +28,7 @@ def problems(config: Any, path: str = "", *, unknown_vocabulary: bool = False) -
         if field.name == "replaced_layers":
             continue
         for item in value if isinstance(value, tuple) else (value,):
-            found = _wrong_number(item, field.name in allowed, field.name in _MAY_BE_NEGATIVE)
+            found = _wrong_number(item, field.name in _MAY_BE_ZERO, field.name in _MAY_BE_NEGATIVE)
             wrong = wrong or found is not None
             if found:
                 yield f"{path}{field.name} {found}, not {item}"

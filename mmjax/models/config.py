@@ -148,15 +148,15 @@ RopeScaling = Llama3Scaling | LinearScaling | DynamicScaling | YarnScaling
 class DecoderConfig:
     """A Llama decoder: RMSNorm, grouped-query attention, SwiGLU, rotary positions; with what its relatives do otherwise as fields.
 
-    With `replaced_layers` it is a surrogate (arXiv:2505.22664): some ranges of its blocks are left out, and a few trained ones, which
-    begin as the
-    first of those, stand in the place of each range.
+    With `replaced_layers` it is a surrogate (arXiv:2505.22664): some ranges of its blocks are removed, and a few trained ones, which
+    begin as the first of those, stand in the place of each range.
 
     Attributes:
-        layers: blocks of the published model, those that are left out included; `depth` says how many run.
+        layers: blocks of the published model, removed ones included; `depth` says how many run.
         replaced_layers: ranges [first, end) of blocks, in order; empty: all are there.
         translators: trained blocks in the place of each range.
-        vocabulary: V; 0 only in a recipe whose tokenizer is yet to be built from its training text: then it is set to what that one needs.
+        vocabulary: V; None: as many as the recipe's tokenizer needs, which is known once that is read or built from the training text
+            (`data.text.vocabulary`).
         heads, kv_heads: N and K; K divides N.
         context_length: tokens that it was trained to read at once; None: unknown. Nothing here depends on it.
         tie_word_embeddings: the output projection is the transposed embedding table.
@@ -167,7 +167,7 @@ class DecoderConfig:
         weight_std: initialisation of kernels, as in ViTConfig; embedding_std of the table.
     """
 
-    vocabulary: int
+    vocabulary: int | None
     width: int
     layers: int
     heads: int

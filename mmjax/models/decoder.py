@@ -120,6 +120,7 @@ class Decoder(nnx.Module):
         unroll: int = 1,
     ):
         c = config
+        assert c.vocabulary is not None, "the recipe's tokenizer says how many tokens there are"
         self.embedding = nnx.Param(
             truncated_normal(rngs.params(), (c.vocabulary, c.width), c.embedding_std),
             axes=("vocabulary", "embed"),

@@ -1,10 +1,8 @@
-"""The linear map, with an optional low-rank update beside its kernel.
+"""The parts that encoders, decoders and connectors are built of: linear maps, norms, perceptrons, boundary tokens,
+and stacks of equal blocks.
 
-LayerNorm and RMSNorm: statistics in float32, whatever the dtype of the activations.
-
-Two-layer and gated perceptrons.
-
-A stack of equal blocks as one block with stacked parameters [layers, ...], run by a scan.
+Activations have the compute dtype; parameters, and the statistics of norms, are float32. A stack is one block whose parameters have a
+leading axis of layers; it is run by a scan.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -137,9 +135,8 @@ def make_norm(kind: Norm, width: int, epsilon: float) -> LayerNorm | RMSNorm:
 
 def gelu(x: Array) -> Array:
     """x (1 + erf(x / sqrt 2)) / 2 (arXiv:1606.08415), in float32, where 1 + erf loses nothing that counts."""
-    y = x.astype(
-        jnp.float32
-    )  # the erfc of jax.nn.gelu is two branches, which takes a CPU several times as long
+    # The erfc of jax.nn.gelu is two branches, which takes a CPU several times as long.
+    y = x.astype(jnp.float32)
     return (0.5 * y * (1.0 + jax.lax.erf(y * 2**-0.5))).astype(x.dtype)
 
 
@@ -206,15 +203,6 @@ class SwiGLU(nnx.Module):
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
-Remat = Literal["none", "dots", "full"]
-
-# What the backward pass may keep of a block: with "dots" the results of matrix products, with "full" only the block's input.
-POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
 class ImageBoundaryTokens(nnx.Module):
     """Two learned vectors around the visual tokens of every image, normal with deviation D ** -0.5 (arXiv:2505.22664)."""
 
@@ -230,6 +218,15 @@ class ImageBoundaryTokens(nnx.Module):
             for vector in (self.start, self.end)
         )
         return jnp.concatenate([first, tokens, last], axis=1)
+
+
+Remat = Literal["none", "dots", "full"]
+
+# What the backward pass may keep of a block: with "dots" the results of matrix products, with "full" only the block's input.
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def stack(make_block: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -256,7 +253,7 @@ def put_stacks(
     make_block: Callable[[nnx.Rngs], nnx.Module],
     rngs: nnx.Rngs,
 ) -> None:
-    """Gives a module a stack at the path of each layer_range."""
+    """Gives a module a stack at the path of each range of layers."""
     for layer_range in layer_ranges:
         layers = stack(make_block, layer_range.size, rngs)
         match layer_range.path.split("/"):
@@ -324,7 +321,7 @@ def run[Carry](
 
 
 def _at(module: Any, layer_range: LayerRange) -> nnx.Module:
-    """The stack at the path of a layer_range."""
+    """The stack at the path of a range of layers."""
     for name in layer_range.path.split("/"):
         module = module[int(name)] if name.isdecimal() else getattr(module, name)
     return module

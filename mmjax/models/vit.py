@@ -1,9 +1,7 @@
-"""Bicubic interpolation of a table of positions, for an image with another number of patches.
+"""The vision transformer of CLIP (arXiv:2103.00020), SigLIP (arXiv:2303.15343) and DINOv2 (arXiv:2304.07193).
 
-Attention pooling: one vector for an image (SigLIP, arXiv:2303.15343, with the head of arXiv:2106.04560).
-
-The vision transformer of CLIP (arXiv:2103.00020), SigLIP (arXiv:2303.15343) and DINOv2 (arXiv:2304.07193): pre-norm blocks, optional
-class token, norm after the embeddings, LayerScale.
+Pre-norm blocks, an optional class token, a norm after the embeddings, LayerScale, an attention pooling head; and the bicubic interpolation
+of the position table for images with another number of patches.
 """
 
 import jax
@@ -68,9 +66,8 @@ def interpolation_matrix(
         points *= (before - 1) / max(after - 1, 1)
     else:
         points = (points + 0.5) * (before / after) - 0.5
-    first = (
-        np.floor(points).astype(np.int64) - 1
-    )  # the cubic kernel reaches two samples to either side
+    # The cubic kernel reaches two samples to either side.
+    first = np.floor(points).astype(np.int64) - 1
     matrix = np.zeros((after, before))
     for tap in range(4):
         sample = np.clip(first + tap, 0, before - 1)

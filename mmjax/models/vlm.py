@@ -1,6 +1,6 @@
-"""Vision encoder -> connector -> visual tokens placed into the token rows -> decoder.
+"""Whole models: the VLM (vision encoder -> connector -> visual tokens placed into the token rows -> decoder), and one part on its own.
 
-A decoder or a vision encoder on its own, as most published checkpoints are. Its parameters have the paths that they have in a VLM.
+A decoder or an encoder alone is what most published checkpoints hold. Its parameters have the paths that they have in a VLM.
 """
 
 import jax

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from mmjax.distributed import mesh as mesh_axes
-from mmjax.distributed import mesh as sharding
+from mmjax.distributed.mesh import MESH_AXES, axis_sizes, check_layout, parameter_shardings
 from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
@@ -55,17 +54,15 @@ class Topology:
 
     @classmethod
     def parse(cls, text: str) -> "Topology":
-        """Of "h100:8" or "v5p:4x4x4". Raises InputError for anything else."""
+        """Reads "h100:8" or "v5p:4x4x4". Raises InputError for anything else."""
         kind, _, shape = text.partition(":")
+        form = "--topology must be an accelerator, a colon and a number of devices, such as h100:8 or v5p:4x4x4"
         if ":" not in text:
-            form = "a number of devices is expected after a colon, such as h100:8"
-            raise InputError(f"--topology={text}: {form}. {suggestion(kind, DEVICES)}")
+            raise InputError(f"{form}; it is {text}. {suggestion(kind, DEVICES)}")
         device = choose(kind.lower(), DEVICES, "accelerator")
         sides = shape.split("x")
         if not all(side.isdecimal() and int(side) > 0 for side in sides):
-            raise InputError(
-                f"--topology={text}: a number of devices is expected after the colon, such as {kind}:8 or v5p:4x4x4."
-            )
+            raise InputError(f"{form}; it is {text}.")
         return cls(text, device, math.prod(map(int, sides)))
 
 
@@ -116,68 +113,64 @@ def make_plan(recipe: Recipe, topology: Topology | None = None) -> list[StagePla
     Raises:
         InputError: the stages cannot be laid out on the topology.
     """
-    last = list(recipe.stages.values())[-1].model
-    sizes = (
-        sharding.axis_sizes(recipe.mesh, topology.count)
-        if topology
-        else dict.fromkeys(sharding.MESH_AXES, 1)
-    )
-    return [_plan_stage(stage, last, sizes) for stage in recipe.stages.values()]
+    sizes = axis_sizes(recipe.mesh, topology.count) if topology else dict.fromkeys(MESH_AXES, 1)
+    stages = list(recipe.stages.values())
+    return [plan_stage(stage, stages[-1].model, sizes) for stage in stages]
 
 
-def _plan_stage(stage: Stage, last: VLMConfig, sizes: Mapping[str, int]) -> StagePlan:
-    sharding.check(sizes, stage)
+def plan_stage(stage: Stage, last: VLMConfig, sizes: Mapping[str, int]) -> StagePlan:
+    """The plan of one stage.
+
+    Args:
+        last: the model of the last stage, with which its FLOPs are compared.
+        sizes: devices along each mesh axis.
+
+    Raises:
+        InputError: it cannot be laid out on such a mesh.
+    """
+    check_layout(sizes, stage)
     shapes = parameters.abstract(stage.model)[1]
-    trained = {
-        path: shape for path, shape in shapes.items() if parameters.matches(path, stage.trainable)
-    }
-    flops = step_flops(stage.model, stage)
-    return StagePlan(
-        stage=stage,
-        parameters=_by_part(shapes),
-        trained=_by_part(trained),
-        flops=flops,
-        share=flops.row.total / step_flops(last, stage).row.total,
-        memory=_memory(stage, shapes, sizes),
-    )
-
-
-def _by_part(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, int]:
     counts = dict.fromkeys((*PARTS, "lora"), 0)
+    trained = dict(counts)
     for path, shape in shapes.items():
         part = "lora" if path.rsplit("/", 1)[-1].startswith("lora_") else path.split("/")[0]
         counts[part] += math.prod(shape.shape)
-    return counts
+        if parameters.matches(path, stage.trainable):
+            trained[part] += math.prod(shape.shape)
+    flops = step_flops(stage.model, stage)
+    share = flops.row.total / step_flops(last, stage).row.total
+    return StagePlan(stage, counts, trained, flops, share, device_memory(stage, shapes, sizes))
 
 
-def _memory(
+def device_memory(
     stage: Stage, shapes: Mapping[str, jax.ShapeDtypeStruct], sizes: Mapping[str, int]
 ) -> Memory:
+    """What a stage keeps on one device.
+
+    Args:
+        shapes: of the parameters by path.
+        sizes: devices along each mesh axis.
+    """
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(
         functools.partial(training_state.create, stage=stage), dict(shapes), key=key
     )
-    mesh = AbstractMesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
-    )
     # Shardings over a mesh without devices are as good as over one with them, for shapes.
-    places, _ = mesh_axes.parameter_shardings(
-        shapes, parameters.logical_axes(stage.model), cast(Mesh, mesh)
-    )
+    axis_types = (AxisType.Auto,) * len(sizes)
+    mesh = cast(Mesh, AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types))
+    places, _ = parameter_shardings(shapes, parameters.logical_axes(stage.model), mesh)
 
     def size(values: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-        return float(
-            sum(
-                math.prod(places[path].shard_shape(value.shape)) * value.dtype.itemsize
-                for path, value in values.items()
-            )
-        )
+        shards = {path: places[path].shard_shape(value.shape) for path, value in values.items()}
+        return float(sum(math.prod(shards[path]) * values[path].dtype.itemsize for path in values))
 
     trainable = size(state.trainable)
-    moments = size(state.optimizer.mu) + size(state.optimizer.nu)
     rows = stage.batch_size / stage.gradient_accumulation_steps / (sizes["data"] * sizes["fsdp"])
     return Memory(
-        trainable + size(state.frozen), trainable, moments, rows * activation_bytes(stage)
+        parameters=trainable + size(state.frozen),
+        gradients=trainable,
+        optimizer=size(state.optimizer.mu) + size(state.optimizer.nu),
+        activations=rows * activation_bytes(stage),
     )
 
 
@@ -193,65 +186,50 @@ def activation_bytes(stage: Stage) -> float:
     W = N S attention weights: in float32 for the gradient of the softmax, and once more in the compute dtype if that is another. The
     block at work holds its scores and their gradient in float32 beside them, 2 N S.
 
-    An encoder that is not trained keeps one block's values only. The connector counts 10 D per query and 2 D per patch, for each scale and
-    level; the head three float32 values per text position and vocabulary entry.
+    An encoder that is not trained keeps one block's values only. What the connector keeps, it says itself; the head keeps three float32
+    values per text position and vocabulary entry.
 
-    A floor rather than a forecast: for the default recipe on a CPU, XLA reports 1.8 times this (111 MB and 589 MB for the two stages).
+    A lower bound rather than a forecast: for the default recipe on a CPU, XLA reports 1.8 times this (111 MB and 589 MB for the two
+    stages).
     """
-    model, data = stage.model, stage.data
+    model, data, images = stage.model, stage.data, stage.data.images_per_row
+    item = jnp.dtype(model.compute_dtype).itemsize
     paths = [
         path for path in parameters.abstract(model)[1] if parameters.matches(path, stage.trainable)
     ]
-    images, tokens = (
-        data.images_per_row,
-        data.text_length + data.images_per_row * model.visual_tokens,
-    )
-    seen = any(path.startswith("vision/") for path in paths)
-    read = seen or any(path.startswith("connector/") for path in paths)
-    vision = (
-        _encoder_bytes(model, seen) * images * (model.vision.patches + model.vision.class_token)
-    )
-    decoder = _decoder_bytes(model, tokens) * tokens
-    connector = (
-        model.connector.activation_elements(model.vision, model.decoder.width)
-        * images
-        * jnp.dtype(model.compute_dtype).itemsize
-        if read
-        else 0.0
-    )
-    logits = 3 * 4 * data.text_length * model.decoder.vocabulary
-    return vision + connector + decoder + logits
+    vision_trained = any(path.startswith("vision/") for path in paths)
 
+    def stack(layers: int, elements: Mapping[str, int], weights: int, trained: bool) -> float:
+        """Bytes per token of equal blocks: what each keeps, and what the block at work needs beside it."""
+        whole = elements["none"] * item + weights * (4 if item == 4 else 4 + item)
+        kept = whole if model.remat == "none" else elements[model.remat] * item
+        recomputed = whole if model.remat != "none" or not trained else 0
+        return trained * layers * kept + recomputed + 2 * 4 * weights
 
-def _encoder_bytes(model: VLMConfig, trained: bool) -> float:
-    """Per token."""
-    c = model.vision
+    vision = model.vision
+    patches = vision.patches + vision.class_token
     elements = {
-        "none": 8 * c.width + 2 * c.mlp_width,
-        "dots": 6 * c.width + c.mlp_width,
-        "full": c.width,
+        "none": 8 * vision.width + 2 * vision.mlp_width,
+        "dots": 6 * vision.width + vision.mlp_width,
+        "full": vision.width,
     }
-    return _blocks(model, c.layers, elements, c.heads * (c.patches + c.class_token), trained)
+    encoded = (
+        images * patches * stack(vision.layers, elements, vision.heads * patches, vision_trained)
+    )
 
+    connected = 0.0
+    if vision_trained or any(path.startswith("connector/") for path in paths):
+        connected = images * item * model.connector.activation_elements(vision, model.decoder.width)
 
-def _decoder_bytes(model: VLMConfig, tokens: int) -> float:
-    """Per token."""
-    c = model.decoder
-    projected = 2 * (c.heads + c.kv_heads) * c.head_dim
+    decoder = model.decoder
+    assert decoder.vocabulary is not None  # `plan.table` and `runs` read it first
+    tokens = data.text_length + images * model.visual_tokens
+    projected = 2 * (decoder.heads + decoder.kv_heads) * decoder.head_dim
     elements = {
-        "none": 4 * c.width + projected + 3 * c.mlp_width,
-        "dots": 3 * c.width + projected + 2 * c.mlp_width,
-        "full": c.width,
+        "none": 4 * decoder.width + projected + 3 * decoder.mlp_width,
+        "dots": 3 * decoder.width + projected + 2 * decoder.mlp_width,
+        "full": decoder.width,
     }
-    return _blocks(model, c.depth, elements, c.heads * tokens, True)
-
-
-def _blocks(
-    model: VLMConfig, layers: int, elements: Mapping[str, int], weights: int, trained: bool
-) -> float:
-    """Bytes per token of a stack: what is kept by block, and what the block at work needs beside it."""
-    item = jnp.dtype(model.compute_dtype).itemsize
-    whole = elements["none"] * item + weights * (4 if item == 4 else 4 + item)
-    kept = whole if model.remat == "none" else elements[model.remat] * item
-    recomputed = whole if model.remat != "none" or not trained else 0
-    return trained * layers * kept + recomputed + 2 * 4 * weights
+    decoded = tokens * stack(decoder.depth, elements, decoder.heads * tokens, True)
+    logits = 3 * 4 * data.text_length * decoder.vocabulary
+    return encoded + connected + decoded + logits

@@ -1,9 +1,7 @@
-"""What a recipe saves against another, planned: FLOPs of whole stages, counted from shapes, in the table that compares runs, too.
-
-A plan as a table on the terminal: a column for each stage.
-"""
+"""The command `--mode=plan`: a plan as a table with a column for each stage, and what a recipe saves against another."""
 
 import dataclasses
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -14,62 +12,6 @@ from mmjax.ledger.costs import Costs, StageCost
 from mmjax.ledger.table import show as show_comparison
 from mmjax.plan.plan import ASSUMED_UTILISATION, Memory, StagePlan, Topology, make_plan
 from mmjax.recipe.recipe import PARTS, Recipe
-
-
-def label(recipe: Recipe) -> str:
-    """Name and variant: "cos:7b"."""
-    return f"{recipe.name}{':' + recipe.variant if recipe.variant else ''}"
-
-
-def plan_baseline(recipe: Recipe, topology: Topology | None) -> list[StagePlan]:
-    """As `make_plan`; what is wrong is said to be of the baseline."""
-    try:
-        return make_plan(recipe, topology)
-    except InputError as error:
-        raise InputError(f"--against: {label(recipe)}: {error}") from None
-
-
-def costs(recipe: Recipe, plans: list[StagePlan], topology: Topology | None) -> Costs:
-    """What a plan says of whole stages: steps times FLOPs of a step; on a topology, device time at ASSUMED_UTILISATION.
-
-    Wall-clock stays unknown: at one utilisation it would be device time over again, and in truth it is where recipes differ.
-    """
-    stages = []
-    for plan in plans:
-        flops = plan.flops.total * plan.stage.steps
-        device_seconds = flops / (topology.device.flops * ASSUMED_UTILISATION) if topology else None
-        rows = plan.stage.steps * plan.stage.batch_size
-        devices = topology.count if topology else None
-        stages.append(
-            StageCost(
-                plan.stage.name, rows, device_seconds=device_seconds, flops=flops, devices=devices
-            )
-        )
-    return Costs(
-        label(recipe), tuple(stages), topology.name.partition(":")[0] if topology else None
-    )
-
-
-def show_against(ours: Costs, baseline: Costs, too_large: list[str], console: Console) -> None:
-    """Prints the comparison.
-
-    Args:
-        too_large: stages of the baseline that the topology has no memory for.
-    """
-    console.print("\nWhole stages, planned", highlight=False)
-    show_comparison(ours, baseline, console)
-    if ours.total("device_seconds") is not None:
-        text = f"Device time is planned at {ASSUMED_UTILISATION:.0%} utilisation of every stage; so it saves what FLOPs do."
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if too_large:
-        text = (
-            f"Of {baseline.name}, too large for these devices as it stands: {', '.join(too_large)}."
-        )
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-TableRow = tuple[str, list[str]]
-"""A name, and a value for each stage; no values: the heading of what follows."""
 
 
 def run(
@@ -90,33 +32,51 @@ def run(
         InputError: as `make_plan`, or the data cannot be read; after all is printed, if a stage does not fit into the memory of a device.
     """
     devices, console = Topology.parse(topology) if topology else None, console or Console()
-    recipe = _with_text(_with_vocabulary(recipe), text_length)
-    against = _with_text(_with_vocabulary(against), text_length) if against else None
+    recipe = complete(recipe, text_length)
     plans = make_plan(recipe, devices)
-    baseline = plan_baseline(against, devices) if against else []
+    baseline = []
+    if against:
+        against = complete(against, text_length)
+        try:
+            baseline = make_plan(against, devices)
+        except InputError as error:
+            raise InputError(f"--against: {label(against)}: {error}") from None
     show(recipe, plans, devices, console)
     if against:
         ours, theirs = costs(recipe, plans, devices), costs(against, baseline, devices)
-        show_against(
-            ours, theirs, [plan.stage.name for plan in _too_large(baseline, devices)], console
+        show_against(ours, theirs, too_large(baseline, devices), console)
+    if devices and (unfit := too_large(plans, devices)):
+        plan, flag = unfit[0], f"--config.stages.{unfit[0].stage.name}"
+        raise InputError(
+            f"Stage {plan.stage.name!r} needs about {_size(plan.memory.total)} on each device, and {devices.name} has "
+            f"{_size(devices.device.memory)}. Split it over more devices (--config.mesh.fsdp, --config.mesh.tensor), or hold less at "
+            f"once: {flag}.gradient_accumulation_steps, {flag}.model.remat=full."
         )
-    _check_fit(plans, devices)
 
 
-def _with_vocabulary(recipe: Recipe) -> Recipe:
-    if any(stage.model.decoder.vocabulary == 0 for stage in recipe.stages.values()):
-        return vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
-    return recipe
-
-
-def _with_text(recipe: Recipe, length: int | None) -> Recipe:
-    if length is None:
+def complete(recipe: Recipe, text_length: int | None) -> Recipe:
+    """The recipe with a vocabulary for its tokenizer and, unless it is None, with `text_length` in every stage."""
+    if any(stage.model.decoder.vocabulary is None for stage in recipe.stages.values()):
+        recipe = vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
+    if text_length is None:
         return recipe
     stages = {
-        name: dataclasses.replace(stage, data=dataclasses.replace(stage.data, text_length=length))
+        name: dataclasses.replace(
+            stage, data=dataclasses.replace(stage.data, text_length=text_length)
+        )
         for name, stage in recipe.stages.items()
     }
     return dataclasses.replace(recipe, stages=stages)
+
+
+def label(recipe: Recipe) -> str:
+    """Name and variant: "cos:7b"."""
+    return f"{recipe.name}{':' + recipe.variant if recipe.variant else ''}"
+
+
+def too_large(plans: list[StagePlan], topology: Topology | None) -> list[StagePlan]:
+    """Stages that need more memory than a device of the topology has."""
+    return [plan for plan in plans if topology and plan.memory.total > topology.device.memory]
 
 
 def show(
@@ -130,13 +90,7 @@ def show(
     table = Table("", *(plan.stage.name for plan in plans), title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, values in (
-        *_sizes(plans),
-        *_parameters(plans),
-        *_flops(plans),
-        *_memory(plans),
-        *_time(plans, topology),
-    ):
+    for name, values in rows(plans, topology):
         if not values:
             table.add_section()
         table.add_row(name, *values)
@@ -145,79 +99,87 @@ def show(
     shares = ", ".join(
         f"{plan.stage.name} {plan.flops.total * plan.stage.steps / total:.0%}" for plan in plans
     )
-    console.print(f"The whole run: {_quantity(total)}; of it {shares}.")
+    console.print(f"The whole run: {_flop(total)}; of it {shares}.")
     console.print(
         "Activations and step time are estimates (formulas in mmjax/plan/plan.py); all else is exact."
     )
 
 
-def _sizes(plans: list[StagePlan]) -> list[TableRow]:
-    return [
-        ("image, pixels", [f"{plan.stage.model.vision.image_size}" for plan in plans]),
-        ("visual tokens per image", [f"{plan.stage.model.visual_tokens:,}" for plan in plans]),
-        ("tokens per row", [f"{plan.row_length:,}" for plan in plans]),
-        ("rows per step", [f"{plan.stage.batch_size:,}" for plan in plans]),
-        ("steps", [f"{plan.stage.steps:,}" for plan in plans]),
-    ]
+def rows(plans: list[StagePlan], topology: Topology | None) -> Iterator[tuple[str, list[str]]]:
+    """Lines of the table: a name, and a value for each stage; without values, the heading of those that follow."""
+    models = [plan.stage.model for plan in plans]
+    yield "image, pixels", [f"{model.vision.image_size}" for model in models]
+    yield "visual tokens per image", [f"{model.visual_tokens:,}" for model in models]
+    yield "tokens per row", [f"{plan.row_length:,}" for plan in plans]
+    yield "rows per step", [f"{plan.stage.batch_size:,}" for plan in plans]
+    yield "steps", [f"{plan.stage.steps:,}" for plan in plans]
+
+    yield "parameters", []
+    for part in (*PARTS, "lora"):
+        if any(plan.parameters[part] for plan in plans):
+            yield f"  {part}", [_count(plan.parameters[part]) for plan in plans]
+    yield "  all", [_count(sum(plan.parameters.values())) for plan in plans]
+    yield "  trained", [_count(sum(plan.trained.values())) for plan in plans]
+
+    yield "FLOPs, forward and backward", []
+    for part in plans[0].flops.parts:
+        yield f"  {part} per row", [_flop(plan.flops.parts[part].total) for plan in plans]
+    yield "  per row", [_flop(plan.flops.row.total) for plan in plans]
+    yield "  per step", [_flop(plan.flops.total) for plan in plans]
+    yield "  beside the last stage's model", [f"{plan.share:.1%}" for plan in plans]
+
+    yield "memory per device", []
+    for field in dataclasses.fields(Memory):
+        yield f"  {field.name}", [_size(getattr(plan.memory, field.name)) for plan in plans]
+    yield "  all", [_size(plan.memory.total) for plan in plans]
+
+    if topology:
+        speed = topology.count * topology.device.flops * ASSUMED_UTILISATION
+        name = f"seconds per step at {ASSUMED_UTILISATION:.0%} utilisation"
+        yield name, [f"{plan.flops.total / speed:.3g}" for plan in plans]
 
 
-def _parameters(plans: list[StagePlan]) -> list[TableRow]:
-    parts = [part for part in (*PARTS, "lora") if any(plan.parameters[part] for plan in plans)]
-    return [
-        ("parameters", []),
-        *((f"  {part}", [_count(plan.parameters[part]) for plan in plans]) for part in parts),
-        ("  all", [_count(sum(plan.parameters.values())) for plan in plans]),
-        ("  trained", [_count(sum(plan.trained.values())) for plan in plans]),
-    ]
+def costs(recipe: Recipe, plans: list[StagePlan], topology: Topology | None) -> Costs:
+    """Planned costs of whole stages: steps times FLOPs of a step; on a topology, device time at ASSUMED_UTILISATION.
 
-
-def _flops(plans: list[StagePlan]) -> list[TableRow]:
-    return [
-        ("FLOPs, forward and backward", []),
-        *(
-            (f"  {part} per row", [_quantity(plan.flops.parts[part].total) for plan in plans])
-            for part in plans[0].flops.parts
-        ),
-        ("  per row", [_quantity(plan.flops.row.total) for plan in plans]),
-        ("  per step", [_quantity(plan.flops.total) for plan in plans]),
-        ("  beside the last stage's model", [f"{plan.share:.1%}" for plan in plans]),
-    ]
-
-
-def _memory(plans: list[StagePlan]) -> list[TableRow]:
-    kinds = [field.name for field in dataclasses.fields(Memory)]
-    return [
-        ("memory per device", []),
-        *((f"  {kind}", [_size(getattr(plan.memory, kind)) for plan in plans]) for kind in kinds),
-        ("  all", [_size(plan.memory.total) for plan in plans]),
-    ]
-
-
-def _time(plans: list[StagePlan], topology: Topology | None) -> list[TableRow]:
-    if topology is None:
-        return []
-    speed = topology.count * topology.device.flops * ASSUMED_UTILISATION
-    return [
-        (
-            f"seconds per step at {ASSUMED_UTILISATION:.0%} utilisation",
-            [f"{plan.flops.total / speed:.3g}" for plan in plans],
+    Wall-clock stays unknown: at one utilisation it would be device time over again, and in truth it is where recipes differ.
+    """
+    stages = []
+    for plan in plans:
+        flops = plan.flops.total * plan.stage.steps
+        stages.append(
+            StageCost(
+                plan.stage.name,
+                samples=plan.stage.steps * plan.stage.batch_size,
+                device_seconds=flops / (topology.device.flops * ASSUMED_UTILISATION)
+                if topology
+                else None,
+                flops=flops,
+                devices=topology.count if topology else None,
+            )
         )
-    ]
+    device = topology.name.partition(":")[0] if topology else None
+    return Costs(label(recipe), tuple(stages), device)
 
 
-def _too_large(plans: list[StagePlan], topology: Topology | None) -> list[StagePlan]:
-    return [plan for plan in plans if topology and plan.memory.total > topology.device.memory]
+def show_against(ours: Costs, baseline: Costs, unfit: list[StagePlan], console: Console) -> None:
+    """Prints the comparison.
 
-
-def _check_fit(plans: list[StagePlan], topology: Topology | None) -> None:
-    for plan in _too_large(plans, topology):
-        assert topology is not None
-        flag = f"--config.stages.{plan.stage.name}"
-        raise InputError(
-            f"Stage {plan.stage.name!r} needs about {_size(plan.memory.total)} on each device, and {topology.name} has "
-            f"{_size(topology.device.memory)}. Split it over more devices (--config.mesh.fsdp, --config.mesh.tensor), or hold less at "
-            f"once: {flag}.gradient_accumulation_steps, {flag}.model.remat=full."
+    Args:
+        unfit: stages of the baseline that the topology has no memory for.
+    """
+    console.print("\nWhole stages, planned", highlight=False)
+    show_comparison(ours, baseline, console)
+    remarks = []
+    if ours.total("device_seconds") is not None:
+        remarks.append(
+            f"Device time is planned at {ASSUMED_UTILISATION:.0%} utilisation of every stage; so it saves what FLOPs do."
         )
+    if unfit:
+        names = ", ".join(plan.stage.name for plan in unfit)
+        remarks.append(f"Of {baseline.name}, too large for these devices as it stands: {names}.")
+    for remark in remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 def _count(number: int) -> str:
@@ -228,15 +190,8 @@ def _size(number: float) -> str:
     return f"{number / 1e9:,.2f} GB" if number >= 1e8 else f"{number / 1e6:,.2f} MB"
 
 
-def _quantity(flops: float) -> str:
-    for factor, prefix in (
-        (1e24, "Y"),
-        (1e21, "Z"),
-        (1e18, "E"),
-        (1e15, "P"),
-        (1e12, "T"),
-        (1e9, "G"),
-    ):
-        if flops >= factor:
-            return f"{flops / factor:,.2f} {prefix}FLOP"
-    return f"{flops / 1e6:,.2f} MFLOP"
+def _flop(number: float) -> str:
+    for power, prefix in enumerate("YZEPTG"):
+        if number >= 10.0 ** (24 - 3 * power):
+            return f"{number / 10.0 ** (24 - 3 * power):,.2f} {prefix}FLOP"
+    return f"{number / 1e6:,.2f} MFLOP"

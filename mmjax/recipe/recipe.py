@@ -4,77 +4,11 @@ file."""
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmjax.data.sources.base import SourceConfig
 from mmjax.models.config import VLMConfig
 
 RANDOM = "random"  # in `Stage.init_from`: no published weights, and said so
 PARTS = ("vision", "connector", "decoder")
-
-
-@dataclass(frozen=True)
-class EasyVqaSource:
-    """The easy-vqa package: 64 x 64 images of one shape, 38,575 training questions (https://pypi.org/project/easy-vqa/, MIT).
-
-    Attributes:
-        split: "train" or "test" of the official split. The last `holdout` images of the training split (DataConfig) are kept for
-        held-out loss. tasks: what is made of an image: "caption" (composed from what its questions determine), "question", or both side
-        by side.
-    """
-
-    kind: Literal["easy_vqa"]
-    tasks: tuple[str, ...] = ("question",)
-    split: Literal["train", "test"] = "train"
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class JsonlSource:
-    """One JSON object a line: {"image": path under image_dir, "text": caption} or {"image": ..., "questions": [[question, answer],
-    ...]}.
-
-    Attributes:
-        holdout_by: which examples `DataConfig.holdout` keeps from training. "position": the last ones. "caption": those that a digest of
-        the captions chooses; examples with equal captions (case and punctuation aside) or the same image stay together, so that neither
-        is met in training. They are never more than `holdout`, and fewer where all that is left belongs to larger groups.
-    """
-
-    kind: Literal["jsonl"]
-    path: str
-    image_dir: str
-    weight: float = 1.0
-    holdout_by: Literal["position", "caption"] = "position"
-
-
-@dataclass(frozen=True)
-class LlavaSource:
-    """A LLaVA conversation file: a JSON list of {"id", "image": path or list of paths or absent, "conversations": [{"from", "value"}]}."""
-
-    kind: Literal["llava"]
-    path: str
-    image_dir: str
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class TfdsSource:
-    """A TensorFlow Datasets set stored as array_record, read without TensorFlow.
-
-    Attributes:
-        name: such as "my_captions:1.0.0"; data_dir: where it was prepared.
-        image, text: feature names of a caption set; question, answer: of a question set (leave the other pair empty).
-    """
-
-    kind: Literal["tfds"]
-    name: str
-    data_dir: str
-    split: str = "train"
-    image: str = "image"
-    text: str = ""
-    question: str = ""
-    answer: str = ""
-    weight: float = 1.0
-
-
-SourceConfig = EasyVqaSource | JsonlSource | LlavaSource | TfdsSource
 
 
 @dataclass(frozen=True)

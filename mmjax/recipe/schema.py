@@ -1,4 +1,4 @@
-"""Strict conversion of nested dictionaries into dataclasses by their type hints. What does not fit is an InputError that says where."""
+"""Settings as dataclasses: strict conversion of nested dictionaries by type hints, errors that say where, and how two configs differ."""
 
 import ast
 import dataclasses
@@ -6,13 +6,14 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Union
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Union
 
 from mmjax.base.registry import Component
 from mmjax.errors import InputError
 
-_MISSING = object()
+ABSENT = object()
+"""Stands for a setting that is not there."""
 SHARED = ("model", "data")
 """What a config may say once for all stages; a stage's own is merged over it."""
 
@@ -36,13 +37,13 @@ class KeyPath:
     shared: tuple[str, ...] | None = None
 
     def __truediv__(self, key: object) -> "KeyPath":
-        own = self.own.get(key, _MISSING) if isinstance(self.own, Mapping) else self.own
+        own = self.own.get(key, ABSENT) if isinstance(self.own, Mapping) else self.own
         return KeyPath(
             (*self.keys, str(key)), own, None if self.shared is None else (*self.shared, str(key))
         )
 
     def __str__(self) -> str:
-        inherited = self.own is _MISSING and self.shared is not None and self.shared[0] in SHARED
+        inherited = self.own is ABSENT and self.shared is not None and self.shared[0] in SHARED
         return ".".join(("config", *(self.shared if inherited and self.shared else self.keys)))
 
 
@@ -74,24 +75,34 @@ def convert(value: Any, hint: Any, path: KeyPath) -> Any:
     dict, optional, or scalar.
 
     Text, as a command line gives it, is read as the type asks: "1e3" is a whole number, "16,8,2" a tuple, "none" an absent optional value.
-    A text that a config file leaves to the user (a placeholder, which is None) becomes "": `config_checks` says so where it is needed.
+    A text that a config file leaves to the user (a placeholder, which is None) becomes "": `config.checks` says so where it is needed.
 
     Raises:
         InputError: the value does not fit; the message names the setting, what is expected and the nearest valid name.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return _convert_union(value, arguments, path)
+        if types.NoneType in arguments and (
+            value is None or (isinstance(value, str) and value.strip().lower() in _NONE_WORDS)
+        ):
+            return None
+        members = [member for member in arguments if member is not types.NoneType]
+        if len(members) == 1:
+            return convert(value, members[0], path)
+        kinds = {typing.get_args(field_hints(member)["kind"])[0]: member for member in members}
+        return convert(value, _kind_of(value, kinds, path), path)
     if value is None:
         if hint is str:
             return ""
         raise InputError(f"{path} has no value yet; give one with --{path}=...")
-    if _is_open(hint):
+    if isinstance(hint, type) and issubclass(hint, Component) and hint.is_open():
         return convert(value, _kind_of(value, hint.kinds(), path), path)
     if dataclasses.is_dataclass(hint):
-        return _convert_dataclass(value, hint, path)
+        return _as_dataclass(value, hint, path)
     if origin is Literal:
-        return _convert_literal(value, arguments, path)
+        if value not in arguments:
+            raise InputError(f"{path} is {value!r}. {suggestion(str(value), map(str, arguments))}")
+        return value
     if origin is tuple:
         items = _as_items(value, path, arguments)
         element_hints = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
@@ -104,7 +115,7 @@ def convert(value: Any, hint: Any, path: KeyPath) -> Any:
             str(key): convert(item, arguments[1], path / key)
             for key, item in _as_mapping(value, path).items()
         }
-    return _SCALARS[hint](value, path)
+    return _as_scalar(value, hint, path)
 
 
 def field_hints(cls: type) -> dict[str, Any]:
@@ -113,30 +124,59 @@ def field_hints(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def to_plain(value: Any) -> Any:
-    """Dataclasses and tuples as dictionaries and lists, ready for JSON; the inverse of `convert`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    return [to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def has_default(field: dataclasses.Field) -> bool:
+    """Whether a config may leave the field out."""
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
-def _convert_union(value: Any, members: tuple[Any, ...], path: KeyPath) -> Any:
-    if types.NoneType in members:
-        if value is None or (isinstance(value, str) and value.strip().lower() in _NONE_WORDS):
-            return None
-        members = tuple(member for member in members if member is not types.NoneType)
-    if len(members) == 1:
-        return convert(value, members[0], path)
-    kinds = {typing.get_args(field_hints(member)["kind"])[0]: member for member in members}
-    return convert(value, _kind_of(value, kinds, path), path)
+class Difference(NamedTuple):
+    """A setting that two configs do not share.
+
+    Attributes:
+        path: from the root, such as "rope_scaling.factor".
+        first, second: its value in each; ABSENT where that one has no such setting.
+    """
+
+    path: str
+    first: Any
+    second: Any
 
 
-def _is_open(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Component) and hint.is_open()
+def differences(
+    first: Any, second: Any, *, path: str = "", ignored: Collection[str] = (), tolerance: float = 0
+) -> Iterator[Difference]:
+    """The settings in which two configs differ, each a dataclass or a mapping whose values may be such configs again.
+
+    Args:
+        path: of the two, in front of the names.
+        ignored: names at this level that are not compared.
+        tolerance: numbers that are not whole count as equal within this share of them.
+    """
+
+    def settings(value: Any) -> Mapping[str, Any] | None:
+        if dataclasses.is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return value if isinstance(value, Mapping) else None
+
+    def same(one: Any, other: Any) -> bool:
+        if isinstance(one, float) and isinstance(other, float):
+            return math.isclose(one, other, rel_tol=tolerance)
+        if isinstance(one, tuple) and isinstance(other, tuple):
+            return len(one) == len(other) and all(map(same, one, other))
+        return one == other
+
+    ours, theirs = settings(first), settings(second)
+    if ours is None or theirs is None:
+        if not same(first, second):
+            yield Difference(path, first, second)
+        return
+    for name in dict.fromkeys((*ours, *theirs)):
+        if name not in ignored:
+            place = f"{path}.{name}" if path else name
+            yield from differences(
+                ours.get(name, ABSENT), theirs.get(name, ABSENT), path=place, tolerance=tolerance
+            )
 
 
 def _kind_of(value: Any, kinds: Mapping[str, Any], path: KeyPath) -> Any:
@@ -149,7 +189,7 @@ def _kind_of(value: Any, kinds: Mapping[str, Any], path: KeyPath) -> Any:
     return kinds[kind]
 
 
-def _convert_dataclass(value: Any, cls: Any, path: KeyPath) -> Any:
+def _as_dataclass(value: Any, cls: Any, path: KeyPath) -> Any:
     mapping, hints = _as_mapping(value, path), field_hints(cls)
     for key in mapping:
         if key not in hints:
@@ -157,20 +197,11 @@ def _convert_dataclass(value: Any, cls: Any, path: KeyPath) -> Any:
                 f"{path / key}: there is no such setting. {suggestion(str(key), hints)}"
             )
     for field in dataclasses.fields(cls):
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and field.name not in mapping:
+        if not has_default(field) and field.name not in mapping:
             raise InputError(
                 f"{path / field.name} is missing: {_expected(hints[field.name])} is expected."
             )
     return cls(**{key: convert(item, hints[key], path / key) for key, item in mapping.items()})
-
-
-def _convert_literal(value: Any, choices: tuple[Any, ...], path: KeyPath) -> Any:
-    if value not in choices:
-        raise InputError(f"{path} is {value!r}. {suggestion(str(value), map(str, choices))}")
-    return value
 
 
 def _as_mapping(value: Any, path: KeyPath) -> Mapping[str, Any]:
@@ -184,7 +215,13 @@ def _as_mapping(value: Any, path: KeyPath) -> Mapping[str, Any]:
 def _as_items(value: Any, path: KeyPath, arguments: tuple[Any, ...]) -> list[Any]:
     """The items of a list, tuple, or text such as "16,8,2", "(16, 8, 2)" and "vision/*,connector/*"."""
     if isinstance(value, str):
-        value = _read_items(value)
+        try:
+            read = ast.literal_eval(value)
+            value = read if isinstance(read, (list, tuple)) else [read]
+        except (ValueError, SyntaxError):
+            inner = value.strip().removeprefix("(").removesuffix(")")
+            inner = inner.removeprefix("[").removesuffix("]")
+            value = [part.strip().strip("'\"") for part in inner.split(",") if part.strip()]
     nested = typing.get_origin(arguments[0]) is tuple
     if not isinstance(value, (list, tuple)) or (
         nested and any(isinstance(item, (int, float)) for item in value)
@@ -195,64 +232,29 @@ def _as_items(value: Any, path: KeyPath, arguments: tuple[Any, ...]) -> list[Any
     return list(value)
 
 
-def _read_items(text: str) -> Any:
-    try:
-        value = ast.literal_eval(text)
-        return value if isinstance(value, (list, tuple)) else [value]
-    except (ValueError, SyntaxError):
-        inner = text.strip().removeprefix("(").removesuffix(")").removeprefix("[").removesuffix("]")
-        return [part.strip().strip("'\"") for part in inner.split(",") if part.strip()]
-
-
-def _as_int(value: Any, path: KeyPath) -> int:
-    number = _read_number(value)
-    if (
-        isinstance(number, bool)
-        or not isinstance(number, (int, float))
-        or not math.isfinite(number)
-        or int(number) != number
-    ):
-        raise InputError(f"{path} is {value!r}; a whole number is expected.")
-    return int(number)
-
-
-def _as_float(value: Any, path: KeyPath) -> float:
-    number = _read_number(value)
-    if (
-        isinstance(number, bool)
-        or not isinstance(number, (int, float))
-        or not math.isfinite(number)
-    ):
-        raise InputError(f"{path} is {value!r}; a number is expected.")
-    return float(number)
-
-
-def _read_number(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    for read in (int, float):
-        try:
-            return read(value)
-        except ValueError:
-            continue
-    return value
-
-
-def _as_bool(value: Any, path: KeyPath) -> bool:
-    words = {"true": True, "false": False}
-    result = words.get(value.strip().lower()) if isinstance(value, str) else value
-    if not isinstance(result, bool):
-        raise InputError(f"{path} is {value!r}; true or false is expected.")
+def _as_scalar(value: Any, hint: Any, path: KeyPath) -> int | float | bool | str:
+    """A whole number, number, truth value or text, of itself or as text."""
+    result = value
+    if hint is bool:
+        if isinstance(value, str):
+            result = {"true": True, "false": False}.get(value.strip().lower())
+        fits = isinstance(result, bool)
+    elif hint is str:
+        fits = isinstance(value, str)
+    else:
+        if isinstance(value, str):
+            for read in (int, float):
+                try:
+                    result = read(value)
+                    break
+                except ValueError:
+                    continue
+        fits = isinstance(result, (int, float)) and not isinstance(result, bool)
+        fits = fits and math.isfinite(result) and (hint is float or int(result) == result)
+        result = hint(result) if fits else result
+    if not fits:
+        raise InputError(f"{path} is {value!r}; {_expected(hint)} is expected.")
     return result
-
-
-def _as_str(value: Any, path: KeyPath) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{path} is {value!r}; a text is expected.")
-    return value
-
-
-_SCALARS = {int: _as_int, float: _as_float, bool: _as_bool, str: _as_str}
 
 
 def _expected(hint: Any) -> str:

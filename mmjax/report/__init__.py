@@ -3,43 +3,17 @@
 import os
 from pathlib import Path
 
+from mmjax.base.registry import modules_of
 from mmjax.ledger.reading import read as costs_of
 from mmjax.report import reading
 from mmjax.report.html import join, tag
 from mmjax.report.page import document
-from mmjax.report.sections import (
-    attention,
-    curves,
-    environment,
-    examples,
-    headline,
-    ledger,
-    other_scores,
-    rows,
-    scores,
-    trajectory,
-    transitions,
-)
 
 __all__ = ["render", "write"]
 
-_SECTIONS = (
-    headline,
-    ledger,
-    scores,
-    other_scores,
-    curves,
-    examples,
-    attention,
-    trajectory,
-    transitions,
-    rows,
-    environment,
-)
-
 
 def render(workdir: Path | str, against: Path | str | None = None) -> str:
-    """The page; whatever is missing in the workdir, the page says so.
+    """The page: what each file of `sections/` makes of the run, by its ORDER. Of what is missing in the workdir, it says so.
 
     Args:
         against: the workdir of a finished run, beside which the ledger shows what this one saves.
@@ -56,9 +30,9 @@ def render(workdir: Path | str, against: Path | str | None = None) -> str:
         again,
         " writes it again.",
     )
-    return document(
-        f"{run.name} · mmjax", join((section.render(run) for section in _SECTIONS), "\n"), footer
-    )
+    sections = sorted(modules_of("mmjax.report.sections"), key=lambda section: section.ORDER)
+    body = join((section.render(run) for section in sections), "\n")
+    return document(f"{run.name} · mmjax", body, footer)
 
 
 def write(workdir: Path | str, against: Path | str | None = None) -> Path:

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from mmjax.errors import InputError
+from mmjax.base.command import run_command
 
 
 def main(arguments: list[str]) -> int:
@@ -22,12 +22,7 @@ def main(arguments: list[str]) -> int:
     )
     from mmjax import report
 
-    try:
-        print(report.write(options.workdir, options.against))
-    except InputError as error:
-        print(f"mmjax: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: print(report.write(options.workdir, options.against)))
 
 
 if __name__ == "__main__":

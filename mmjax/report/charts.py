@@ -1,11 +1,12 @@
 """Charts as inline SVG, each drawn twice, for wide and for narrow windows, so that its text keeps its size; the style sheet shows one.
 
-The chart of a prediction trajectory, from what trajectory.json holds: a line per sample, their median, the fit, and where it is cut.
+`line_chart` draws any lines; `figure` the prediction trajectory that trajectory.json holds: a line per sample, their median, the fit, and
+where it is cut.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -57,7 +58,6 @@ class Axes:
 
 def line_chart(series: Sequence[Series], axes: Axes) -> Html:
     """A chart of lines over the spans. Every series has a point, and there is a span."""
-    series = [replace(line, points=_thinned(line.points)) for line in series]
     drawings = (
         _draw(series, axes, size, kind) for size, kind in ((_WIDE, "wide"), (_NARROW, "narrow"))
     )
@@ -68,7 +68,6 @@ def image(series: Sequence[Series], axes: Axes) -> str:
     """The same chart as a file on its own, an SVG with its styles in it."""
     inner = {"x": _MARGIN, "y": _MARGIN, "width": _WIDE[0], "height": _WIDE[1] + axes.taller}
     width, height = inner["width"] + 2 * _MARGIN, inner["height"] + 2 * _MARGIN
-    series = [replace(line, points=_thinned(line.points)) for line in series]
     return tag(
         "svg",
         tag("style", chart_style()),
@@ -115,27 +114,32 @@ def _draw(
 ) -> Html:
     width, height = size[0], size[1] + axes.taller
     values = [y for line in series for _, y in line.points]
-    y_ticks, y_range = (
-        logarithmic_ticks(min(values), max(values))
-        if axes.logarithmic
-        else linear_ticks(0.0, max(values), 5)
-    )
-    frame = _Frame(
-        width, height, (axes.spans[0].start, axes.spans[-1].stop), y_range, axes.logarithmic
-    )
+    if axes.logarithmic:
+        y_ticks, y_range = logarithmic_ticks(min(values), max(values))
+    else:
+        y_ticks, y_range = linear_ticks(0.0, max(values), 5)
+    x_range = low, high = axes.spans[0].start, axes.spans[-1].stop
+    frame = _Frame(width, height, x_range, y_range, axes.logarithmic)
+    right = width - _RIGHT
+    rows = []
+    for value in y_ticks:
+        y = frame.up(value)
+        line = tag("line", x1=_LEFT, x2=right, y1=y, y2=y, class_="grid")
+        look = {"class_": "tick", "text_anchor": "end"}
+        rows.append(tag("g", line, tag("text", f"{value:g}", x=_LEFT - 8, y=y + 4, **look)))
+    columns = []
+    for value in linear_ticks(low, high, 8 if width == _WIDE[0] else 4)[0]:
+        if low <= value <= high and value == round(value):  # steps and layers are whole
+            x = frame.across(value)
+            # The last label stays inside.
+            look = {"class_": "tick", "text_anchor": "end" if x > right - 20 else "middle"}
+            columns.append(tag("text", count(value), x=x, y=frame.bottom + 16, **look))
     return tag(
         "svg",
         [_span(span, index, frame) for index, span in enumerate(axes.spans)],
-        [_y_tick(tick, frame) for tick in y_ticks],
-        [_x_tick(tick, frame) for tick in _x_ticks(frame, 8 if width == _WIDE[0] else 4)],
-        tag(
-            "text",
-            axes.x_label,
-            x=frame.width - _RIGHT,
-            y=height - 4,
-            class_="axis",
-            text_anchor="end",
-        ),
+        rows,
+        columns,
+        tag("text", axes.x_label, x=right, y=height - 4, class_="axis", text_anchor="end"),
         tag("text", axes.y_label, x=2, y=height - 4, class_="axis"),
         [_line(line, frame) for line in series],
         viewBox=f"0 0 {width} {height}",
@@ -150,9 +154,8 @@ def _span(span: ChartSpan, index: int, frame: _Frame) -> Html:
     left, right = frame.across(span.start), frame.across(span.stop)
     room = int((right - left) / 6.4)  # characters of the label that fit
     label = span.label if len(span.label) <= room else span.label.split(" · ")[0]
-    label = (
-        label if len(label) <= room else f"{label[: max(0, room - 1)]}…"
-    )  # a number must not lose digits unseen
+    # A number must not lose digits unseen.
+    label = label if len(label) <= room else f"{label[: max(0, room - 1)]}…"
     return tag(
         "g",
         tag(
@@ -168,44 +171,21 @@ def _span(span: ChartSpan, index: int, frame: _Frame) -> Html:
     )
 
 
-def _y_tick(value: float, frame: _Frame) -> Html:
-    y = frame.up(value)
-    return tag(
-        "g",
-        tag("line", x1=_LEFT, x2=frame.width - _RIGHT, y1=y, y2=y, class_="grid"),
-        tag("text", f"{value:g}", x=_LEFT - 8, y=y + 4, class_="tick", text_anchor="end"),
-    )
-
-
-def _x_tick(value: float, frame: _Frame) -> Html:
-    x = frame.across(value)
-    anchor = "end" if x > frame.width - _RIGHT - 20 else "middle"  # the last label stays inside
-    return tag("text", count(value), x=x, y=frame.bottom + 16, class_="tick", text_anchor=anchor)
-
-
-def _x_ticks(frame: _Frame, number: int) -> list[float]:
-    low, high = frame.x
-    ticks, _ = linear_ticks(low, high, number)
-    return [
-        tick for tick in ticks if low <= tick <= high and tick == round(tick)
-    ]  # steps and layers are whole
-
-
 def _line(line: Series, frame: _Frame) -> Html:
-    places = [(frame.across(x), frame.up(y)) for x, y in line.points]
+    points = line.points
+    if len(points) > _MOST_POINTS:  # the first and the last are among those that are drawn
+        step = (len(points) - 1) / (_MOST_POINTS - 1)
+        points = tuple(points[round(index * step)] for index in range(_MOST_POINTS))
+    places = [(frame.across(x), frame.up(y)) for x, y in points]
     single = len(places) == 1
-    points = [
+    circles = [
         tag("circle", tag("title", f"{line.name}: {y:.4g} at {count(x)}"), cx=across, cy=up, r=3)
-        for (x, y), (across, up) in zip(line.points, places, strict=True)
+        for (x, y), (across, up) in zip(points, places, strict=True)
         if line.draw_points or single
     ]
     written = " ".join(f"{across:.1f},{up:.1f}" for across, up in places)
-    return tag(
-        "g",
-        None if single else tag("polyline", points=written),
-        points,
-        class_=f"line {line.style}",
-    )
+    polyline = None if single else tag("polyline", points=written)
+    return tag("g", polyline, circles, class_=f"line {line.style}")
 
 
 def linear_ticks(low: float, high: float, number: int) -> tuple[list[float], tuple[float, float]]:
@@ -234,86 +214,53 @@ def logarithmic_ticks(low: float, high: float) -> tuple[list[float], tuple[float
     return [tick for tick in candidates if below <= tick <= above], (below, above)
 
 
-def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-    """At most _MOST_POINTS of the points, the first and the last among them."""
-    if len(points) <= _MOST_POINTS:
-        return points
-    step = (len(points) - 1) / (_MOST_POINTS - 1)
-    return tuple(points[round(index * step)] for index in range(_MOST_POINTS))
-
-
 MOST_LINES = 200
 """Samples that are drawn at most; the median is that of all."""
-_WITHOUT = "no corner was found"
+_WITHOUT = "no knee was found"
 _TALLER = 80  # many lines lie close together
 
 
 def figure(record: dict[str, Any]) -> Html:
     """The chart with its legend. Raises KeyError, TypeError or ValueError if the record is not what the analysis wrote."""
-    keys = [("sample", _samples_key(record)), ("median", "median of all samples")]
+    samples = len(record["samples"])
+    drawn = f"one of {samples:,} samples"
+    if samples > MOST_LINES:
+        drawn = f"one sample; {MOST_LINES} of {samples:,} are drawn"
+    keys = [("sample", drawn), ("median", "median of all samples")]
     keys += [("fit", "two lines that meet, fitted to the median")] if record["cut"] else []
-    return tag("div", line_chart(*_chart(record)), legend(keys))
+    return tag("div", line_chart(*_trajectory(record)), legend(keys))
 
 
 def drawing(record: dict[str, Any]) -> str:
     """The chart as an SVG file."""
-    return image(*_chart(record))
+    return image(*_trajectory(record))
 
 
-def _samples_key(record: dict[str, Any]) -> str:
-    samples, drawn = len(record["samples"]), len(_drawn(record))
-    return (
-        f"one sample; {drawn} of {samples:,} are drawn"
-        if drawn < samples
-        else f"one of {samples:,} samples"
-    )
+def _trajectory(record: dict[str, Any]) -> tuple[list[Series], Axes]:
+    """Lines and axes. A span says what becomes of its layers at the cut, and is half a layer wider than these to both sides."""
 
+    def points(curve: list[float]) -> tuple[tuple[float, float], ...]:
+        return tuple((float(layer), max(0.0, float(value))) for layer, value in enumerate(curve))
 
-def _chart(record: dict[str, Any]) -> tuple[list[Series], Axes]:
-    axes = Axes(
-        "layer",
-        "nats from the last layer's prediction",
-        tuple(_spans(record)),
-        False,
-        taller=_TALLER,
-    )
-    return list(_series(record)), axes
+    def named(first: int, stop: int) -> str:
+        return f"{first}" if stop - first == 1 else f"{first}–{stop - 1}"
 
-
-def _series(record: dict[str, Any]) -> Iterator[Series]:
-    for number, curve in enumerate(_drawn(record)):
-        yield Series(f"sample {number}", "sample", _points(curve))
-    yield Series("median", "median", _points(record["median"]))
-    if record["cut"]:
-        yield Series(
-            "fit",
-            "fit",
-            tuple((float(x), float(y)) for x, y in record["cut"]["fit"]),
-            draw_points=True,
-        )
-
-
-def _drawn(record: dict[str, Any]) -> list[list[float]]:
-    curves: list[list[float]] = record["samples"]
-    count = min(len(curves), MOST_LINES)
-    return [curves[index * len(curves) // count] for index in range(count)]
-
-
-def _points(curve: list[float]) -> tuple[tuple[float, float], ...]:
-    return tuple((float(layer), max(0.0, float(value))) for layer, value in enumerate(curve))
-
-
-def _spans(record: dict[str, Any]) -> Iterator[ChartSpan]:
-    """What becomes of the layers at the cut, each half a layer wide to both sides."""
-    layers = len(record["median"])
-    if not record["cut"]:
-        yield ChartSpan(-0.5, layers - 0.5, _WITHOUT)
-        return
-    first, stop = record["cut"]["replaced_layers"]
-    yield ChartSpan(-0.5, first - 0.5, f"{_named(0, first)} · early, kept")
-    yield ChartSpan(first - 0.5, stop - 0.5, f"{_named(first, stop)} · late, replaced by one")
-    yield ChartSpan(stop - 0.5, layers - 0.5, _named(stop, layers))
-
-
-def _named(first: int, stop: int) -> str:
-    return f"{first}" if stop - first == 1 else f"{first}–{stop - 1}"
+    samples, layers, cut = record["samples"], len(record["median"]), record["cut"]
+    drawn = min(len(samples), MOST_LINES)
+    series = [
+        Series(f"sample {number}", "sample", points(samples[number * len(samples) // drawn]))
+        for number in range(drawn)
+    ]
+    series.append(Series("median", "median", points(record["median"])))
+    spans = [ChartSpan(-0.5, layers - 0.5, _WITHOUT)]
+    if cut:
+        fit = tuple((float(x), float(y)) for x, y in cut["fit"])
+        series.append(Series("fit", "fit", fit, draw_points=True))
+        first, stop = cut["replaced_layers"]
+        spans = [
+            ChartSpan(-0.5, first - 0.5, f"{named(0, first)} · early, kept"),
+            ChartSpan(first - 0.5, stop - 0.5, f"{named(first, stop)} · late, replaced by one"),
+            ChartSpan(stop - 0.5, layers - 0.5, named(stop, layers)),
+        ]
+    y_label = "nats from the last layer's prediction"
+    return series, Axes("layer", y_label, tuple(spans), False, taller=_TALLER)

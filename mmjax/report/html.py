@@ -1,12 +1,15 @@
-"""Markup that is safe by construction: every text is escaped unless it is markup that these functions made.
+"""Markup that is safe by construction, and the pieces of a page that several sections use.
 
-Pieces of the page that several sections use.
+Every text is escaped unless it is markup that these functions made.
 """
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 _VOID = frozenset({"br", "circle", "hr", "img", "line", "meta", "path", "polyline", "rect"})
+# Control characters and lone surrogates: no HTML document may hold them.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Html(str):
@@ -19,16 +22,19 @@ type Child = str | Html | Iterable["Child"] | None
 
 
 def escape(text: str) -> Html:
-    """Text as markup. Characters that no HTML document may hold (control characters, lone surrogates) become U+FFFD."""
-    allowed = "".join(
-        character if _is_allowed(character) else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
-    return Html(html.escape(allowed, quote=True))
+    """Text as markup. Characters that no HTML document may hold become U+FFFD."""
+    return Html(html.escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text), quote=True))
 
 
 def join(children: Iterable[Child], separator: str = "") -> Html:
     """Children one after the other; plain text among them is escaped."""
-    return Html(escape(separator).join(_markup(child) for child in children))
+    parts = []
+    for child in children:
+        if isinstance(child, str):
+            parts.append(child if isinstance(child, Html) else escape(child))
+        else:
+            parts.append(Html() if child is None else join(child))
+    return Html(escape(separator).join(parts))
 
 
 def tag(name: str, *children: Child, **attributes: str | float | None) -> Html:
@@ -37,45 +43,18 @@ def tag(name: str, *children: Child, **attributes: str | float | None) -> Html:
     Args:
         name: of the element.
         children: markup, text, None (nothing) or iterables of these.
-        attributes: `class_` stands for class, `stroke_width` for stroke-width; None leaves the attribute out.
+        attributes: `class_` stands for class, `stroke_width` for stroke-width; None: no such attribute.
     """
-    written = "".join(
-        f' {_name(key)}="{escape(_value(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
+    written = ""
+    for key, value in attributes.items():
+        if isinstance(value, float):
+            value = f"{value:.2f}".rstrip("0").rstrip(".")
+        if value is not None:
+            written += f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
     if name in _VOID and not children:
-        return (
-            Html(f"<{name}{written}>")
-            if name in ("br", "hr", "img", "meta")
-            else Html(f"<{name}{written}/>")
-        )
+        end = ">" if name in ("br", "hr", "img", "meta") else "/>"
+        return Html(f"<{name}{written}{end}")
     return Html(f"<{name}{written}>{join(children)}</{name}>")
-
-
-def _markup(child: Child) -> Html:
-    if child is None:
-        return Html()
-    if isinstance(child, Html):
-        return child
-    if isinstance(child, str):
-        return escape(child)
-    return join(child)
-
-
-def _name(key: str) -> str:
-    return key.rstrip("_").replace("_", "-")
-
-
-def _value(value: str | float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
-def _is_allowed(character: str) -> bool:
-    code = ord(character)
-    return character in "\t\n\r" or (
-        code >= 0x20 and not 0x7F <= code <= 0x9F and not 0xD800 <= code <= 0xDFFF
-    )
 
 
 def section(title: str, *children: Child, lead: str | None = None) -> Html:

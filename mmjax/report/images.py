@@ -17,7 +17,7 @@ _WINDOW_LINE = 255.0
 
 def image(pixels: UInt8[np.ndarray, "h w 3"], description: str, *, scale: int = 1) -> Html:
     """An <img> of the pixels, enlarged `scale` times without smoothing."""
-    return png(_encode(Pillow.fromarray(pixels.repeat(scale, 0).repeat(scale, 1))), description)
+    return _embedded(Pillow.fromarray(pixels.repeat(scale, 0).repeat(scale, 1)), description)
 
 
 def thumbnail(path: Path, description: str, *, side: int = 160) -> Html | None:
@@ -26,21 +26,11 @@ def thumbnail(path: Path, description: str, *, side: int = 160) -> Html | None:
         with Pillow.open(path) as opened:
             opened.thumbnail((side, side))
             shown = opened.convert("RGBA")
-            return png(
-                _encode(
-                    Pillow.alpha_composite(Pillow.new("RGBA", shown.size, "white"), shown).convert(
-                        "RGB"
-                    )
-                ),
-                description,
-            )
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Pillow.DecompressionBombError,
-    ):  # what Pillow raises for damaged files
+    # What Pillow raises for damaged files.
+    except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError):
         return None
+    paper = Pillow.new("RGBA", shown.size, "white")
+    return _embedded(Pillow.alpha_composite(paper, shown).convert("RGB"), description)
 
 
 def png(data: bytes, description: str) -> Html:
@@ -90,7 +80,7 @@ def heat(
     return canvas.round().clip(0, 255).astype(np.uint8)
 
 
-def _encode(image: Pillow.Image) -> bytes:
+def _embedded(image: Pillow.Image, description: str) -> Html:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return png(buffer.getvalue(), description)

@@ -1,11 +1,11 @@
-"""What the report knows: the files of a workdir, each of which may be missing. What is missing or damaged is kept as a sentence to print.
+"""The files of a workdir, each of which may be missing: all that the report knows. Of what is missing or damaged, a sentence is kept.
 
 | file | what is read |
 |---|---|
-| config.json, tokenizer.json | the resolved recipe, and what its vocabulary is counted from |
-| summary.json | seed, config_digest, stages, eval, versions, hardware: see `mmjax.runs.saved` |
+| config.json | the resolved recipe |
+| summary.json | seed, config_digest, stages, eval, versions, hardware: see `mmjax.runs.workdir` |
 | metrics.jsonl | lines with "stage", "step" and "loss" (training) or "holdout/loss" (held-out) |
-| predictions.jsonl | lines with task, id, image, question, type, truth, prediction |
+| predictions.jsonl | lines with task, id, image, question, type, reference, prediction |
 | evaluations.jsonl | lines with stage, step (0: what the stage begins with) and eval; there if `--mode=evaluate` has scored other points |
 | manifests/STAGE.json | entries with target, source, how, shape, dtype, note |
 | previews/STAGE.png, .txt | the first packed row of a stage |
@@ -91,6 +91,13 @@ def read(workdir: Path, against: Costs | None = None) -> Run:
             f"{workdir} is not the workdir of a run: it has neither config.json nor summary.json."
         )
     problems: dict[str, str] = {}
+    previews: dict[str, tuple[bytes | None, str | None]] = {}
+    for path in sorted((workdir / "previews").glob("*"), key=lambda path: path.stem):
+        drawing, text = previews.get(path.stem, (None, None))
+        if path.suffix == ".png":
+            previews[path.stem] = path.read_bytes(), text
+        elif path.suffix == ".txt":
+            previews[path.stem] = drawing, path.read_text(encoding="utf-8", errors="replace")
     return Run(
         path=workdir,
         config=_json(workdir / "config.json", problems),
@@ -102,7 +109,7 @@ def read(workdir: Path, against: Costs | None = None) -> Run:
             path.stem: _json(path, problems)
             for path in sorted((workdir / "manifests").glob("*.json"))
         },
-        previews=_previews(workdir / "previews"),
+        previews=previews,
         attention=_arrays(workdir / "attention.npz", problems),
         against=against,
         trajectory=_json(workdir / "trajectory.json", problems),
@@ -139,29 +146,15 @@ def _lines(path: Path, problems: dict[str, str]) -> Iterator[Record]:
         try:
             record = json.loads(line)
         except ValueError:
-            damaged += 1  # a run that was killed may leave half a line
-            continue
+            record = None  # a run that was killed may leave half a line
         if isinstance(record, dict):
             yield record
         else:
             damaged += 1
     if damaged:
         problems[path.name] = (
-            f"Left out of {path.name}: {plural(damaged, 'line')} that cannot be read."
+            f"Skipped in {path.name}: {plural(damaged, 'line')} that cannot be read."
         )
-
-
-def _previews(folder: Path) -> dict[str, tuple[bytes | None, str | None]]:
-    names = sorted({path.stem for path in folder.glob("*") if path.suffix in (".png", ".txt")})
-    return {name: (_bytes(folder / f"{name}.png"), _text(folder / f"{name}.txt")) for name in names}
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def _arrays(path: Path, problems: dict[str, str]) -> dict[str, np.ndarray]:

@@ -8,11 +8,11 @@ from rich.console import Console
 from mmjax.data.text.tokenizer_files import write_tokenizer
 from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
-from mmjax.recipe.recipe import Recipe, Stage
+from mmjax.recipe.recipe import Recipe
 from mmjax.runs.initial_weights import open_initial
-from mmjax.runs.saved import find_checkpoint, prepare_tokenizer, read_params
-from mmjax.runs.workdir import Workdir
-from mmjax.weights.config_json import IMAGES, dumps
+from mmjax.runs.workdir import Workdir, read_params
+from mmjax.training.logging import print_line
+from mmjax.weights.families.base import IMAGES, dumps
 from mmjax.weights.pretrained_protocol import Origin
 from mmjax.weights.save import save_params
 from mmjax.weights.vlm_checkpoint import DECODER, VISION
@@ -32,24 +32,22 @@ def export(
     Raises:
         InputError: there is no such checkpoint, the folder exists, or no family of published models has the form of a part.
     """
-    stage, folder = find_checkpoint(recipe, workdir, checkpoint)
+    stage, folder = workdir.find_checkpoint(recipe, checkpoint)
     target = workdir.path / "export" / f"{stage.name}-{folder.name}"
     if target.exists():
         raise InputError(f"{target} exists already; remove it to export again.")
-    _, recipe_with_vocab = prepare_tokenizer(recipe, workdir.path, build=False)
+    recipe, _ = workdir.resolve(recipe)
     save_params(
-        read_params(folder, recipe_with_vocab),
-        recipe_with_vocab.stages[stage.name].model,
+        read_params(folder, recipe),
+        recipe.stages[stage.name].model,
         target,
-        origins=origins(recipe_with_vocab, stage.name),
+        origins=origins(recipe, stage.name),
     )
     if stage.data.resize == "stretch":
         stretch(target / VISION / IMAGES)
     if recipe.tokenizer.kind == "huggingface" and recipe.tokenizer.path:
         write_tokenizer(resolved(recipe.tokenizer.path), target / DECODER)
-    (console or Console()).print(
-        f"{folder} is now in {target}", highlight=False, soft_wrap=True, markup=False
-    )
+    print_line(console or Console(), f"{folder} is now in {target}")
     return target
 
 
@@ -65,13 +63,10 @@ def stretch(path: pathlib.Path) -> None:
 def origins(recipe: Recipe, last: str) -> tuple[Origin, ...]:
     """Which published models the parts of a stage began as: what a stage before it loaded counts until another one loads it again."""
     found: dict[str, Origin] = {}
-    for stage in _until(recipe, last):
+    for stage in recipe.stages.values():
         if stage.init_from:
             with open_initial(stage.init_from, stage.model) as weights:
                 found |= {origin.part: origin for origin in weights.origins}
+        if stage.name == last:
+            break
     return tuple(found.values())
-
-
-def _until(recipe: Recipe, last: str) -> list[Stage]:
-    names = list(recipe.stages)
-    return [recipe.stages[name] for name in names[: names.index(last) + 1]]

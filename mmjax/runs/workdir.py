@@ -1,37 +1,49 @@
-"""The folder of a run: where everything that a run leaves behind is found, and whose run it is.
+"""The folder of a run: whose run it is, what stands in it, and reading that back.
 
 | file | what |
 |---|---|
-| config.json | the recipe, every default written out |
+| config.json | the recipe, every default written out, with the vocabulary of the tokenizer |
 | tokenizer.json | the tokenizer that was built from the training text |
 | metrics.jsonl, tensorboard/ | training metrics, appended |
 | checkpoints/STAGE/STEP | states |
 | manifests/STAGE.json | where every parameter of the stage came from |
 | previews/STAGE.txt, .png | the first row that the stage trains on |
 | predictions.jsonl, attention.npz | answers of the last stage's model; where each scale of it looks in one image |
+| evaluations.jsonl | scores of other checkpoints, a line for each |
 | nonfinite.json | the samples of a batch whose loss or gradient was not finite, if there was one |
 | summary.json | what the run cost and scored |
 | report.html | all of it to look at |
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jax.sharding import Sharding
+
+from mmjax.data.text import vocabulary
+from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import Recipe
-from mmjax.recipe.serialization import digested, from_json, to_json
+from mmjax.recipe.recipe import Recipe, Stage
+from mmjax.recipe.schema import ABSENT, differences
+from mmjax.recipe.serialization import digest, digested, from_json, to_json, to_plain
+from mmjax.runs.environment import hardware, versions
+from mmjax.training.checkpoint import load_params
+from mmjax.training.loop import StageResult
+from mmjax.typing import Params
 
-_SHOWN = 12
+SCHEMA_VERSION = 1  # of summary.json
+_SHOWN = 12  # differences that a message lists
 
 
-def default_path(file: str, overrides: Mapping[str, str]) -> pathlib.Path:
+def default_path(file: str, overrides: Mapping[str, object]) -> pathlib.Path:
     """runs/<config>[-<variant>][-<hash of overrides>]: the same command finds the same folder.
 
     Args:
@@ -41,13 +53,12 @@ def default_path(file: str, overrides: Mapping[str, str]) -> pathlib.Path:
     path, _, variant = file.partition(":")
     parts = [pathlib.Path(path).stem, *([variant] if variant else [])]
     if overrides:
-        parts.append(
-            hashlib.sha256(json.dumps(dict(overrides), sort_keys=True).encode()).hexdigest()[:8]
-        )
+        changes = json.dumps(dict(overrides), sort_keys=True)
+        parts.append(hashlib.sha256(changes.encode()).hexdigest()[:8])
     return pathlib.Path("runs", "-".join(parts))
 
 
-class Workdir:
+class Workdir(os.PathLike[str]):
     """The files of a run. Nothing is written before `claim`."""
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -61,6 +72,9 @@ class Workdir:
         self.report = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def manifest(self, stage: str) -> pathlib.Path:
         """Where every parameter of the stage came from."""
         return self.path / "manifests" / f"{stage}.json"
@@ -68,24 +82,6 @@ class Workdir:
     def preview(self, stage: str, suffix: str) -> pathlib.Path:
         """The first row of a stage, as ".txt" or ".png"."""
         return self.path / "previews" / f"{stage}{suffix}"
-
-    def check(self, recipe: Recipe) -> None:
-        """Raises InputError if the folder holds another run than the recipe's, or something that is no run at all."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"The workdir {self.path} is a file.")
-        if not self.config.exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
-                raise InputError(
-                    f"The workdir {self.path} is not empty and has no config.json: it is not the folder of a run. Choose another."
-                )
-            return
-        changes = differences(digested(self.recipe()), digested(recipe))
-        if changes:
-            shown = "\n".join(f"  {change}" for change in changes[:_SHOWN])
-            more = f"\n  and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
-            raise InputError(
-                f"The workdir {self.path} holds a run of another recipe. Choose another --workdir, or undo these changes:\n{shown}{more}"
-            )
 
     def recipe(self) -> Recipe:
         """The recipe in config.json. Raises InputError if it cannot be read."""
@@ -97,57 +93,226 @@ class Workdir:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.config} cannot be read: {error}") from None
 
-    @contextlib.contextmanager
-    def claim(self, recipe: Recipe) -> Iterator[None]:
-        """Makes the folder this recipe's and keeps other processes out of it while the context lasts.
+    def resolve(self, recipe: Recipe, *, build: bool = False) -> tuple[Recipe, Tokenizer]:
+        """The recipe with the vocabulary of the run's tokenizer in every decoder, and that tokenizer.
 
-        If the input turns out to be wrong before anything was saved, the folder is left as empty as it was found, or
-        not there if it was not.
+        Args:
+            build: make a tokenizer of words from the training text if the folder has none yet; it is not written.
 
         Raises:
-            InputError: it holds another run (`check`), another process is running in it, or it cannot be written.
+            InputError: the tokenizer cannot be read or built, or a decoder has fewer tokens.
         """
+        if recipe.tokenizer.kind == "words" and (self.tokenizer.exists() or not build):
+            tokenizer: Tokenizer = WordTokenizer.load(self.tokenizer)
+        else:
+            tokenizer = vocabulary.make_tokenizer(recipe)
+        return vocabulary.fit(recipe, tokenizer), tokenizer
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises InputError if the folder holds another run than the recipe's, or something that is no run at all."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"The workdir {self.path} is a file.")
+        if not self.config.exists():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise InputError(
+                    f"The workdir {self.path} is not empty and has no config.json: it is not the folder of a run. Choose another."
+                )
+            return
+        changes = []
+        for path, there, here in differences(digested(self.recipe()), digested(recipe)):
+            if here is ABSENT or there is ABSENT:
+                changes.append(f"{path}: only {'there' if here is ABSENT else 'here'}")
+            elif here is not None or not path.endswith(".model.decoder.vocabulary"):
+                changes.append(f"{path}: {there!r} there, {here!r} here")
+        if changes:
+            shown = "\n".join(f"  {change}" for change in changes[:_SHOWN])
+            more = f"\n  and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+            raise InputError(
+                f"The workdir {self.path} holds a run of another recipe. Choose another --workdir, or undo these changes:\n{shown}{more}"
+            )
+
+    @contextlib.contextmanager
+    def claim(self, recipe: Recipe) -> Iterator[tuple[Recipe, Tokenizer]]:
+        """Makes the folder this recipe's and keeps other processes out of it while the context lasts. Gives what `resolve` returns.
+
+        If the input turns out to be wrong before anything was saved, the folder is left as empty as it was found, or removed if it was not
+        there.
+
+        Raises:
+            InputError: it holds another run (`check`), another process is running in it, or it cannot be written; or as `resolve`.
+        """
+        self.check(recipe)
+        recipe, tokenizer = self.resolve(recipe, build=True)
         self.check(recipe)
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         with contextlib.ExitStack() as stack:
             try:
-                for folder in ("manifests", "previews", "checkpoints"):
-                    (self.path / folder).mkdir(parents=True, exist_ok=True)
+                for name in ("manifests", "previews", "checkpoints"):
+                    (self.path / name).mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((self.path / ".lock").open("w"))
             except OSError as error:
                 raise InputError(
                     f"The workdir {self.path} cannot be written: {error.strerror}."
                 ) from None
             try:
-                fcntl.flock(
-                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # freed by the kernel, however the process ends
+                # Freed by the kernel, however the process ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
                     f"Another process is running in the workdir {self.path}."
                 ) from None
             fresh = not self.config.exists()
             write_json(self.config, to_json(recipe))
+            if isinstance(tokenizer, WordTokenizer) and not self.tokenizer.exists():
+                tokenizer.save(self.tokenizer)
             try:
-                yield
+                yield recipe, tokenizer
             except InputError:
                 if fresh and not any(self.checkpoints.glob("*/*")):
-                    self._clear(made)
+                    # The corrected command may use the folder.
+                    for path in self.path.iterdir():
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    with contextlib.suppress(OSError):
+                        for (
+                            folder
+                        ) in made:  # the inner ones first, unless something else has come into them
+                            folder.rmdir()
                 raise
 
-    def _clear(self, made: Sequence[pathlib.Path]) -> None:
-        """Removes what a run wrote whose input proved wrong before its first checkpoint: the corrected command may use the folder.
+    def newest_step(self, stage: str) -> int | None:
+        """The step of the newest checkpoint of a stage, or None."""
+        return max(_steps_in(self.checkpoints / stage), default=None)
 
-        made: folders that were not there before, the inner ones first; they go, too, unless something else has come into them.
+    def find_checkpoint(self, recipe: Recipe, checkpoint: str | None) -> tuple[Stage, pathlib.Path]:
+        """The stage and folder of a checkpoint: the given one, or the newest of the last stage that has any.
+
+        Raises:
+            InputError: there is none.
         """
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()
+        if checkpoint is None:
+            for stage in reversed(recipe.stages.values()):
+                if (newest := self.newest_step(stage.name)) is not None:
+                    return stage, self.checkpoints / stage.name / str(newest)
+            raise InputError(
+                f"There is no checkpoint in {self.path}: train first, or name one with --checkpoint."
+            )
+        folder = pathlib.Path(checkpoint).absolute()
+        if not folder.is_dir() or not folder.name.isdecimal():
+            there = "".join(
+                f" {place} has {', '.join(map(str, steps))}."
+                for place in (folder, folder.parent)
+                if (steps := _steps_in(place))
+            )
+            raise InputError(
+                f"There is no checkpoint {checkpoint}: a folder checkpoints/<stage>/<step> is expected.{there}"
+            )
+        if folder.parent.name not in recipe.stages:
+            raise InputError(
+                f"{checkpoint} is a checkpoint of stage {folder.parent.name!r}; the recipe has {', '.join(recipe.stages)}."
+            )
+        return recipe.stages[folder.parent.name], folder
+
+
+def _steps_in(folder: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
+def read_params(
+    checkpoint: pathlib.Path, recipe: Recipe, shardings: Mapping[str, Sharding] | None = None
+) -> Params:
+    """The parameters of a checkpoint folder of this resolved recipe, or those that `shardings` names, read to where it says.
+
+    Raises InputError if another recipe made it.
+    """
+    params, metadata = load_params(checkpoint, shardings)
+    if metadata.get("config_digest") != digest(recipe):
+        raise InputError(
+            f"{checkpoint} was made by another recipe; name the one that made it, or its --workdir alone."
+        )
+    return params
+
+
+@dataclasses.dataclass
+class Summary:
+    """summary.json: what a run cost and scored. Written after every stage, so that an interrupted run knows which are done.
+
+    Attributes:
+        stages: one entry per finished stage, in order: name, steps, samples (rows), tokens, seconds, seconds_by_cause, devices (of the
+            mesh that it was finished on), device_seconds (seconds times devices), flops, visual_tokens_per_image, held_out_loss; skipped
+            (unusable training samples, by cause; one is counted each time it is met) and skip_examples (the first of each cause, and what
+            is wrong with it).
+        eval: by task, what `evaluation.run` returned; empty until the last stage was scored.
+        evaluation: the settings that `eval` was made with.
+    """
+
+    path: pathlib.Path
+    recipe: Recipe
+    stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    eval: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+
+    @classmethod
+    def open(cls, path: pathlib.Path, recipe: Recipe) -> "Summary":
+        """The summary that an earlier process of the same run left, or an empty one. Raises InputError if it cannot be read."""
+        if not path.exists():
+            return cls(path, recipe)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["config_digest"] != digest(recipe):
+                raise ValueError("it belongs to another recipe")
+            return cls(path, recipe, content["stages"], content["eval"], content["evaluation"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} cannot be read: {error!r}. Without it the run starts its bookkeeping anew: remove it."
+            ) from None
+
+    def has(self, stage: Stage) -> bool:
+        """Whether a stage is finished and written down."""
+        return any(entry["name"] == stage.name for entry in self.stages)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the scores are those that the recipe asks for."""
+        return self.evaluation == to_plain(self.recipe.evaluation)
+
+    def add_stage(self, stage: Stage, result: StageResult) -> None:
+        """Writes a finished stage down, in place of an earlier entry of it."""
+        entry = {
+            "name": stage.name,
+            "steps": result.steps,
+            "samples": result.samples,
+            "tokens": result.tokens,
+            "seconds": sum(result.seconds.values()),
+            "seconds_by_cause": result.seconds,
+            "devices": result.devices,
+            "device_seconds": result.device_seconds,
+            "flops": result.flops,
+            "visual_tokens_per_image": stage.model.visual_tokens,
+            "held_out_loss": result.held_out_loss,
+            "skipped": result.skipped,
+            "skip_examples": result.skip_examples,
+        }
+        self.stages = [*(other for other in self.stages if other["name"] != stage.name), entry]
+        self.eval, self.evaluation = {}, None
+        self._write()
+
+    def add_scores(self, scores: dict[str, Any]) -> None:
+        """Writes the scores of the last stage down."""
+        self.eval, self.evaluation = scores, to_plain(self.recipe.evaluation)
+        self._write()
+
+    def _write(self) -> None:
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "config_digest": digest(self.recipe),
+            "seed": self.recipe.seed,
+            "stages": self.stages,
+            "eval": self.eval,
+            "evaluation": self.evaluation,
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        write_json(self.path, content)
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -159,26 +324,3 @@ def write_json(path: pathlib.Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two trees differ: "stages.pretrain.steps: 1500 there, 1000 here"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
-        nothing = object()
-        pairs = [
-            (f"{path}.{key}".lstrip("."), old.get(key, nothing), new.get(key, nothing))
-            for key in keys
-        ]
-        return [
-            line
-            for place, left, right in pairs
-            for line in (
-                [f"{place}: only there"]
-                if right is nothing
-                else [f"{place}: only here"]
-                if left is nothing
-                else differences(left, right, place)
-            )
-        ]
-    return [] if old == new else [f"{path}: {old!r} there, {new!r} here"]

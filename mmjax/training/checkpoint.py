@@ -1,11 +1,8 @@
-"""The record that is published with the arrays of a checkpoint: what they are, a digest of each, and where training goes on.
+"""States on disk, by Orbax: whole, asynchronous, published in one step, and verified against digests when they are read.
 
-The record carries a digest of itself, so that a damaged data position is noticed like a damaged array is.
-
-States on disk, by Orbax: whole, asynchronous, published in one step, and verified against digests when they are read.
-
-A checkpoint `checkpoints/<stage>/<step>` has two items: `state`, the arrays under their paths, and `record` (`training.integrity`), which
-says what they are and where training goes on.
+A checkpoint `checkpoints/<stage>/<step>` has two items: `state`, the arrays under their paths, and `record` (`Record`), which says what
+they are, has a digest of each, and says where training goes on. The record carries a digest of itself, so that a damaged data position is
+noticed as a damaged array is.
 """
 
 import asyncio
@@ -33,6 +30,9 @@ from mmjax.training.state import TrainState
 from mmjax.typing import Array, Params
 
 FILE = "record.json"
+DAMAGED = ".damaged"
+SCORE = "held_out_loss"
+_SHOWN = 12  # problems that a message lists
 
 
 class DamagedError(Exception):
@@ -131,11 +131,6 @@ def _digest_json(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-DAMAGED = ".damaged"
-SCORE = "held_out_loss"
-_SHOWN = 12
-
-
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """A state from disk.
@@ -155,7 +150,7 @@ class Checkpoints:
     """The checkpoints of one stage. Use it as a context manager: leaving it waits for a save that is under way.
 
     Args:
-        directory: of the stage; made when needed. What a killed save has left behind there is removed.
+        directory: of the stage; made when needed. What a killed save has left there is removed.
         keep_last: how many of the newest stay.
         keep_best: whether the one with the lowest held-out loss stays, too.
     """
@@ -246,7 +241,10 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             if damaged:
-                self._set_aside(damaged)
+                self._checkpointer.close()
+                for number in damaged:
+                    self._rename_damaged(self._directory / str(number))
+                self._checkpointer = self._open()
                 logging.error("Going on from the checkpoint %s.", self._directory / str(step))
             return restored
         if damaged:
@@ -259,22 +257,29 @@ class Checkpoints:
     def _restore(self, step: int, abstract: TrainState) -> Restored:
         folder = self._directory / str(step)
         record = _load_record(folder)
-        wanted = by_path(abstract)
-        _check_structure(folder, record.arrays, wanted)
+        found, wanted = record.arrays, by_path(abstract)
+        problems = [f"{path}: missing" for path in wanted if path not in found]
+        problems += [f"{path}: not part of this model" for path in found if path not in wanted]
+        for path in wanted.keys() & found.keys():
+            there = f"{found[path]['dtype']}{found[path]['shape']}"
+            here = f"{wanted[path].dtype}{list(wanted[path].shape)}"
+            if there != here:
+                problems.append(f"{path}: {there} there, {here} here")
+        if problems:
+            shown = "\n".join(f"  {problem}" for problem in sorted(problems)[:_SHOWN])
+            more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            raise InputError(f"The checkpoint {folder} belongs to another model:\n{shown}{more}")
         loaded = _load_arrays(folder, wanted)
         record.verify(loaded)
         state = jax.tree.unflatten(jax.tree.structure(abstract), [loaded[path] for path in wanted])
         return Restored(state, step, record.row, record.metadata)
 
-    def _set_aside(self, steps: list[int]) -> None:
-        self._checkpointer.close()
-        for step in steps:
-            target, number = self._directory / f"{step}{DAMAGED}", 0
-            while target.exists():
-                number += 1
-                target = self._directory / f"{step}{DAMAGED}.{number}"
-            (self._directory / str(step)).rename(target)
-        self._checkpointer = self._open()
+    def _rename_damaged(self, folder: pathlib.Path) -> None:
+        target, number = folder.with_name(f"{folder.name}{DAMAGED}"), 0
+        while target.exists():
+            number += 1
+            target = folder.with_name(f"{folder.name}{DAMAGED}.{number}")
+        folder.rename(target)
 
 
 def load_params(
@@ -337,13 +342,11 @@ def _load_arrays(
 ) -> dict[str, Array]:
     """Arrays by path; the checkpoint may have more."""
     context = ocp.Context()
-    context.pytree.loading.partial_load = (
-        True  # what is missing comes back abstract, which `Record.verify` finds
-    )
+    # What is missing comes back abstract, which `Record.verify` finds.
+    context.pytree.loading.partial_load = True
     with context:
-        return flatten_dict(
-            _load(folder, {"state": unflatten_dict(dict(wanted), sep="/")})["state"], sep="/"
-        )
+        state = _load(folder, {"state": unflatten_dict(dict(wanted), sep="/")})["state"]
+    return flatten_dict(state, sep="/")
 
 
 def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
@@ -353,30 +356,10 @@ def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
         raise  # the latter two: this computer cannot hold the arrays, which is no fault of the files
     except Exception as error:  # whatever a damaged file makes the reader raise
         reason = f"it cannot be read ({type(error).__name__}: {str(error)[:300]})"
-    _forget_failed_reads()
-    raise DamagedError(reason)
-
-
-def _forget_failed_reads() -> None:
-    """The reader's other tasks have failed, too; left alone, asyncio prints each when it is collected, at a page per array."""
+    # The reader's other tasks have failed, too; asyncio would print each when it is collected, at a page per array.
     asyncio_log = python_logging.getLogger("asyncio")
     asyncio_log.disabled = True
     with warnings.catch_warnings(action="ignore"):
         gc.collect()
     asyncio_log.disabled = False
-
-
-def _check_structure(
-    folder: pathlib.Path, found: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]
-) -> None:
-    problems = [f"{path}: missing" for path in wanted if path not in found]
-    problems += [f"{path}: not part of this model" for path in found if path not in wanted]
-    for path in wanted.keys() & found.keys():
-        there = f"{found[path]['dtype']}{found[path]['shape']}"
-        here = f"{wanted[path].dtype}{list(wanted[path].shape)}"
-        if there != here:
-            problems.append(f"{path}: {there} there, {here} here")
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in sorted(problems)[:_SHOWN])
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise InputError(f"The checkpoint {folder} belongs to another model:\n{shown}{more}")
+    raise DamagedError(reason)

@@ -1,10 +1,8 @@
-"""What happened since the last log line: metrics summed over steps, and how fast it went.
+"""What is told of a running stage: the metrics of a log interval, to a person and to trackers.
 
-The sums are part of a checkpoint, so that the first line after a restart covers the same steps as it would have without one.
-
-What a person sees of a stage: a bar with the time that is left on a terminal, plain lines elsewhere.
-
-Where metrics go: a small interface, and the trackers that have a name in the config.
+`Window` sums metrics and measures speed between two log lines; its sums are part of a checkpoint, so that the first line after a restart
+covers the same steps as it would have without one. `StageProgress` is what a person sees: a bar with the time that is left on a terminal,
+plain lines elsewhere. `Tracker` is where metrics go, and `TRACKERS` names those of the config.
 """
 
 import dataclasses
@@ -35,8 +33,7 @@ from mmjax.errors import InputError
 from mmjax.recipe.recipe import Recipe
 from mmjax.training import metrics
 from mmjax.training.flops import MFU_FORMULA
-from mmjax.training.metrics import StepMetrics
-from mmjax.training.result import Chrono
+from mmjax.training.metrics import Chrono, StepMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +71,10 @@ class Window:
     def add(self, new: StepMetrics, counts: Counts) -> None:
         """One more step. Waits for nothing."""
         if self._sums is None and self._saved is not None:
-            self._sums, self._saved = _unpack(self._saved, new), None
+            leaves, structure = jax.tree.flatten(new)
+            pairs = zip(self._saved, leaves, strict=True)
+            values = [np.asarray(value, leaf.dtype) for value, leaf in pairs]
+            self._sums, self._saved = jax.tree.unflatten(structure, values), None
         self._sums = new if self._sums is None else metrics.merge(self._sums, new)
         self._counts += counts
 
@@ -104,14 +104,6 @@ class Window:
         return rates | {
             f"time_share/{cause}": seconds / whole for cause, seconds in spent.items()
         }, training / self._counts.steps
-
-
-def _unpack(values: list[float], like: StepMetrics) -> StepMetrics:
-    leaves, model_def = jax.tree.flatten(like)
-    return jax.tree.unflatten(
-        model_def,
-        [np.asarray(value, leaf.dtype) for value, leaf in zip(values, leaves, strict=True)],
-    )
 
 
 SHOWN = (  # name of the metric, how it is shown
@@ -184,12 +176,15 @@ class StageProgress:
         self._latest |= metrics
         if self._bar:
             self._bar.update(self._task, completed=step, metrics=describe(self._latest))
-        else:
-            self.note(f"step {step}/{self._steps}  {describe(metrics)}{self._time_left(step)}")
+            return
+        left, rate = "", self._latest.get("steps_per_second")
+        if rate and step < self._steps:
+            left = f"  {datetime.timedelta(seconds=round((self._steps - step) / rate))} left"
+        self.note(f"step {step}/{self._steps}  {describe(metrics)}{left}")
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        _print(self._console, f"{self._stage}: {text}")
+        print_line(self._console, f"{self._stage}: {text}")
 
     def explain_mfu(self, peak: float | None) -> None:
         """Says once per console what MFU means, or why there is none. peak: FLOP/s of a device, if known."""
@@ -197,22 +192,15 @@ class StageProgress:
         if peak is not None:
             self.note(f"MFU is measured against {peak / 1e12:.3g} TFLOP/s a device")
 
-    def _time_left(self, step: int) -> str:
-        rate = self._latest.get("steps_per_second")
-        return (
-            f"  {datetime.timedelta(seconds=round((self._steps - step) / rate))} left"
-            if rate and step < self._steps
-            else ""
-        )
-
 
 @functools.cache  # the cache is what makes it once
 def _explain_mfu(console: Console, known: bool) -> None:
     unknown = "There is no MFU: the peak FLOP/s of this device are not known. Give them as config.logging.peak_flops."
-    _print(console, MFU_FORMULA if known else unknown)
+    print_line(console, MFU_FORMULA if known else unknown)
 
 
-def _print(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
+    """Prints a text as it is: not wrapped, and nothing in it coloured or read as markup."""
     console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -242,21 +230,27 @@ class JsonLines:
         self._path = path
 
     def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
+        def stays(line: str) -> bool:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                return False  # a killed process did not finish it
+            held_out = any(name.startswith(HELD_OUT) for name in entry)
+            last = step if evaluated or not held_out else step - 1
+            return entry["stage"] != stage or entry["step"] <= last
+
         if not self._path.exists():
             return
         text = self._path.read_text(encoding="utf-8")
-        kept = "".join(
-            f"{line}\n" for line in text.splitlines() if _stays(line, stage, step, evaluated)
-        )
+        kept = "".join(f"{line}\n" for line in text.splitlines() if stays(line))
         if kept != text:
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text(kept, encoding="utf-8")
             temporary.replace(self._path)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        finite = {
-            name: value if math.isfinite(value) else None for name, value in metrics.items()
-        }  # JSON has no NaN
+        # JSON has no NaN.
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(
                 json.dumps({"stage": stage, "step": step, "time": time.time(), **finite}) + "\n"
@@ -264,15 +258,6 @@ class JsonLines:
 
     def close(self) -> None:
         pass  # every line is written and closed at once
-
-
-def _stays(line: str, stage: str, step: int, evaluated: bool) -> bool:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return False  # a killed process did not finish it
-    last = step if evaluated or not any(name.startswith(HELD_OUT) for name in entry) else step - 1
-    return entry["stage"] != stage or entry["step"] <= last
 
 
 class TensorBoard:
@@ -287,9 +272,8 @@ class TensorBoard:
         self._writers: dict[str, SummaryWriter] = {}
 
     def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
-        self._writers[stage] = self._make(
-            stage, step + 1
-        )  # what is logged again at `step` itself takes the place of what was
+        # What is logged again at `step` itself replaces what was.
+        self._writers[stage] = self._make(stage, step + 1)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         if stage not in self._writers:
@@ -313,11 +297,15 @@ class WeightsAndBiases:
                 "logging.trackers has 'wandb', which is not installed: pip install 'mmjax[wandb]'."
             ) from None
         name = f"{recipe.name}-{recipe.variant}" if recipe.variant else recipe.name
+        # An id of its own, the same whenever the run goes on: many runs have the same name.
+        identity = folder / "wandb.id"
+        if not identity.exists():
+            identity.write_text(uuid.uuid4().hex, encoding="utf-8")
         self._run = wandb.init(
             project="mmjax",
             name=name,
             dir=str(folder),
-            id=_identity(folder / "wandb.id"),
+            id=identity.read_text(encoding="utf-8"),
             resume="allow",
         )
 
@@ -331,13 +319,6 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _identity(path: pathlib.Path) -> str:
-    """A name for the run that no other has, the same whenever it goes on: folders of the same name are many."""
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex, encoding="utf-8")
-    return path.read_text(encoding="utf-8")
 
 
 class Trackers:
@@ -374,5 +355,7 @@ def make_trackers(recipe: Recipe, folder: pathlib.Path) -> Trackers:
     """
     for name in recipe.logging.trackers:
         if name not in TRACKERS:
-            raise InputError(f"logging.trackers has {name!r}; there are {', '.join(TRACKERS)}.")
+            raise InputError(
+                f"logging.trackers must be names of {', '.join(TRACKERS)}; {name!r} is none."
+            )
     return Trackers([TRACKERS[name](recipe, folder) for name in recipe.logging.trackers])

@@ -1,11 +1,15 @@
-"""The training loop. It knows stages, states and rows; it knows no paper.
+"""The training loop: one stage, from its first parameters or its newest checkpoint to the end of its steps.
 
-An iteration is: take the next batch, step, look at the step before, and, where due, log, measure the held-out loss, and save. In this order
-an accelerator never waits for the host; on a CPU, the step before is looked at first, so that only one is under way. A stop request is
-answered between two steps: the state is saved and `Preempted` is raised.
+It knows stages, states and rows; it knows no transition and no paper. An iteration is: take the next batch, step, look at the step before,
+and, where due, log, measure the held-out loss, and save. In this order an accelerator never waits for the host; on a CPU, the step before
+is looked at first, so that only one is under way. A stop request is answered between two steps: the state is saved and `Preempted` is
+raised.
 """
 
+import collections
 import dataclasses
+import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,25 +22,71 @@ from mmjax.base import host
 from mmjax.base.signals import StopSignal, Watchdog
 from mmjax.data.loader import Batches, batches
 from mmjax.data.packing.rows import Rows
-from mmjax.distributed import mesh as sharding
-from mmjax.errors import InputError, Preempted
+from mmjax.distributed.mesh import check_layout, make_mesh, place_batch
+from mmjax.errors import InputError, NonFiniteError, Preempted
 from mmjax.models import parameters
 from mmjax.recipe.recipe import Recipe, Stage
 from mmjax.recipe.serialization import digest
 from mmjax.training import flops, metrics
-from mmjax.training.checkpoint import Checkpoints, Restored
+from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.logging import HELD_OUT, Counts, StageProgress, Tracker, Window
-from mmjax.training.result import (
-    Chrono,
-    Position,
-    StageFiles,
-    StageResult,
-    abstract_state,
-    check_finite,
-)
-from mmjax.training.state import InitialParams, TrainState, begin
+from mmjax.training.metrics import Chrono, StepMetrics, TokenMetrics
+from mmjax.training.state import InitialParams, TrainState, abstract_state, begin
 from mmjax.training.step import is_done, make_evaluation_step, make_train_step, one_at_a_time
-from mmjax.typing import Array, Batch
+from mmjax.typing import Array, Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFiles:
+    """Where a stage keeps things: `checkpoints` (a folder of its own) and `dump` (written if the loss is not finite)."""
+
+    checkpoints: pathlib.Path
+    dump: pathlib.Path
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a stage stands; part of its checkpoints.
+
+    Attributes:
+        step: steps that were taken; row: index of the next data row.
+        tokens: that were trained on, text and visual, padding not counted.
+        held_out_loss: nats per target when it was last measured, which was after step `evaluated_at`.
+    """
+
+    step: int = 0
+    row: int = 0
+    tokens: int = 0
+    held_out_loss: float | None = None
+    evaluated_at: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """What a stage did, over all the processes that worked on it.
+
+    Attributes:
+        samples: rows that were trained on; tokens: text and visual ones in them, padding not counted.
+        seconds: wall time by cause (`metrics.CAUSES`).
+        devices: of the mesh that the last process trained on; device_seconds: wall time times devices, of every process.
+        flops: of all steps, by the rules of `training.flops`.
+        held_out_loss: nats per target at the end; None: nothing is held out, or the stage is not finished.
+        finished: all steps are done.
+        skipped: unusable training samples, by cause; skip_examples: the first of each cause, and what is wrong with it.
+    """
+
+    params: Params
+    steps: int
+    samples: int
+    tokens: int
+    seconds: dict[str, float]
+    devices: int
+    device_seconds: float
+    flops: float
+    held_out_loss: float | None
+    finished: bool
+    skipped: dict[str, int]
+    skip_examples: dict[str, str]
 
 
 def train_stage(
@@ -66,157 +116,164 @@ def train_stage(
         NonFiniteError: the loss or a gradient was not finite; the update was withheld and the sample ids were dumped.
         InputError: the data or a checkpoint cannot be used.
     """
-    mesh = sharding.make_mesh(recipe.mesh)
-    sharding.check(dict(mesh.shape), stage)
-    kept = Checkpoints(
-        files.checkpoints,
-        keep_last=recipe.checkpoint.keep_last,
-        keep_best=recipe.checkpoint.keep_best,
-    )
-    with jax.set_mesh(mesh), Watchdog(recipe.logging.hang_timeout) as watchdog, kept:
+    mesh, kept = make_mesh(recipe.mesh), recipe.checkpoint
+    check_layout(dict(mesh.shape), stage)
+    checkpoints = Checkpoints(files.checkpoints, keep_last=kept.keep_last, keep_best=kept.keep_best)
+    with jax.set_mesh(mesh), Watchdog(recipe.logging.hang_timeout) as watchdog, checkpoints:
+        abstract = abstract_state(stage, mesh, key)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        restored = checkpoints.restore_latest(abstract)
+        saved: dict[str, Any] = restored.metadata if restored else {}  # as `_Loop._save` wrote it
+        if saved.get("config_digest", digest(recipe)) != digest(recipe):
+            raise InputError(f"The checkpoints in {files.checkpoints} were made by another recipe.")
+        at = Position(**saved.get("position", {}))
+        chrono = Chrono(saved.get("seconds"), saved.get("device_seconds", 0.0), mesh.size)
+        rows.skips.restore(saved.get("skipped", {}))
+        tracker.rewind(stage.name, at.step, evaluated=at.evaluated_at == at.step)
+        model_def, _ = parameters.abstract(stage.model)
+        programs: collections.Counter[str] = collections.Counter()
         loop = _Loop(
-            stage, recipe, files, mesh, kept, rows, held_out, tracker, stop, watchdog, console
+            stage=stage,
+            recipe=recipe,
+            files=files,
+            mesh=mesh,
+            rows=rows,
+            held_out=held_out,
+            tracker=tracker,
+            progress=StageProgress(stage.name, stage.steps, at.step, console),
+            stop=stop,
+            watchdog=watchdog,
+            checkpoints=checkpoints,
+            at=at,
+            chrono=chrono,
+            window=Window(chrono, saved.get("window")),
+            state=restored.state if restored else begin(start(mesh), stage, key, shardings),
+            train_step=make_train_step(
+                model_def, stage, shardings, on_trace=lambda: programs.update(["step"])
+            ),
+            evaluation_step=make_evaluation_step(
+                model_def, on_trace=lambda: programs.update(["evaluation"])
+            ),
+            programs=programs,
+            step_flops=flops.step_flops(stage.model, stage).total,
         )
-        loop.restore_or_start(start, key)
         with loop.progress:
             return loop.run(stop_after)
 
 
 @dataclasses.dataclass
 class _Loop:
-    """The moving parts of one stage's training."""
+    """The moving parts of one stage's training.
+
+    Attributes:
+        programs: how many were compiled, by name: "step" and "evaluation".
+        pending_step: metrics of the newest step, and the first row of its batch; None once they were looked at.
+        peak: FLOP/s of a device, if known; measured after the first step.
+    """
 
     stage: Stage
     recipe: Recipe
     files: StageFiles
     mesh: Mesh
-    checkpoints: Checkpoints
     rows: Rows
     held_out: Rows | None
     tracker: Tracker
+    progress: StageProgress
     stop: StopSignal
     watchdog: Watchdog
-    console: Console
-
-    def restore_or_start(self, start: Callable[[Mesh], InitialParams], key: Array) -> None:
-        """Takes up the newest checkpoint, or begins with what `start` gives."""
-        abstract = abstract_state(self.stage, self.mesh, key)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        restored = self.checkpoints.restore_latest(abstract)
-        self._restore_counters(restored)
-        self.state: TrainState = (
-            restored.state if restored else begin(start(self.mesh), self.stage, key, shardings)
-        )
-        model_def, _ = parameters.abstract(self.stage.model)
-        self.train_step = make_train_step(model_def, self.stage, shardings)
-        self.evaluation_step = make_evaluation_step(model_def)
-
-    def _restore_counters(self, restored: Restored | None) -> None:
-        """Everything but the arrays, as `_metadata` has saved it."""
-        saved: dict[str, Any] = restored.metadata if restored else {}
-        self.digest = digest(self.recipe)
-        if saved.get("config_digest", self.digest) != self.digest:
-            raise InputError(
-                f"The checkpoints in {self.files.checkpoints} were made by another recipe."
-            )
-        self.at = Position(**saved.get("position", {}))
-        self.chrono = Chrono(saved.get("seconds"), saved.get("device_seconds"), self.mesh.size)
-        self.window = Window(self.chrono, saved.get("window"))
-        self.rows.skips.restore(saved.get("skipped", {}))
-        self.pending_step: tuple[metrics.StepMetrics, int] | None = (
-            None  # metrics of the newest step, and the first row of its batch
-        )
-        self.programs = 0  # that the step was compiled to
-        self.peak: float | None = None
-        self.step_flops = flops.step_flops(self.stage.model, self.stage).total
-        self.progress = StageProgress(self.stage.name, self.stage.steps, self.at.step, self.console)
-        self.tracker.rewind(
-            self.stage.name, self.at.step, evaluated=self.at.evaluated_at == self.at.step
-        )
+    checkpoints: Checkpoints
+    at: Position
+    chrono: Chrono
+    window: Window
+    state: TrainState
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    evaluation_step: Callable[[Params, Batch], TokenMetrics]
+    programs: collections.Counter[str]
+    step_flops: float
+    pending_step: tuple[StepMetrics, int] | None = None
+    peak: float | None = None
 
     def run(self, stop_after: int | None) -> StageResult:
         """Trains to the end of the stage, or for `stop_after` steps."""
-        last = (
-            self.stage.steps
-            if stop_after is None
-            else min(self.stage.steps, self.at.step + stop_after)
-        )
-        if self.at.step:
-            self.progress.note(f"going on from step {self.at.step} of {self.stage.steps}")
+        stage, at = self.stage, self.at
+        last = stage.steps if stop_after is None else min(stage.steps, at.step + stop_after)
+        if at.step:
+            self.progress.note(f"going on from step {at.step} of {stage.steps}")
         self._stop_if_requested()
         self._evaluate_if_due()  # a stop may have cut the evaluation of this step short
-        if self.at.step < last:
-            with batches(
-                self.rows, self.stage.batch_size, self.at.row, self.stage.data.workers
-            ) as data:
+        if at.step < last:
+            with batches(self.rows, stage.batch_size, at.row, stage.data.workers) as data:
                 self._first_step(data)
                 self._do_what_is_due()
-                while self.at.step < last:
+                while at.step < last:
                     self._step(*self._next(data))
                     self._do_what_is_due()
         self._save()
-        return StageResult.of(
-            self.at,
-            self.stage,
-            self.state.params,
-            self.chrono,
-            self.step_flops * self.at.step,
-            self.rows,
+        seconds, finished = self.chrono.seconds, at.step >= stage.steps
+        return StageResult(
+            params=self.state.params,
+            steps=at.step,
+            samples=at.row,
+            tokens=at.tokens,
+            seconds=seconds,
+            devices=self.chrono.devices,
+            device_seconds=self.chrono.device_seconds(seconds),
+            flops=self.step_flops * at.step,
+            held_out_loss=at.held_out_loss if finished else None,
+            finished=finished,
+            skipped=self.rows.skipped,
+            skip_examples=self.rows.skip_examples,
         )
 
     def _first_step(self, data: Batches) -> None:
         """The step that compiles the program; speed is measured after it."""
         before = self.chrono.seconds
         batch, counts = self._next(data)
-        self.progress.note(
-            f"first batch in {self.chrono.seconds['input'] - before['input']:.1f} s, compiling the step ..."
-        )
+        waited = self.chrono.seconds["input"] - before["input"]
+        self.progress.note(f"first batch in {waited:.1f} s, compiling the step ...")
         self._step(batch, counts, "compile")
         self._wait_for_step("compile")
-        host.set_holes_aside()
-        self.progress.note(
-            f"compiled in {self.chrono.seconds['compile'] - before['compile']:.1f} s"
-        )
+        host.after_compilation()
+        compiled = self.chrono.seconds["compile"] - before["compile"]
+        self.progress.note(f"compiled in {compiled:.1f} s")
         self.peak = self.recipe.logging.peak_flops or flops.peak_flops(self.mesh.devices.flat[0])
         self.progress.explain_mfu(self.peak)
         self.window.restart_clock()
 
     def _next(self, data: Batches) -> tuple[Batch, Counts]:
-        with self.chrono.charge("input", in_the_end=self._what_was_waited_for):
+        """The next batch on the mesh, and what is in it."""
+
+        def cause() -> str:
+            """Input if no step is under way when the batch comes, though one may have been before; never too little, therefore."""
+            return "input" if self.pending_step is None or is_done(self.pending_step[0]) else "step"
+
+        with self.chrono.charge("input", in_the_end=cause):
             batch, row = next(data)
             assert row == self.at.row, (row, self.at.row)
-            counts = Counts(
-                1, int(np.count_nonzero(batch.segment_ids)), int(np.count_nonzero(batch.image_mask))
+            tokens, images = (
+                int(np.count_nonzero(array)) for array in (batch.segment_ids, batch.image_mask)
             )
-            return sharding.place_batch(batch, self.mesh), counts
-
-    def _what_was_waited_for(self) -> str:
-        """For a batch: input if no step is under way when it comes, though one may have been before; never too little, therefore."""
-        return "input" if self.pending_step is None or is_done(self.pending_step[0]) else "step"
+            return place_batch(batch, self.mesh), Counts(1, tokens, images)
 
     def _step(self, batch: Batch, counts: Counts, cause: str = "step") -> None:
+        programs = self.programs["step"]
         with self.chrono.charge(cause):
             if one_at_a_time():
                 self._wait_for_step(cause)
             self.state, new = self.train_step(self.state, batch)
-            self._wait_for_step(
-                cause
-            )  # the step before, unless that was done: the device is busy with this one meanwhile
+            # The step before, unless that was done: the device is busy with this one meanwhile.
+            self._wait_for_step(cause)
         self.pending_step = (new, self.at.row)
         self.window.add(new, counts)
         self.at.step += 1
         self.at.row += self.stage.batch_size
         self.at.tokens += counts.tokens
-        self._count_programs()
+        if 0 < programs < self.programs["step"]:
+            self.progress.note(
+                f"step {self.at.step} was compiled anew (program {self.programs['step']}): its batch had other shapes"
+            )
         self.progress.advance(self.at.step)
         self.watchdog.beat()
-
-    def _count_programs(self) -> None:
-        before, self.programs = self.programs, self.train_step._cache_size()  # type: ignore[attr-defined]
-        if before and self.programs > before:
-            self.progress.note(
-                f"step {self.at.step} was compiled anew (program {self.programs}): its batch had other shapes"
-            )
 
     def _wait_for_step(self, cause: str = "step") -> None:
         """Waits for the newest step, unless that was done."""
@@ -249,48 +306,43 @@ class _Loop:
         self.progress.log(self.at.step, values)
 
     def _evaluate_if_due(self) -> None:
+        """Measures the held-out loss, unless that was done after this step."""
         every, step = self.recipe.logging.evaluate_every, self.at.step
         due = step == self.stage.steps or (every > 0 and step > 0 and step % every == 0)
-        if self.held_out is not None and due and self.at.evaluated_at != step:
-            self._wait_for_step()
-            with self.chrono.charge("evaluation"):
-                values = metrics.summary(self._evaluate(self.held_out))
-            self.at.held_out_loss, self.at.evaluated_at = values["loss"], step
-            self._log({HELD_OUT + name: value for name, value in values.items()})
-
-    def _evaluate(self, rows: Rows) -> metrics.TokenMetrics:
-        params, total = self.state.params, None
-        programs = self.evaluation_step._cache_size()  # type: ignore[attr-defined]
-        with batches(rows, self.stage.batch_size, 0, 0) as data:
-            for batch, _ in data:
-                self._stop_if_requested()
-                new = self.evaluation_step(params, sharding.place_batch(batch, self.mesh))
-                jax.block_until_ready(
-                    total
-                )  # one batch is under way while the next is read, and no more
-                total = new if total is None else metrics.merge(total, new)
-                self.watchdog.beat()
-        assert total is not None
-        if self.evaluation_step._cache_size() > programs:  # type: ignore[attr-defined]
-            host.set_holes_aside()
-        return total
+        if self.held_out is None or not due or self.at.evaluated_at == step:
+            return
+        self._wait_for_step()
+        with self.chrono.charge("evaluation"):
+            params, total, programs = self.state.params, None, self.programs["evaluation"]
+            with batches(self.held_out, self.stage.batch_size, 0, 0) as data:
+                for batch, _ in data:
+                    self._stop_if_requested()
+                    new = self.evaluation_step(params, place_batch(batch, self.mesh))
+                    # One batch is under way while the next is read, and no more.
+                    jax.block_until_ready(total)
+                    total = new if total is None else metrics.merge(total, new)
+                    self.watchdog.beat()
+            assert total is not None
+            if self.programs["evaluation"] > programs:
+                host.after_compilation()
+            values = metrics.summary(total)
+        self.at.held_out_loss, self.at.evaluated_at = values["loss"], step
+        self._log({HELD_OUT + name: value for name, value in values.items()})
 
     def _save(self) -> None:
         self._wait_for_step()
         with self.chrono.charge("save"):
+            seconds = self.chrono.seconds
+            metadata = {
+                "config_digest": digest(self.recipe),
+                "position": dataclasses.asdict(self.at),
+                "window": self.window.state(),
+                "skipped": self.rows.skips.state(),
+                "seconds": seconds,
+                "device_seconds": self.chrono.device_seconds(seconds),
+            }
             score = self.at.held_out_loss if self.at.evaluated_at == self.at.step else None
-            self.checkpoints.save(self.at.step, self.state, self.at.row, self._metadata(), score)
-
-    def _metadata(self) -> dict[str, Any]:
-        seconds = self.chrono.seconds
-        return {
-            "config_digest": self.digest,
-            "position": dataclasses.asdict(self.at),
-            "window": self.window.state(),
-            "skipped": self.rows.skips.state(),
-            "seconds": seconds,
-            "device_seconds": self.chrono.device_seconds(seconds),
-        }
+            self.checkpoints.save(self.at.step, self.state, self.at.row, metadata, score)
 
     def _stop_if_requested(self) -> None:
         if self.stop.requested:
@@ -300,3 +352,32 @@ class _Loop:
             raise Preempted(
                 f"Stopped {where}; the state is saved. The same command goes on from here."
             )
+
+
+def check_finite(
+    found: StepMetrics, stage: Stage, rows: Rows, first: int, dump: pathlib.Path
+) -> None:
+    """Raises NonFiniteError, and writes down which samples were in the batch, if a step's loss or gradient was not finite.
+
+    Args:
+        found: of one step. Its two flags are read as they are: a computation with them would queue behind the step after it.
+        first: the first row of its batch; dump: the file to write.
+    """
+    bad_loss, bad_gradient = int(found.nonfinite_steps.loss), int(found.nonfinite_steps.gradient)
+    if not bad_loss and not bad_gradient:
+        return
+    content = {
+        "stage": stage.name,
+        "step": first // stage.batch_size + 1,
+        "what": "loss" if bad_loss else "gradient",
+        "metrics": {
+            name: value if np.isfinite(value) else str(value)
+            for name, value in metrics.summary(found).items()
+        },
+        "samples": [rows.sample_ids(row) for row in range(first, first + stage.batch_size)],
+    }
+    dump.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    raise NonFiniteError(
+        f"The {content['what']} of step {content['step']} of stage {stage.name!r} is not finite. Its update was not applied; the last "
+        f"saved state is good. The samples of the batch are listed in {dump}."
+    )

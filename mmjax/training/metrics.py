@@ -1,9 +1,13 @@
-"""Cross entropy as sums: whoever averages divides once, by the number of targets of the whole batch.
+"""What a stage measures of itself: cross entropy and metrics as sums that merge, and wall time by cause.
 
-What a step reports: sums that merge over steps, so that a mean over a log interval is the mean over all of its tokens.
+Cross entropy is summed; an average divides once, by the number of targets of the whole batch. Metrics of steps merge in the same way, so
+that a mean over a log interval is the mean over all of its tokens. Wall time survives a restart: its totals are saved with the state.
 """
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, Self
 
 import flax.struct
@@ -222,7 +226,7 @@ class TokenMetrics(Collection):
 
 @flax.struct.dataclass
 class StepMetrics(Collection):
-    """Of one training step, or of several merged. Steps that are not finite are counted and left out of every mean."""
+    """Of one training step, or of several merged. Steps that are not finite are counted and are part of no mean."""
 
     loss: Loss
     token_accuracy: TokenAccuracy
@@ -262,3 +266,65 @@ def summary(metrics: TokenMetrics | StepMetrics) -> dict[str, float]:
     return {name: float(value) for name, value in computed.items()} | {
         f"gradient_norm/{name}": float(value) for name, value in norms.items()
     }
+
+
+CAUSES = ("compile", "input", "step", "evaluation", "save", "other")
+
+
+class Chrono:
+    """Charges every moment to exactly one cause; what nothing else claims is "other"."""
+
+    def __init__(
+        self,
+        seconds: Mapping[str, float] | None = None,
+        device_seconds: float = 0.0,
+        devices: int = 1,
+    ):
+        """
+        Args:
+            seconds, device_seconds: totals of earlier processes of the same stage.
+            devices: that this process keeps busy.
+        """
+        self._seconds = dict.fromkeys(CAUSES, 0.0) | dict(seconds or {})
+        self.devices = devices
+        self._before = sum(self._seconds.values())
+        self._device_seconds_before = device_seconds
+        self._cause = "other"
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def charge(self, cause: str, *, in_the_end: Callable[[], str] | None = None) -> Iterator[None]:
+        """Charges the time inside the context to `cause`; an enclosing cause is paused meanwhile.
+
+        Args:
+            in_the_end: the cause after all, asked when the context is left; it must not raise. What was read off before stays where it was.
+        """
+        assert cause in CAUSES, cause
+        outer = self._switch(cause)
+        try:
+            yield
+        finally:
+            if in_the_end is not None:
+                self._cause = in_the_end()
+                assert self._cause in CAUSES, self._cause
+            self._switch(outer)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by cause, up to now."""
+        self._switch(self._cause)
+        return dict(self._seconds)
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def device_seconds(self, seconds: Mapping[str, float]) -> float:
+        """Seconds times devices, at a reading of `seconds`. A stage that went on on another number of devices adds up both."""
+        return self._device_seconds_before + (sum(seconds.values()) - self._before) * self.devices
+
+    def _switch(self, cause: str) -> str:
+        now = time.perf_counter()
+        self._seconds[self._cause] += now - self._since
+        self._since, outer, self._cause = now, self._cause, cause
+        return outer

@@ -1,19 +1,23 @@
-"""AdamW with a schedule, parameter groups and clipping, over flat dictionaries of parameters.
+"""The state of a stage: everything that a training step changes, and the frozen parameters beside it.
 
-The state of a stage: everything a training step changes, and the frozen parameters beside it.
+The optimizer is AdamW with a schedule, parameter groups and clipping, over flat dictionaries of parameters.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmjax.distributed.mesh import parameter_shardings
 from mmjax.errors import InputError
 from mmjax.models import parameters
+from mmjax.models.config import VLMConfig
 from mmjax.recipe.recipe import OptimizerConfig, ParameterGroup, Stage
 from mmjax.typing import Array, Bool, Float, Int, Params
 
@@ -94,33 +98,29 @@ class Optimizer:
             # The new moments take the place of the old ones. XLA:CPU would compute them once more where it moves the parameters, from the
             # old ones, of which it would have to make copies. (A GPU does all of it in one pass.)
             state = jax.lax.optimization_barrier(state)
-        rate = self.learning_rate(step)
-        moved = {
-            path: self._moved(path, value, self._direction(path, state), rate)
-            for path, value in trainable.items()
-        }
-        return {
-            path: jnp.where(apply, moved[path], value) for path, value in trainable.items()
-        }, state
+        config, rate = self.config, self.learning_rate(step)
 
-    def _direction(self, path: str, state: optax.ScaleByAdamState) -> Array:
-        """Adam's (arXiv:1412.6980, algorithm 1), of moments that the gradient has been added to."""
-        mean, square = (
-            moments[path] / (1.0 - decay**state.count)
-            for moments, decay in ((state.mu, self.config.beta1), (state.nu, self.config.beta2))
-        )
-        return mean / (jnp.sqrt(square) + self.config.epsilon)
+        def moved(path: str, value: Array) -> Array:
+            # Adam's direction (arXiv:1412.6980, algorithm 1), of moments that the gradient has been added to.
+            mean, square = (
+                moments[path] / (1.0 - decay**state.count)
+                for moments, decay in ((state.mu, config.beta1), (state.nu, config.beta2))
+            )
+            direction = mean / (jnp.sqrt(square) + config.epsilon)
+            group = self.group(path)
+            decay = weight_decay(path, value, config, group)
+            return value - rate * (group.learning_rate_scale if group else 1.0) * (
+                direction + decay * value
+            )
+
+        found = {path: moved(path, value) for path, value in trainable.items()}
+        return {
+            path: jnp.where(apply, found[path], value) for path, value in trainable.items()
+        }, state
 
     @property
     def _adam(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.config.beta1, self.config.beta2, self.config.epsilon)
-
-    def _moved(self, path: str, value: Array, direction: Array, rate: Float[Array, ""]) -> Array:
-        group = self.group(path)
-        decay = weight_decay(path, value, self.config, group)
-        return value - rate * (group.learning_rate_scale if group else 1.0) * (
-            direction + decay * value
-        )
 
     def group(self, path: str) -> ParameterGroup | None:
         """The first group whose glob matches the path."""
@@ -175,12 +175,6 @@ def global_norm(squares: Iterable[Array]) -> Float[Array, ""]:
     return jnp.sqrt(sum(squares, start=jnp.float32(0)))
 
 
-@jax.jit
-def parameter_norms(params: Params) -> dict[str, Float[Array, ""]]:
-    """Norm of each module's parameters, for a log line: one pass over them, so not part of every step."""
-    return norms(squared_norms(params))
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -212,25 +206,25 @@ class InitialParams:
     """What a stage begins with.
 
     Attributes:
-        given: arrays that the parameters are made from, on the mesh already; the stage consumes them. Empty where all is drawn afresh.
+        given: a pytree of the arrays that the parameters are made from, on the mesh already; the stage consumes them. Empty where all is
+            drawn afresh.
         make: of `given`, every parameter of the stage's model by path. Pure; compiled, so that no device ever holds more than its part.
     """
 
-    given: Params
-    make: Callable[[Params], Params]
+    given: Any
+    make: Callable[[Any], Params]
 
 
 def begin(start: InitialParams, stage: Stage, key: Array, shardings: TrainState) -> TrainState:
     """The state in which a stage starts, made where it will lie. Raises InputError as `create`."""
-    with (
-        warnings.catch_warnings()
-    ):  # an array that a transition has resized leaves its memory to nobody
+    made = jax.jit(
+        lambda given, key: create(start.make(given), stage, key),
+        out_shardings=shardings,
+        donate_argnums=0,
+    )
+    with warnings.catch_warnings():
+        # The memory of an array that a transition resizes cannot be used again.
         warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-        made = jax.jit(
-            lambda given, key: create(start.make(given), stage, key),
-            out_shardings=shardings,
-            donate_argnums=0,
-        )
         return made(start.given, key)
 
 
@@ -250,8 +244,12 @@ def create(params: Params, stage: Stage, key: Array) -> TrainState:
     trainable = {path: jnp.asarray(value, jnp.float32) for path, value in trainable.items()}
     return TrainState(
         trainable=trainable,
+        # A frozen matrix is cast to the compute dtype before every product anyway, so storing the cast changes no result. Norms compute in
+        # float32 and vectors weigh nothing.
         frozen={
-            path: jnp.asarray(value, _frozen_dtype(path, value, compute_dtype))
+            path: jnp.asarray(
+                value, compute_dtype if logical_rank(path, value) >= 2 else jnp.float32
+            )
             for path, value in frozen.items()
         },
         optimizer=make_optimizer(stage).init(trainable),
@@ -268,8 +266,10 @@ def partition(params: Params, stage: Stage) -> tuple[Params, Params]:
     """
     for pattern in stage.trainable:
         if not any(parameters.matches(path, (pattern,)) for path in params):
+            parts = ", ".join(sorted({path.split("/")[0] for path in params}))
             raise InputError(
-                f"stage {stage.name!r}: trainable has {pattern!r}, which matches no parameter. {_examples(params)}"
+                f"stage {stage.name!r}: trainable has {pattern!r}, which matches no parameter. "
+                f"Paths look like {min(params)!r} and begin with {parts}."
             )
     if not stage.trainable:
         raise InputError(f"stage {stage.name!r}: trainable is empty, so there is nothing to train.")
@@ -277,17 +277,6 @@ def partition(params: Params, stage: Stage) -> tuple[Params, Params]:
         path: value for path, value in params.items() if parameters.matches(path, stage.trainable)
     }
     return trainable, {path: value for path, value in params.items() if path not in trainable}
-
-
-def _frozen_dtype(path: str, value: Array, compute_dtype: jnp.dtype) -> jnp.dtype:
-    # A matrix is cast to the compute dtype before every product anyway, so storing the cast changes no result. Norms compute in float32 and
-    # vectors weigh nothing.
-    return compute_dtype if logical_rank(path, value) >= 2 else jnp.dtype(jnp.float32)
-
-
-def _examples(params: Params) -> str:
-    shown = sorted({path.split("/")[0] for path in params})
-    return f"Paths look like {min(params)!r} and begin with {', '.join(shown)}."
 
 
 def state_shardings(
@@ -301,3 +290,26 @@ def state_shardings(
         return places[last.key] if isinstance(last, jax.tree_util.DictKey) else everywhere
 
     return jax.tree_util.tree_map_with_path(of, state)
+
+
+def param_shardings(
+    model: VLMConfig, mesh: Mesh, needed: Collection[str] | None = None
+) -> dict[str, NamedSharding]:
+    """Where the parameters of a model lie on a mesh, by path; of all of them, or of those that are needed."""
+    shapes, axes = parameters.abstract(model)[1], parameters.logical_axes(model)
+    places = parameter_shardings(shapes, axes, mesh)[0]
+    return {path: place for path, place in places.items() if needed is None or path in needed}
+
+
+def abstract_state(stage: Stage, mesh: Mesh, key: Array) -> TrainState:
+    """Shapes, dtypes and shardings of the state of a stage; nothing is allocated. Raises InputError as `create`."""
+    shapes = parameters.abstract(stage.model)[1]
+    places, notes = parameter_shardings(shapes, parameters.logical_axes(stage.model), mesh)
+    for note in notes:
+        logging.warning("%s", note)
+    state = jax.eval_shape(lambda params: create(params, stage, key), shapes)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        state_shardings(state, places, mesh),
+    )

@@ -1,7 +1,8 @@
 """One training step and one evaluation step, each a single compiled function.
 
-The loss of a batch is the sum of the cross entropy over its targets, divided by the number of targets of the whole batch: over all
-devices and over all micro-batches. Sums are accumulated and the division happens once, so how a batch is cut never changes a gradient.
+The loss of a batch is the sum of the cross entropy over its targets, divided by the number of targets of the whole batch: over all devices
+and over all parts of gradient accumulation. Sums are accumulated and the division happens once, so how a batch is cut never changes a
+gradient.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,14 @@ from jax.sharding import PartitionSpec
 from mmjax.distributed.mesh import ROW_AXES
 from mmjax.errors import InputError
 from mmjax.recipe.recipe import Stage
-from mmjax.training import state as optimizer
 from mmjax.training.metrics import StepMetrics, TokenMetrics, TokenSums, cross_entropy, step_metrics
-from mmjax.training.state import TrainState
+from mmjax.training.state import (
+    TrainState,
+    global_norm,
+    make_optimizer,
+    norms,
+    squared_norms,
+)
 from mmjax.typing import Array, Batch, Float, Int, Params
 
 
@@ -34,7 +40,11 @@ class ModelDef(Protocol):
 
 
 def make_train_step(
-    model_def: ModelDef, stage: Stage, shardings: TrainState | None = None
+    model_def: ModelDef,
+    stage: Stage,
+    shardings: TrainState | None = None,
+    *,
+    on_trace: Callable[[], None] = lambda: None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The compiled step (state, batch) -> (state, metrics). It consumes the state it is given: its buffers are reused.
 
@@ -45,6 +55,7 @@ def make_train_step(
         model_def: of `stage.model`.
         stage: `batch_size` rows in `gradient_accumulation_steps` equal parts, one after the other.
         shardings: of the new state, `state.state_shardings`; None: left to the compiler.
+        on_trace: called when the step is about to be compiled: for the first batch, and for one of other shapes.
 
     Raises:
         InputError: gradient_accumulation_steps does not divide batch_size.
@@ -57,16 +68,15 @@ def make_train_step(
             f"stage {stage.name!r}: batch_size {stage.batch_size} must be divisible by gradient_accumulation_steps "
             f"{stage.gradient_accumulation_steps}."
         )
-    update = optimizer.make_optimizer(stage)
+    update = make_optimizer(stage)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        on_trace()
         gradient, sums = _gradient_sums(model_def, state, batch, stage.gradient_accumulation_steps)
         gradient = jax.tree.map(lambda value: value / jnp.maximum(sums.targets, 1), gradient)
-        squares = optimizer.squared_norms(gradient)
-        norm = optimizer.global_norm(squares.values())
-        metrics = step_metrics(
-            sums, optimizer.norms(squares), norm, update.learning_rate(state.step)
-        )
+        squares = squared_norms(gradient)
+        norm = global_norm(squares.values())
+        metrics = step_metrics(sums, norms(squares), norm, update.learning_rate(state.step))
         apply = (metrics.nonfinite_steps.compute() == 0) & (sums.targets > 0)
         trainable, moments = update.update(
             gradient, state.optimizer, state.trainable, state.step, norm, apply
@@ -76,10 +86,14 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_evaluation_step(model_def: ModelDef) -> Callable[[Params, Batch], TokenMetrics]:
-    """The compiled function (params, batch) -> sums over the batch's targets; `metrics.merge` adds those of several batches."""
+def make_evaluation_step(
+    model_def: ModelDef, *, on_trace: Callable[[], None] = lambda: None
+) -> Callable[[Params, Batch], TokenMetrics]:
+    """The compiled function (params, batch) -> sums over the batch's targets; `metrics.merge` adds those of several batches. on_trace as
+    in `make_train_step`."""
 
     def step(params: Params, batch: Batch) -> TokenMetrics:
+        on_trace()
         metrics = TokenMetrics.from_model_output(sums=_token_sums(model_def, params, batch))
         assert isinstance(metrics, TokenMetrics)
         return metrics

@@ -1,4 +1,4 @@
-"""The whole analysis: a model, a text, curves, the cut that they propose, and the record of it."""
+"""The analysis of a model on a text: a curve for each sample, the cut that they propose, and the record of it."""
 
 import dataclasses
 import time
@@ -14,8 +14,8 @@ from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
 from mmjax.models import parameters
 from mmjax.models.config import LanguageModelConfig, VisionEncoderConfig
-from mmjax.runs.saved import hardware, versions
-from mmjax.trajectory.knee import Knee, confidence, find_knees
+from mmjax.runs.environment import hardware, versions
+from mmjax.trajectory.knee import confidence, find_knees
 from mmjax.trajectory.lens import Lens, Measure, divergences
 from mmjax.trajectory.samples import Samples, read_samples
 from mmjax.weights.load import open_pretrained
@@ -23,36 +23,37 @@ from mmjax.weights.load import open_pretrained
 SCHEMA_VERSION = 1
 _DIGITS = 6
 
-type Told = Callable[[str, int, int], None]
+type Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AnalysisSettings:
-    """What is asked.
+    """What is analysed, and how.
 
     Attributes:
-        weights: a path as `mmjax.fetch.resolved` takes it.
+        weights: a path as `fetch.downloads.resolved` takes it.
         text: the file of samples.
-        count: samples that are read at most; longest: tokens of each at most.
+        samples: so many at most; length: tokens of each at most.
         tokenizer: where it is, if not beside the weights.
     """
 
     weights: str
     text: Path
     measure: Measure = "positions"
-    count: int = 100
-    longest: int = 256
+    samples: int = 100
+    length: int = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
     tokenizer: str | None = None
 
 
 def analyse(
-    settings: AnalysisSettings, told: Told = lambda what, done, total: None
+    settings: AnalysisSettings, progress: Progress = lambda what, done, total: None
 ) -> dict[str, Any]:
     """Reads the samples with the model and returns the record, as trajectory.json has it.
 
     Args:
-        told: called with what is being done, how much of it is done, and how much there is: bytes of weights, then samples.
+        progress: is told of bytes of weights, then of samples.
 
     Raises:
         InputError: the model, its tokenizer or the text cannot be used.
@@ -64,93 +65,92 @@ def analyse(
                 f"{path} is a vision encoder alone, which predicts no tokens. A decoder or a whole model is needed."
             )
         config = LanguageModelConfig(opened.config.decoder, compute_dtype=settings.dtype)
-        tokenizer = (
-            find_tokenizer(path)
-            if settings.tokenizer is None
-            else named_tokenizer(resolved(settings.tokenizer))
+        if settings.tokenizer is None:
+            tokenizer = find_tokenizer(path)
+        else:
+            tokenizer = named_tokenizer(resolved(settings.tokenizer))
+        vocabulary = config.decoder.vocabulary
+        assert vocabulary is not None, "that of published weights is known"
+        samples = read_samples(
+            settings.text,
+            tokenizer,
+            count=settings.samples,
+            longest=settings.length,
+            vocabulary=vocabulary,
         )
-        sizes = {
-            "count": settings.count,
-            "longest": settings.longest,
-            "vocabulary": config.decoder.vocabulary,
-        }
-        samples = read_samples(settings.text, tokenizer, **sizes)
         model_def, shapes = parameters.abstract(config)
         total = opened.nbytes
         params = opened.read(
             shapes,
             dtype=jnp.dtype(settings.dtype),
-            progress=lambda done: told("reading weights", done, total),
+            progress=lambda done: progress("reading weights", done, total),
         )
     lens = Lens(model_def, params, settings.measure, max(map(len, samples.tokens)))
-    curves = _curves(lens, samples, told)
-    return _record(settings, config, samples, curves) | {
-        "seconds": round(time.monotonic() - begun, 1)
-    }
-
-
-def _curves(lens: Lens, samples: Samples, told: Told) -> np.ndarray:
-    """Divergences [samples, layers]."""
     curves = []
     for number, tokens in enumerate(samples.tokens):
-        told("reading samples", number, len(samples.tokens))
+        progress("reading samples", number, len(samples.tokens))
         curves.append(divergences(lens.read(tokens), lens.measure))
         if not np.isfinite(curves[-1]).all():
             raise InputError(
                 f"What the model computes of sample {number + 1} is not finite. Its weights are damaged, or need --dtype=float32."
             )
-    return np.stack(curves)
+    return _record(settings, config, samples, np.stack(curves)) | {
+        "seconds": round(time.monotonic() - begun, 1)
+    }
 
 
 def _record(
     settings: AnalysisSettings, config: LanguageModelConfig, samples: Samples, curves: np.ndarray
 ) -> dict[str, Any]:
+    """What trajectory.json holds of curves [samples, layers]."""
+
+    def rounded(values: np.ndarray) -> list[float]:
+        return [round(float(value), _DIGITS) for value in values]
+
     median, quartiles = np.median(curves, axis=0), np.quantile(curves, (0.25, 0.75), axis=0)
-    knee = find_knees(median[None])[0]
-    shapes = parameters.abstract(config)[1]
+    layers = curves.shape[1]
+    knee, cut = find_knees(median[None])[0], None
+    if knee is not None:
+        size, share = surrogate_size(config, knee.cut)
+        points = zip((0, knee.layer, layers - 1), knee.heights, strict=True)
+        # The last layer is kept, and the first of those that are replaced stands for them all.
+        cut = {
+            "layer": knee.cut,
+            "replaced_layers": [knee.cut, layers - 1],
+            "fit": [[x, round(y, _DIGITS)] for x, y in points],
+            "improvement": round(knee.improvement, _DIGITS),
+            "surrogate": {
+                "layers": knee.cut + 2,
+                "parameters": size,
+                "share": round(share, _DIGITS),
+            },
+        }
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {
             "weights": settings.weights,
-            "layers": curves.shape[1],
+            "layers": layers,
             "vocabulary": config.decoder.vocabulary,
-            "parameters": parameters.count(shapes),
+            "parameters": parameters.count(parameters.abstract(config)[1]),
             "dtype": settings.dtype,
         },
         "text": {
             "file": str(settings.text),
             "samples": len(samples.tokens),
-            "left_out": samples.left_out,
+            "skipped": samples.skipped,
             "tokens": samples.total,
             "longest": max(map(len, samples.tokens)),
             "digest": samples.digest,
         },
         "measure": settings.measure,
-        "layers": list(range(curves.shape[1])),
-        "median": _rounded(median),
-        "quartiles": [_rounded(quartile) for quartile in quartiles],
-        "samples": [_rounded(curve) for curve in curves],
-        "cut": None if knee is None else _cut(knee, config, curves.shape[1]),
+        "layers": list(range(layers)),
+        "median": rounded(median),
+        "quartiles": [rounded(quartile) for quartile in quartiles],
+        "samples": [rounded(curve) for curve in curves],
+        "cut": cut,
         "confidence": None if knee is None else dataclasses.asdict(confidence(curves, knee)),
         "versions": versions(),
         "hardware": hardware(),
-    }
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [round(float(value), _DIGITS) for value in values]
-
-
-def _cut(knee: Knee, config: LanguageModelConfig, layers: int) -> dict[str, Any]:
-    """The proposal: the last layer is kept, and the first of those that are replaced stands for them all."""
-    points = zip((0, knee.corner, layers - 1), knee.heights, strict=True)
-    size, share = surrogate_size(config, knee.cut)
-    return {
-        "layer": knee.cut,
-        "replaced_layers": [knee.cut, layers - 1],
-        "fit": [[x, round(y, _DIGITS)] for x, y in points],
-        "improvement": round(knee.improvement, _DIGITS),
-        "surrogate": {"layers": knee.cut + 2, "parameters": size, "share": round(share, _DIGITS)},
     }
 
 

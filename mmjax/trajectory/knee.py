@@ -1,54 +1,53 @@
-"""Where a curve over layers bends down: two straight lines that meet, by least squares; and how sure that is.
+"""The knee of a curve over layers: two straight lines that meet, by least squares; and how sure it is.
 
-The fit. The curve y has one number per layer, 0 to L - 1. For every layer k that leaves at least `SHORTEST` layers to each line, k itself
+The fit. The curve y has one number per layer, 0 to L - 1. For every layer k that leaves at least `MIN_LAYERS` layers to each line, k itself
 counted to both, the continuous piecewise-linear function
 
     f(x) = a + b x + c max(x - k, 0)
 
-is fitted to all L points by ordinary least squares (the sum of squared differences, every layer weighted alike). The corner is the k with
-the smallest sum among those where the line bends down and then falls, c < 0 and b + c < 0; among sums that differ by less than `TIE` of the
-error of one line over all layers, it is the last such k, which replaces the fewest layers. Where none bends down there is no corner, nor
+is fitted to all L points by ordinary least squares (the sum of squared differences, every layer weighted alike). The knee is the k with
+the smallest sum among those where the line bends down and then falls, c < 0 and b + c < 0; among sums that differ by less than `TIE` of
+the error of one line over all layers, it is the last such k, which replaces the fewest layers. Where none bends down there is no knee, nor
 where one line leaves no error.
 
 The cut is k + 1, the first layer of the late phase: layer k is the last one whose state is still on the early line.
 
-How sure. Samples are drawn with replacement, as many as there are, and the corner of the median of each such draw is found the same way.
+How sure. Samples are drawn with replacement, as many as there are, and the knee of the median of each such draw is found the same way.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-SHORTEST = 3
-"""Layers of the shorter line at least."""
+MIN_LAYERS = 3
+"""Of the shorter line."""
 TIE = 1e-9
 RESAMPLES, SEED = 200, 0
-FEWEST = 20
-"""Samples below which draws from them say too little."""
+MIN_SAMPLES = 20
+"""Draws from fewer samples say too little."""
 
 Verdict = Literal["high", "moderate", "low"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Knee:
-    """The corner of a curve.
+    """The knee of a curve.
 
     Attributes:
-        corner: the layer where the lines meet.
-        heights: of the lines at the first layer, at the corner and at the last layer.
+        layer: where the lines meet.
+        heights: of the lines at the first layer, at the knee and at the last layer.
         improvement: the share of the squared error of one line over all layers that the two save, 0 to 1.
     """
 
-    corner: int
+    layer: int
     heights: tuple[float, float, float]
     improvement: float
 
     @property
     def cut(self) -> int:
         """The first layer of the late phase."""
-        return self.corner + 1
+        return self.layer + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Confidence:
     Attributes:
         near: share of the resamples whose cut is within one layer of it; a resample without a cut is not.
         interval: between which layers the cuts of 90 % of the resamples that have one lie; None if none has one.
-        verdict: "high": near >= 0.8 and improvement >= 0.5; "low": fewer than `FEWEST` samples, near < 0.5 or improvement < 0.25; else
+        verdict: "high": near >= 0.8 and improvement >= 0.5; "low": fewer than `MIN_SAMPLES` samples, near < 0.5 or improvement < 0.25; else
             "moderate". The bounds are ours, and choices.
     """
 
@@ -69,59 +68,42 @@ class Confidence:
 
 
 def find_knees(curves: np.ndarray) -> list[Knee | None]:
-    """The corner of each curve [curves, layers], or None."""
+    """The knee of each curve [curves, layers], or None."""
     layers = curves.shape[1]
-    corners = range(SHORTEST - 1, layers - SHORTEST + 1)
-    if not corners:
+    candidates = range(MIN_LAYERS - 1, layers - MIN_LAYERS + 1)
+    if not candidates:
         return [None] * len(curves)
-    single = _fit(curves, np.stack([np.ones(layers), np.arange(layers)], axis=1))[1]
-    fits = [_fit(curves, _design(layers, corner)) for corner in corners]
-    return [
-        _best(
-            corners,
-            [fit[:, index] for fit, _ in fits],
-            [errors[index] for _, errors in fits],
-            single[index],
-            curves[index],
-        )
-        for index in range(len(curves))
-    ]
-
-
-def _design(layers: int, corner: int) -> np.ndarray:
     x = np.arange(layers)
-    return np.stack([np.ones(layers), x, np.maximum(x - corner, 0)], axis=1)
 
+    def fit(*bends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients [terms, curves] and sums of squared differences [curves]."""
+        design = np.stack([np.ones(layers), x, *bends], axis=1)
+        coefficients = np.linalg.lstsq(design, curves.T, rcond=None)[0]
+        return coefficients, ((design @ coefficients - curves.T) ** 2).sum(axis=0)
 
-def _fit(curves: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients [terms, curves] and sums of squared differences [curves]."""
-    coefficients = np.linalg.lstsq(design, curves.T, rcond=None)[0]
-    return coefficients, ((design @ coefficients - curves.T) ** 2).sum(axis=0)
-
-
-def _best(
-    corners: Sequence[int],
-    fits: Sequence[np.ndarray],
-    errors: Sequence[float],
-    single: float,
-    curve: np.ndarray,
-) -> Knee | None:
-    if single <= TIE * (curve**2).sum():
-        return None  # a straight line
-    falling = [
-        index for index, (_, slope, bend) in enumerate(fits) if bend < 0 and slope + bend < 0
-    ]
-    if not falling:
-        return None
-    least = min(errors[index] for index in falling)
-    chosen = max(index for index in falling if errors[index] <= least + TIE * single)
-    (start, slope, bend), corner, last = fits[chosen], corners[chosen], len(curve) - 1
-    heights = (
-        float(start),
-        float(start + slope * corner),
-        float(start + slope * last + bend * (last - corner)),
-    )
-    return Knee(corner, heights, float(1 - errors[chosen] / single))
+    single = fit()[1]
+    fits = [fit(np.maximum(x - layer, 0)) for layer in candidates]
+    knees: list[Knee | None] = []
+    for index, curve in enumerate(curves):
+        straight = single[index] <= TIE * (curve**2).sum()
+        errors: dict[int, float] = {}  # where the curve bends down and then falls
+        for layer, (coefficients, squares) in zip(candidates, fits, strict=True):
+            _, slope, bend = coefficients[:, index]
+            if bend < 0 and slope + bend < 0:
+                errors[layer] = squares[index]
+        if straight or not errors:
+            knees.append(None)
+            continue
+        bound = min(errors.values()) + TIE * single[index]
+        layer = max(layer for layer, error in errors.items() if error <= bound)
+        start, slope, bend = fits[layer - candidates[0]][0][:, index]
+        heights = (
+            float(start),
+            float(start + slope * layer),
+            float(start + slope * (layers - 1) + bend * (layers - 1 - layer)),
+        )
+        knees.append(Knee(layer, heights, float(1 - errors[layer] / single[index])))
+    return knees
 
 
 def confidence(curves: np.ndarray, knee: Knee) -> Confidence:
@@ -130,18 +112,16 @@ def confidence(curves: np.ndarray, knee: Knee) -> Confidence:
     medians = np.stack([np.median(curves[chosen], axis=0) for chosen in drawn])
     cuts = [found.cut for found in find_knees(medians) if found is not None]
     near = sum(abs(cut - knee.cut) <= 1 for cut in cuts) / RESAMPLES
-    interval = (
-        (
-            int(np.quantile(cuts, 0.05, method="lower")),
-            int(np.quantile(cuts, 0.95, method="higher")),
+    interval = None
+    if cuts:
+        low, high = (
+            np.quantile(cuts, 0.05, method="lower"),
+            np.quantile(cuts, 0.95, method="higher"),
         )
-        if cuts
-        else None
-    )
-    return Confidence(near, interval, RESAMPLES, _verdict(len(curves), near, knee.improvement))
-
-
-def _verdict(samples: int, near: float, improvement: float) -> Verdict:
-    if samples < FEWEST or near < 0.5 or improvement < 0.25:
-        return "low"
-    return "high" if near >= 0.8 and improvement >= 0.5 else "moderate"
+        interval = (int(low), int(high))
+    verdict: Verdict = "moderate"
+    if len(curves) < MIN_SAMPLES or near < 0.5 or knee.improvement < 0.25:
+        verdict = "low"
+    elif near >= 0.8 and knee.improvement >= 0.5:
+        verdict = "high"
+    return Confidence(near, interval, RESAMPLES, verdict)

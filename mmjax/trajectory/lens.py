@@ -1,8 +1,7 @@
-"""What each layer of a decoder already predicts: its states through the model's own final norm and head, the "logit lens".
+"""What each layer of a decoder already predicts, and how far that is from the prediction of the last layer.
 
-Nothing of size [layers, T, V] ever exists: the head reads one layer at a time, and of it `POSITIONS` positions.
-
-How far a layer's predictions are from those of the last layer: one number per layer and sample.
+Each layer's states go through the model's own final norm and head, the "logit lens". Nothing of size [layers, T, V] ever exists: the head
+reads one layer at a time, and of it `POSITIONS` positions. The distance is one number for each layer and sample, a divergence.
 """
 
 import dataclasses
@@ -20,6 +19,8 @@ Measure = Literal["positions", "vocabulary"]
 
 POSITIONS = 128
 """Positions that the head reads at once: with a vocabulary of 128,256, 66 MB of scores."""
+SMALLEST = 1e-6
+"""Shares below this count as this much."""
 _SHORTEST = 32  # tokens of the shortest program
 
 
@@ -29,7 +30,7 @@ class Lens:
 
     Attributes:
         model_def, params: of a `LanguageModel`.
-        measure: what is read; see `divergence`.
+        measure: what is read; see `read`.
         longest: tokens of the longest sample. Samples are padded to a power of two or to this, so that few programs are compiled.
     """
 
@@ -39,25 +40,26 @@ class Lens:
     longest: int
 
     def read(self, tokens: np.ndarray) -> np.ndarray:
-        """Numbers [layers, N - 1] float32 of a sample of N tokens, in the order of `layers`, one for each token that is predicted.
+        """Numbers [layers, N - 1] float32 of a sample of N tokens, one for each token that is predicted.
 
         With "positions" they are log-probabilities of the tokens that follow, with "vocabulary" the divergence of a layer's distribution q
         of the next token from that of the last layer p, KL(q || p), in nats; then the last row is 0.
         """
         count = len(tokens)
-        row = np.zeros(self._padded(count), np.int32)
+        row = np.zeros(self.padded(count), np.int32)
         row[:count] = tokens
-        return np.asarray(_read(self.model_def, self.measure, self.params, row, count))[
+        return np.asarray(read_padded(self.model_def, self.measure, self.params, row, count))[
             :, : count - 1
         ]
 
-    def _padded(self, count: int) -> int:
+    def padded(self, count: int) -> int:
+        """The length to which a sample is padded."""
         longest = math.ceil(self.longest / _SHORTEST) * _SHORTEST
         return min(max(_SHORTEST, 1 << (count - 1).bit_length()), longest)
 
 
 @jax.jit(static_argnums=(0, 1))
-def _read(
+def read_padded(
     model_def: ModelDef, measure: Measure, params: Params, tokens: Array, count: Array
 ) -> Array:
     """The numbers of a padded sample [T] as [layers, T]. What belongs to padding means nothing."""
@@ -68,33 +70,24 @@ def _read(
     chunks = jnp.moveaxis(states.reshape(len(states), -1, chunk, states.shape[-1]), 1, 0)
     following = jnp.roll(tokens, -1).reshape(-1, chunk)
 
-    def scores(states: Array) -> Array:
-        return jax.nn.log_softmax(
-            model.decoder.logits(model.decoder.norm(states[None]))[0], axis=-1
-        )
+    def log_probabilities(states: Array) -> Array:
+        logits = model.decoder.logits(model.decoder.norm(states[None]))[0]
+        return jax.nn.log_softmax(logits, axis=-1)
 
     def of_chunk(inputs: tuple[Array, Array]) -> Array:
         states, following = inputs
-        last = scores(states[-1])
+        last = log_probabilities(states[-1])
 
-        def of_layer(states: Array) -> Array:
-            return _numbers(measure, scores(states), last, following)
+        def numbers(scores: Array) -> Array:
+            """One number [c] for each row of log-probabilities [c, V]."""
+            if measure == "vocabulary":
+                return jnp.sum(jnp.exp(scores) * (scores - last), axis=-1)
+            return jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
 
-        before = jax.lax.map(of_layer, states[:-1])
-        return jnp.concatenate([before, _numbers(measure, last, last, following)[None]])
+        before = jax.lax.map(lambda layer: numbers(log_probabilities(layer)), states[:-1])
+        return jnp.concatenate([before, numbers(last)[None]])
 
     return jnp.moveaxis(jax.lax.map(of_chunk, (chunks, following)), 0, 1).reshape(len(states), -1)
-
-
-def _numbers(measure: Measure, scores: Array, last: Array, following: Array) -> Array:
-    """One number [c] for each row of log-probabilities [c, V]."""
-    if measure == "vocabulary":
-        return jnp.sum(jnp.exp(scores) * (scores - last), axis=-1)
-    return jnp.take_along_axis(scores, following[:, None], axis=-1)[:, 0]
-
-
-SMALLEST = 1e-6
-"""Shares below this count as this much."""
 
 
 def divergences(numbers: np.ndarray, measure: Measure) -> np.ndarray:

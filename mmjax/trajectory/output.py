@@ -27,8 +27,8 @@ _READING = (
     "the last, by a single layer that is trained."
 )
 _CAUTION = (
-    "The corner describes these samples by straight lines; whether the surrogate is any good is decided by training it. A curve that falls "
-    "evenly has no corner, and a fit then finds one by chance: the confidence tells how much the cut depends on which samples were read, "
+    "The knee describes these samples by straight lines; whether the surrogate is any good is decided by training it. A curve that falls "
+    "evenly has no knee, and a fit then finds one by chance: the confidence tells how much the cut depends on which samples were read, "
     "but nothing of texts of another kind, or of the other measure. That the range goes up to the last layer is the paper's choice, for "
     "large models; a small one may need more of its last layers."
 )
@@ -47,98 +47,37 @@ def write(record: dict[str, Any], folder: Path) -> Path:
     return folder / PAGE
 
 
-def render(record: dict[str, Any], folder: Path) -> str:
-    """The page."""
-    weights = record["model"]["weights"]
-    body = join((_headline(record), _trajectory(record), _made_with(record)), "\n")
-    footer = ("Written by mmjax; the numbers are in ", tag("code", str(folder / RECORD)), ".")
-    return document(f"{weights} · prediction trajectory · mmjax", body, footer)
-
-
-def proposal(record: dict[str, Any]) -> list[str]:
+def summarize(record: dict[str, Any]) -> list[str]:
     """The result in words, a sentence each."""
     cut, sure = record["cut"], record["confidence"]
     if not cut:
         return ["The median curve bends down nowhere: no cut is proposed."]
     first, stop = cut["replaced_layers"]
-    layers = (
-        f"layers {first} to {stop - 1} by one"
-        if stop - first > 1
-        else f"layer {first} by one like it"
-    )
-    size, share, left = (
-        cut["surrogate"]["parameters"],
-        cut["surrogate"]["share"],
-        percent(1 - cut["improvement"], 0),
-    )
+    several = stop - first > 1
+    layers = f"layers {first} to {stop - 1} by one" if several else f"layer {first} by one like it"
+    resampled = f"None of {sure['resamples']} resamples has a cut."
+    if sure["interval"]:
+        low, high = sure["interval"]
+        where = f"layer {low}" if low == high else f"layers {low} to {high}"
+        resampled = (
+            f"{percent(sure['near'], 0)} of {sure['resamples']} resamples are cut within one layer of it, "
+            f"and 90 % at {where}."
+        )
+    error, surrogate = percent(1 - cut["improvement"], 0), cut["surrogate"]
     return [
         f"Cut at layer {cut['layer']} of {record['model']['layers']}: a surrogate replaces {layers}, range [{first}, {stop}).",
-        f"Confidence: {sure['verdict']}. {_resampled(sure)} Two lines leave {left} of the squared error of one.",
-        f"The surrogate would have {count(size)} parameters, {percent(share)} of the decoder's."
-        + ("" if stop - first > 1 else " It would save nothing: one layer stands for one."),
+        f"Confidence: {sure['verdict']}. {resampled} Two lines leave {error} of the squared error of one.",
+        f"The surrogate would have {count(surrogate['parameters'])} parameters, {percent(surrogate['share'])} of the decoder's."
+        + ("" if several else " It would save nothing: one layer stands for one."),
     ]
 
 
-def _resampled(sure: dict[str, Any]) -> str:
-    if not sure["interval"]:
-        return f"None of {sure['resamples']} resamples has a cut."
-    low, high = sure["interval"]
-    where = f"layer {low}" if low == high else f"layers {low} to {high}"
-    return f"{percent(sure['near'], 0)} of {sure['resamples']} resamples are cut within one layer of it, and 90 % at {where}."
-
-
-def _headline(record: dict[str, Any]) -> Html:
-    text, layers = record["text"], plural(record["model"]["layers"], "layer")
-    read = f"{layers}, {plural(text['samples'], 'sample')} of text, {text['tokens']:,} tokens."
-    return tag(
-        "header",
-        tag("p", "mmjax · prediction trajectory", class_="eyebrow"),
-        tag("h1", record["model"]["weights"]),
-        tag("p", f"Where the prediction of a decoder settles. {read}", class_="subtitle"),
-        tag(
-            "div",
-            _figures(record) if record["cut"] else missing(proposal(record)[0]),
-            class_="figures",
-        ),
-    )
-
-
-def _figures(record: dict[str, Any]) -> list[Html]:
-    cut, sure = record["cut"], record["confidence"]
-    first, stop = cut["replaced_layers"]
-    surrogate = cut["surrogate"]
-    note = (
-        f"one layer instead of {stop - first}, range [{first}, {stop})"
-        if stop - first > 1
-        else "which saves nothing: one layer for one"
-    )
-    near, left = (
-        percent(sure["near"], 0),
-        f"two lines leave {percent(1 - cut['improvement'], 0)} of the squared error of one",
-    )
-    return [
-        _figure(f"layer {first}", "begins the late phase", note),
-        _figure(
-            f"{sure['verdict']} confidence",
-            "in this cut",
-            f"{near} of {sure['resamples']} resamples agree to one layer; {left}",
-        ),
-        _figure(
-            percent(surrogate["share"]),
-            "of the parameters",
-            f"{count(surrogate['parameters'])} in a surrogate",
-        ),
-    ]
-
-
-def _figure(value: str, unit: str, note: str) -> Html:
-    return tag("div", tag("b", value), tag("span", unit), tag("small", note), class_="figure")
-
-
-def _trajectory(record: dict[str, Any]) -> Html:
+def render(record: dict[str, Any], folder: Path) -> str:
+    """The page."""
+    text, model = record["text"], record["model"]
     rows = zip(record["layers"], record["median"], *record["quartiles"], strict=True)
     cells = [[count(layer), *(f"{value:.4f}" for value in values)] for layer, *values in rows]
-    return section(
+    curves = section(
         "Divergence by layer",
         figure(record),
         tag("p", _READING, class_="note"),
@@ -149,13 +88,9 @@ def _trajectory(record: dict[str, Any]) -> Html:
         ),
         lead=_LEAD + _MEASURES[record["measure"]],
     )
-
-
-def _made_with(record: dict[str, Any]) -> Html:
-    text, model = record["text"], record["model"]
-    short = f"{plural(text['samples'], 'sample')} of {text['file']}, {text['left_out']} too short"
+    samples = plural(text["samples"], "sample")
     pairs = [
-        ("text", short),
+        ("text", f"{samples} of {text['file']}, {text['skipped']} too short"),
         ("tokens", f"{text['tokens']:,}, at most {text['longest']} a sample"),
         ("decoder", f"{count(model['parameters'])} parameters in {model['dtype']}"),
         ("time", duration(record["seconds"])),
@@ -165,6 +100,48 @@ def _made_with(record: dict[str, Any]) -> Html:
             for name, value in record[part].items()
         ),
     ]
-    return section(
-        "Made with", definitions(pairs), tag("p", tag("code", record["command"]), class_="note")
+    command = tag("p", tag("code", record["command"]), class_="note")
+    made_with = section("Made with", definitions(pairs), command)
+    body = join((_headline(record), curves, made_with), "\n")
+    footer = ("Written by mmjax; the numbers are in ", tag("code", str(folder / RECORD)), ".")
+    return document(f"{model['weights']} · prediction trajectory · mmjax", body, footer)
+
+
+def _headline(record: dict[str, Any]) -> Html:
+    """The title, and the cut in three figures."""
+    text, cut, sure = record["text"], record["cut"], record["confidence"]
+    figures: list[Html] = []
+    if cut:
+        first, stop = cut["replaced_layers"]
+        error, surrogate = percent(1 - cut["improvement"], 0), cut["surrogate"]
+        saved = "which saves nothing: one layer for one"
+        if stop - first > 1:
+            saved = f"one layer instead of {stop - first}, range [{first}, {stop})"
+        near = f"{percent(sure['near'], 0)} of {sure['resamples']} resamples agree to one layer"
+        triples = (
+            (f"layer {first}", "begins the late phase", saved),
+            (
+                f"{sure['verdict']} confidence",
+                "in this cut",
+                f"{near}; two lines leave {error} of the squared error of one",
+            ),
+            (
+                percent(surrogate["share"]),
+                "of the parameters",
+                f"{count(surrogate['parameters'])} in a surrogate",
+            ),
+        )
+        for value, unit, note in triples:
+            parts = tag("b", value), tag("span", unit), tag("small", note)
+            figures.append(tag("div", *parts, class_="figure"))
+    read = (
+        f"{plural(record['model']['layers'], 'layer')}, {plural(text['samples'], 'sample')} of text, "
+        f"{text['tokens']:,} tokens."
+    )
+    return tag(
+        "header",
+        tag("p", "mmjax · prediction trajectory", class_="eyebrow"),
+        tag("h1", record["model"]["weights"]),
+        tag("p", f"Where the prediction of a decoder settles. {read}", class_="subtitle"),
+        tag("div", figures or missing(summarize(record)[0]), class_="figures"),
     )

@@ -1,9 +1,9 @@
-"""Texts from a file, as tokens."""
+"""Samples of text from a file, as tokens."""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,22 +13,22 @@ from mmjax.base.files import open_regular
 from mmjax.data.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from mmjax.errors import InputError
 
-FEWEST = 3
+MIN_TOKENS = 3
 """Tokens of a sample at least: two are then predicted, and shares of one would say nothing."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What is read by the model.
+    """Samples that the model reads.
 
     Attributes:
         tokens: [N] int32 of each sample, in the order of the file.
-        left_out: samples that were too short, of those before the last one that was taken.
+        skipped: samples that were too short, of those before the last one that was taken.
         digest: SHA-256 over the tokens.
     """
 
     tokens: list[np.ndarray]
-    left_out: int
+    skipped: int
     digest: str
 
     @property
@@ -49,11 +49,14 @@ def read_samples(
     Raises:
         InputError: the file cannot be read, has no text or none that is long enough, or has tokens that the model does not know.
     """
-    encode, taken, left_out = _encoder(tokenizer), [], 0
+    begins = tokenizer.begins if isinstance(tokenizer, HuggingFaceTokenizer) else ""
+    first = [tokenizer.special(begins)] if begins else []
+    taken: list[np.ndarray] = []
+    skipped = 0
     for text in read_texts(path):
-        tokens = np.array(encode(text)[:longest], np.int32)
-        if len(tokens) < FEWEST:
-            left_out += 1
+        tokens = np.array((first + tokenizer.encode(text))[:longest], np.int32)
+        if len(tokens) < MIN_TOKENS:
+            skipped += 1
             continue
         if (largest := int(tokens.max())) >= vocabulary:
             raise InputError(
@@ -62,14 +65,19 @@ def read_samples(
         taken.append(tokens)
         if len(taken) == count:
             break
-    if not taken and not left_out:
+    if not taken and not skipped:
         raise InputError(f"There is no text in {path}.")
     if not taken:
+        form = (
+            'Each line is one: {"text": ...}.'
+            if path.suffix == ".jsonl"
+            else "Samples are separated by blank lines."
+        )
         raise InputError(
-            f"No sample of {path} has {FEWEST} tokens, so that there is nothing to predict. {_form(path)}"
+            f"No sample of {path} has {MIN_TOKENS} tokens, so that there is nothing to predict. {form}"
         )
     digest = hashlib.sha256(b"".join(tokens.tobytes() + b"|" for tokens in taken)).hexdigest()
-    return Samples(taken, left_out, digest)
+    return Samples(taken, skipped, digest)
 
 
 def read_texts(path: Path) -> Iterator[str]:
@@ -80,48 +88,23 @@ def read_texts(path: Path) -> Iterator[str]:
     descriptor, _ = open_regular(path)
     with open(descriptor, encoding="utf-8-sig") as file:
         try:
-            yield from (
-                _from_json(path, file) if path.suffix == ".jsonl" else _between_blank_lines(file)
-            )
+            if path.suffix == ".jsonl":
+                for number, line in enumerate(file, 1):
+                    if not line.strip():
+                        continue
+                    try:
+                        record = json.loads(line)
+                    except (ValueError, RecursionError):
+                        record = None
+                    text = record.get("text") if isinstance(record, dict) else None
+                    if not isinstance(text, str):
+                        raise InputError(f'{path}, line {number}, is not an object with a "text".')
+                    yield text
+            else:
+                for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
+                    if not blank:
+                        yield "".join(lines).rstrip("\r\n")
         except UnicodeDecodeError:
             raise InputError(f"{path} is not UTF-8.") from None
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _between_blank_lines(lines: Iterable[str]) -> Iterator[str]:
-    held: list[str] = []
-    for line in itertools.chain(lines, ("",)):
-        if line.strip():
-            held.append(line)
-        elif held:
-            yield "".join(held).rstrip("\r\n")
-            held = []
-
-
-def _from_json(path: Path, lines: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise InputError(f'{path}, line {number}, is not an object with a "text".')
-        yield text
-
-
-def _encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    begins = tokenizer.begins if isinstance(tokenizer, HuggingFaceTokenizer) else ""
-    first = [tokenizer.special(begins)] if begins else []
-    return lambda text: first + tokenizer.encode(text)
-
-
-def _form(path: Path) -> str:
-    return (
-        'Each line is one: {"text": ...}.'
-        if path.suffix == ".jsonl"
-        else "Samples are separated by blank lines."
-    )

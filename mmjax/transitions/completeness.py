@@ -1,6 +1,5 @@
 """Whether parameters are those of a model: every path present, none unknown, each of its shape, and none that would change its meaning."""
 
-import dataclasses
 import math
 from collections.abc import Collection, Iterator
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
+from mmjax.recipe.schema import ABSENT, differences
 from mmjax.transitions.base import Difference, transitions
 from mmjax.transitions.lora import is_lora
 from mmjax.typing import Params
@@ -85,14 +85,13 @@ def _changed_settings(old: VLMConfig, new: VLMConfig, parts: Collection[str]) ->
     """Of parts with arrays of another shape, what the two stages say differently."""
     for part in sorted(parts):
         before, after = getattr(old, part), getattr(new, part)
-        names = [
-            field.name
-            for field in dataclasses.fields(after)
-            if hasattr(before, field.name) and field.name not in SHAPELESS
+        differ = [
+            difference
+            for difference in differences(before, after, path=part, ignored=SHAPELESS)
+            if ABSENT not in difference
         ]
-        differ = [name for name in names if getattr(before, name) != getattr(after, name)]
-        for name in differ:
-            yield f"{part}.{name} was {getattr(before, name)} and is now {getattr(after, name)}"
+        for path, was, now in differ:
+            yield f"{path} was {was} and is now {now}"
         if differ:
             yield f"keep the settings of {part} from one stage to the next, or let the stage's init_from.{part} say where it is read anew"
 

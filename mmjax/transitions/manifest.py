@@ -67,7 +67,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The origin of every parameter of a stage, and what of the stage before was left behind.
+    """The origin of every parameter of a stage, and what of the stage before was dropped.
 
     Attributes:
         entries: one for each parameter, by path.
@@ -110,10 +110,10 @@ class Manifest:
             for part, how, leaves, size, note in rows
         ]
         if self.dropped:
-            lines.append(f"left behind: {', '.join(self.left_behind())}")
+            lines.append(f"dropped: {', '.join(self.dropped_parts())}")
         return "\n".join(lines)
 
-    def left_behind(self) -> list[str]:
+    def dropped_parts(self) -> list[str]:
         """Each path that was dropped; or, of a part of which more were than one can read, the folder that they share."""
         parts: dict[str, list[str]] = collections.defaultdict(list)
         for path in self.dropped:

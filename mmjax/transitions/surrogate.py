@@ -1,21 +1,19 @@
-"""Blocks that lie in one stack, as in published models, or in several (`LayerRange`): which parameter is which, and from the one to the
-other.
+"""Surrogate grafting (arXiv:2505.22664): an encoder learns to speak to a decoder without most of its late blocks, and is used with all.
 
-Surrogate grafting (arXiv:2505.22664): an encoder learns to speak to a decoder without most of its late blocks, and is used with all.
+The surrogate keeps the target's embeddings, its early blocks, its last ones, its final norm and its head; a trained block, the translator,
+stands in for a range of blocks and begins as the first of them. Both decoders read visual tokens through the same embeddings and early
+blocks, so what the encoder has learned on one holds for the other.
 
-The surrogate keeps the target's embeddings, its early blocks, its last ones, its final norm and its head; in the place of a range of blocks
-stands a trained one, the translator, which begins as the first of the range. Both decoders read visual tokens through the same embeddings
-and early blocks, so what the encoder has learned on one holds for the other.
+Blocks lie in one stack, as in published models, or in several (`LayerRange`): `cut` and `join` go from one to the other.
 """
 
-import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 
 from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, LayerRange, ViTConfig, VLMConfig
+from mmjax.recipe.schema import differences
 from mmjax.transitions.base import Difference, Transition, beginning
 from mmjax.transitions.manifest import Entry
 from mmjax.typing import Array, Params
@@ -113,7 +111,7 @@ def surrogate(
 
 
 def graft(params: Params, old: VLMConfig, new: VLMConfig, key: Array) -> tuple[Params, list[Entry]]:
-    """Takes encoder and connector from a surrogate, and leaves its decoder behind: that of this stage is read from the stage's init_from.
+    """Takes encoder and connector from a surrogate, and drops its decoder: that of this stage is read from the stage's init_from.
 
     Raises:
         InputError: the decoder of the stage before is no surrogate of that of this stage.
@@ -144,22 +142,15 @@ def describe(layer_range: LayerRange, decoder: DecoderConfig) -> str:
     return f"begins as {blocks}, in the place of {first} to {end - 1}"
 
 
-def differences(surrogate: DecoderConfig, target: DecoderConfig) -> Iterator[str]:
-    """Settings in which a surrogate and its target disagree, other than what is replaced."""
-    for field in dataclasses.fields(DecoderConfig):
-        ours, theirs = getattr(surrogate, field.name), getattr(target, field.name)
-        equal = (
-            math.isclose(ours, theirs, rel_tol=1e-5)
-            if isinstance(ours, float) and isinstance(theirs, float)
-            else ours == theirs
-        )
-        if field.name not in ("replaced_layers", "translators", *_DRAWN) and not equal:
-            yield f"decoder.{field.name} of the surrogate is {ours}, and of the target {theirs}"
-
-
 def _check_same(old: DecoderConfig, new: DecoderConfig) -> None:
     first, second = (old, new) if old.replaced_layers else (new, old)
-    found = list(differences(first, second))
+    ignored = ("replaced_layers", "translators", *_DRAWN)
+    found = [
+        f"{path} of the surrogate is {ours}, and of the target {theirs}"
+        for path, ours, theirs in differences(
+            first, second, path="decoder", ignored=ignored, tolerance=1e-5
+        )
+    ]
     if found:
         raise InputError(f"surrogate and target are not the same model: {'; '.join(found)}.")
 

@@ -1,4 +1,4 @@
-"""Other people's models: read from and written to the files that their tools use.
+"""Published models: read from and written to the files that their tools use.
 
 decoder = mmjax.weights.load_pretrained("path/to/folder or file.gguf")
 mmjax.weights.save_pretrained(decoder, "out")

@@ -1,10 +1,8 @@
-"""The first part of a GGUF file: key/value fields, then name, shape, type and place of every tensor.
+"""Tensors in a GGUF file, the format of llama.cpp: quantised numbers become float32 when they are read.
 
-`gguf.GGUFReader` is not used: it maps the file, so that what is read stays resident; it believes every count that a file claims (an array
-of 2**50 bytes is followed until memory ends), and it answers damage with whatever numpy raises. Format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-
-Tensors in a GGUF file, the format of llama.cpp: quantised numbers become float32 when they are read.
+A file begins with key/value fields, and then name, shape, type and place of every tensor. `gguf.GGUFReader` is not used: it maps the file,
+so that what is read stays resident; it believes every count that a file claims (an array of 2**50 bytes is followed until memory ends), and
+it answers damage with whatever numpy raises. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import io
@@ -17,28 +15,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.errors import InputError
-from mmjax.weights.safetensors import damaged
 from mmjax.weights.tensors import (
     DiskFile,
     Index,
     Ranges,
     TensorInfo,
     TensorSource,
+    damaged,
     quoted,
     read_slice,
     spell_out,
 )
 
 MAGIC = b"GGUF"
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 _VERSIONS = (2, 3)
+# How many numbers are dequantised at once. The package holds its result twice meanwhile.
+_CHUNK = 1024 * 1024
 
 # SmolLM2, with 49,152 tokens, has 150,000 items in 2 MB of fields; Gemma, with 262,144, has 790,000. Experts of a layer are one tensor, so
 # that the largest models have about a thousand.
 _BYTES = 64 * 1024 * 1024
 _ITEMS = 1280 * 1024
-_TEXTS = (
-    640 * 1024
-)  # of which each takes a microsecond; 256,000 tokens and as many merges are the most that is published
+# Of which each takes a microsecond; 256,000 tokens and as many merges are the most that is published.
+_TEXTS = 640 * 1024
 _ENTRIES = 16 * 1024
 
 _SCALARS = {
@@ -60,7 +60,7 @@ _ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
 
 
-class Raw(NamedTuple):
+class RawTensor(NamedTuple):
     """A tensor as the file describes it: shape with the fastest axis last, a number for its type, bytes from the beginning of the file."""
 
     shape: tuple[int, ...]
@@ -124,10 +124,7 @@ class _Reader:
         self.texts += count
         if self.texts > _TEXTS:
             raise damaged(self.path, f"it claims {self.texts} texts")
-        return self._texts(count, key)
-
-    def _texts(self, count: int, key: str) -> list[str]:
-        """As `text`, so many times; vocabularies are long, and every call counts."""
+        # As `text`, so many times; vocabularies are long, and every call counts.
         read, found = self._stream.read, []
         for _ in range(count):
             length = int.from_bytes(read(8), "little")
@@ -165,7 +162,7 @@ class _Stream(io.RawIOBase):
         return length
 
 
-def parse_header(file: DiskFile) -> tuple[dict[str, Any], dict[str, Raw]]:
+def parse_header(file: DiskFile) -> tuple[dict[str, Any], dict[str, RawTensor]]:
     """Fields and tensors by name. Raises InputError, naming the file, where the header is damaged; places are checked by the caller."""
     reader = _Reader(file)
     if reader.take(len(MAGIC)) != MAGIC:
@@ -183,12 +180,18 @@ def parse_header(file: DiskFile) -> tuple[dict[str, Any], dict[str, Raw]]:
         if key in fields:
             raise damaged(file.path, f"{quoted(key)} stands in it twice")
         fields[key] = reader.value(reader.number(4), quoted(key))
-    tensors: dict[str, Raw] = {}
+    tensors: dict[str, RawTensor] = {}
     for _ in range(tensor_count):
         name = reader.text("the name of a tensor")
         if name in tensors:
             raise damaged(file.path, f"tensor {quoted(name)} stands in it twice")
-        tensors[name] = _tensor(reader, quoted(name))
+        axes = reader.number(4)
+        if not 1 <= axes <= _MAX_AXES:
+            raise damaged(file.path, f"tensor {quoted(name)} claims {axes} axes")
+        shape = tuple(reversed([reader.number(8) for _ in range(axes)]))
+        if 0 in shape or math.prod(shape) > 2**60:
+            raise damaged(file.path, f"tensor {quoted(name)} claims the shape {shape}")
+        tensors[name] = RawTensor(shape, reader.number(4), reader.number(8))
     alignment = fields.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         shown = (
@@ -203,26 +206,10 @@ def parse_header(file: DiskFile) -> tuple[dict[str, Any], dict[str, Raw]]:
     return fields, {name: raw._replace(offset=start + raw.offset) for name, raw in tensors.items()}
 
 
-def _tensor(reader: _Reader, name: str) -> Raw:
-    axes = reader.number(4)
-    if not 1 <= axes <= _MAX_AXES:
-        raise damaged(reader.path, f"tensor {name} claims {axes} axes")
-    shape = tuple(reversed([reader.number(8) for _ in range(axes)]))
-    if 0 in shape or math.prod(shape) > 2**60:
-        raise damaged(reader.path, f"tensor {name} claims the shape {shape}")
-    return Raw(shape, reader.number(4), reader.number(8))
+class _QuantizedTensor(NamedTuple):
+    """Where a tensor lies, and in which form: blocks of `numbers` numbers along the last axis in `width` bytes each."""
 
-
-KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
-
-# How many numbers are dequantised at once. The package holds its result twice meanwhile.
-_CHUNK = 1024 * 1024
-
-
-class _Entry(NamedTuple):
-    """Where a tensor lies, and in what: blocks of `numbers` numbers along the last axis in `width` bytes each."""
-
-    raw: Raw
+    raw: RawTensor
     kind: Any
     numbers: int
     width: int
@@ -231,10 +218,6 @@ class _Entry(NamedTuple):
     def blocks(self) -> tuple[int, ...]:
         """The shape of the tensor in bytes, with one axis more: [..., blocks, bytes of a block]."""
         return (*self.raw.shape[:-1], self.raw.shape[-1] // self.numbers, self.width)
-
-    @property
-    def end(self) -> int:
-        return self.raw.offset + math.prod(self.blocks)
 
 
 class GGUFSource(TensorSource):
@@ -247,7 +230,13 @@ class GGUFSource(TensorSource):
 
     def __init__(self, path: Path):
         """Raises InputError if the file is damaged, has tensors of another type than `KINDS`, or if the package `gguf` is not installed."""
-        self._package = _package(path)
+        try:
+            import gguf
+        except ImportError:
+            raise InputError(
+                f"{path} is a GGUF file. Reading it needs the package gguf: pip install 'mmjax[gguf]'."
+            ) from None
+        self._package: types.ModuleType = gguf
         self._file = DiskFile(path)
         self.files = (path,)
         try:
@@ -263,7 +252,14 @@ class GGUFSource(TensorSource):
             self._entries = {
                 name: self._entry(name, raw, known.get(raw.kind)) for name, raw in tensors.items()
             }
-            self._check_places()
+            end, last = 0, ""
+            for name, entry in sorted(self._entries.items(), key=lambda item: item[1].raw.offset):
+                if entry.raw.offset < end:
+                    raise damaged(path, f"tensor {quoted(name)} overlaps {quoted(last)}")
+                end, last = entry.raw.offset + math.prod(entry.blocks), name
+                if end > self._file.size:
+                    reason = f"tensor {quoted(last)} ends at byte {end}, but the file has {self._file.size}; it is truncated"
+                    raise damaged(path, reason)
         except BaseException:
             self.close()
             raise
@@ -273,7 +269,7 @@ class GGUFSource(TensorSource):
             for name, entry in self._entries.items()
         }
 
-    def _entry(self, name: str, raw: Raw, kind: Any) -> _Entry:
+    def _entry(self, name: str, raw: RawTensor, kind: Any) -> _QuantizedTensor:
         if kind is None or kind.name not in KINDS:
             shown = (
                 f"{raw.kind}, which is unknown"
@@ -289,20 +285,10 @@ class GGUFSource(TensorSource):
                 self._file.path,
                 f"rows of tensor {quoted(name)} have {raw.shape[-1]} numbers, {kind.name} has {numbers} in a block",
             )
-        return _Entry(raw, kind, numbers, width)
+        return _QuantizedTensor(raw, kind, numbers, width)
 
-    def _check_places(self) -> None:
-        end, last = 0, ""
-        for name, entry in sorted(self._entries.items(), key=lambda item: item[1].raw.offset):
-            if entry.raw.offset < end:
-                raise damaged(self._file.path, f"tensor {quoted(name)} overlaps {quoted(last)}")
-            end, last = entry.end, name
-            if end > self._file.size:
-                reason = f"tensor {quoted(last)} ends at byte {end}, but the file has {self._file.size}; it is truncated"
-                raise damaged(self._file.path, reason)
-
-    def kind_of(self, name: str) -> str:
-        """How a tensor is stored, one of `KINDS`. Raises KeyError for an unknown name."""
+    def stored_as(self, name: str) -> str:
+        """One of `KINDS`."""
         return str(self._entries[name].kind.name)
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
@@ -312,7 +298,7 @@ class GGUFSource(TensorSource):
         self._fill(result, entry, ranges)
         return result
 
-    def _fill(self, out: np.ndarray, entry: _Entry, ranges: Ranges) -> None:
+    def _fill(self, out: np.ndarray, entry: _QuantizedTensor, ranges: Ranges) -> None:
         """Reads and dequantises the part of a tensor, in halves until they are small enough."""
         if not out.size:
             return
@@ -336,13 +322,3 @@ class GGUFSource(TensorSource):
 
     def close(self) -> None:
         self._file.close()
-
-
-def _package(path: Path) -> types.ModuleType:
-    try:
-        import gguf
-    except ImportError:
-        raise InputError(
-            f"{path} is a GGUF file. Reading it needs the package gguf: pip install 'mmjax[gguf]'."
-        ) from None
-    return gguf

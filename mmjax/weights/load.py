@@ -1,12 +1,9 @@
-"""Models by path, in every form that mmjax reads.
-
-Published models as modules.
-"""
+"""Models by path, in every form that mmjax reads: opened for reading, and as modules."""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
@@ -15,18 +12,21 @@ from jax.typing import DTypeLike
 from mmjax.distributed.mesh import parameter_shardings
 from mmjax.models import parameters
 from mmjax.models.vlm import VLM, LanguageModel, VisionEncoder
-from mmjax.weights.orbax_folder import is_orbax, open_orbax
-from mmjax.weights.pretrained_files import open_published
-from mmjax.weights.pretrained_protocol import (
-    Origin,
-    Pretrained,
-    Progress,
-    TensorMapping,
-    dtype_name,
-)
-from mmjax.weights.vlm_checkpoint import is_whole, open_whole
+from mmjax.weights import orbax_folder, vlm_checkpoint
+from mmjax.weights.pretrained_files import open_pretrained_files
+from mmjax.weights.pretrained_protocol import Pretrained, Progress, dtype_name
 
-__all__ = ["Origin", "Pretrained", "Progress", "TensorMapping", "open_pretrained"]
+DTYPES = ("float32", "bfloat16")
+"""What models compute in."""
+
+
+def form_of(path: Path) -> Literal["orbax", "vlm", "published"]:
+    """Which form a path has, if it has any: what `save_orbax` wrote, a whole model in three folders, or else a published model."""
+    if (path / orbax_folder.CONFIG).exists():
+        return "orbax"
+    if all((path / part).is_dir() for part in vlm_checkpoint.PARTS):
+        return "vlm"
+    return "published"
 
 
 def open_pretrained(path: Path) -> Pretrained:
@@ -35,13 +35,13 @@ def open_pretrained(path: Path) -> Pretrained:
     Raises:
         InputError: nothing usable is there, mmjax does not have the family, or tensors are missing, unexpected or misshapen.
     """
-    if is_orbax(path):
-        return open_orbax(path)
-    return open_whole(path) if is_whole(path) else open_published(path)
-
-
-DTYPES = ("float32", "bfloat16")
-"""What models compute in."""
+    match form_of(path):
+        case "orbax":
+            return orbax_folder.open_orbax(path)
+        case "vlm":
+            return vlm_checkpoint.open_vlm_checkpoint(path)
+        case "published":
+            return open_pretrained_files(path)
 
 
 def load_pretrained(
@@ -57,8 +57,7 @@ def load_pretrained(
     Args:
         path: a folder of transformers (safetensors), a GGUF file, or what `save_pretrained` wrote.
         mesh: over which parameters are split as in training (`mmjax.distributed.mesh`); None: all lie on the first device. No host ever
-        holds more
-            than one tensor, and of a long one some rows only.
+            holds more than one tensor, and of a long one some rows only.
         dtype: "float32" or "bfloat16", of matrices and of the computation; norms, softmax and logits are float32 in any case.
         progress: told the number of bytes after each read.
 
@@ -66,18 +65,14 @@ def load_pretrained(
         InputError: a ValueError whose message says what is wrong with the files, and what to do.
         ValueError: there is no such dtype.
     """
-    dtype = dtype_name(dtype, DTYPES)
-    with open_pretrained(Path(path)) as opened:
-        config = _with_compute_dtype(opened.config, dtype)
+    name: Any = dtype_name(dtype, DTYPES)
+    with open_pretrained(Path(path)) as pretrained:
+        config = dataclasses.replace(pretrained.config, compute_dtype=name)
         model_def, shapes = parameters.abstract(config)
         shardings: Mapping[str, Sharding] | None = None
         if mesh is not None:
             shardings = parameter_shardings(shapes, parameters.logical_axes(config), mesh)[0]
-        params = opened.read(shapes, shardings, dtype=jnp.dtype(dtype), progress=progress)
+        params = pretrained.read(shapes, shardings, dtype=jnp.dtype(name), progress=progress)
         module = model_def.merge(params)
-        module.origins = opened.origins
+        module.origins = pretrained.origins
         return module
-
-
-def _with_compute_dtype(config: Any, dtype: str) -> Any:
-    return dataclasses.replace(config, compute_dtype=dtype)

@@ -1,4 +1,4 @@
-"""Weights by path: which format it is, and a helpful word for what is none."""
+"""Tensors by path: which format a file or a folder has, and a helpful sentence where it is none that mmjax reads."""
 
 import contextlib
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from mmjax.errors import InputError
 from mmjax.weights.gguf import MAGIC, GGUFSource
-from mmjax.weights.safetensors import INDEX, SINGLE, open_safetensors, open_sharded
+from mmjax.weights.safetensors import INDEX, SINGLE, SafetensorsSource, open_sharded
 from mmjax.weights.tensors import DiskFile, TensorSource
 
 _USABLE = (
     "mmjax reads safetensors (one file, or a folder with model.safetensors or its index) and GGUF."
 )
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin.index.json")
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _OTHERS = {
     ".h5": "TensorFlow",
@@ -25,7 +25,7 @@ _OTHERS = {
     ".zip": "packed",
 }
 _LFS = b"version https://git-lfs"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\..*safetensors$")
 _INDEX_SUFFIX = ".safetensors.index.json"
 _BEGINNING = 24
 
@@ -37,15 +37,44 @@ def open_weights(path: Path) -> TensorSource:
     Raises InputError, which says what to do, if there is nothing usable, more than one choice, or damage.
     """
     if os.path.isdir(path):
-        return _open_folder(path)
-    if not os.path.lexists(path):
+        path = _file_of_folder(path)
+    elif not os.path.lexists(path):
         raise InputError(
             f"There is no {path}. Weights are given as a folder or a file on this machine; nothing is downloaded by name."
         )
-    return _open_file(path)
+    with contextlib.closing(DiskFile(path)) as file:
+        beginning = file.read(0, min(file.size, _BEGINNING))
+    if beginning.startswith(_LFS):
+        raise InputError(
+            f"{path} is a pointer of Git LFS, not the weights themselves. Fetch them with `git lfs pull`."
+        )
+    if not beginning:
+        raise InputError(f"{path} is empty.")
+    if beginning.startswith(MAGIC):
+        return GGUFSource(path)
+    if path.suffix in _OTHERS:
+        raise InputError(f"{path} is a {_OTHERS[path.suffix]} file. {_USABLE}")
+    if path.name.endswith(_PICKLES):
+        raise _pickled(path)
+    if path.name.endswith(_INDEX_SUFFIX):
+        return open_sharded(path)
+    # Before pickles: the length of a header, which comes before its brace, may look like the beginning of one.
+    if beginning[8:9] == b"{":
+        return SafetensorsSource(path)
+    if beginning.startswith(_PICKLE_MAGIC):
+        raise _pickled(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsSource(path)
+    raise InputError(f"{path} is no file of weights that mmjax knows. {_USABLE}")
 
 
-def _open_folder(folder: Path) -> TensorSource:
+def _file_of_folder(folder: Path) -> Path:
+    """The file of a folder that is opened for it. Raises InputError if there is none, or more than one."""
+
+    def listed(files: list[Path]) -> str:
+        shown = ", ".join(path.name for path in files[:5])
+        return f"{shown}, ..." if len(files) > 5 else shown
+
     try:
         files = sorted(path for path in folder.iterdir() if not os.path.isdir(path))
     except OSError as error:
@@ -60,57 +89,23 @@ def _open_folder(folder: Path) -> TensorSource:
         or [path for path in files if path.suffix == ".safetensors"]
         or [path for path in files if path.suffix == ".gguf"]
     )
-    part = next(
-        (path.name for path in found if path.suffix == ".safetensors" and _SHARD.search(path.name)),
-        None,
-    )
-    if part:
+    shard = next((path.name for path in found if _SHARD.search(path.name)), None)
+    if shard:
         raise InputError(
-            f"{folder} has parts of a model ({part}) but no {INDEX} that says which. Is it complete?"
+            f"{folder} has parts of a model ({shard}) but no {INDEX} that says which. Is it complete?"
         )
-    if len(found) == 1:
-        return _open_file(found[0])
+    if len(found) > 1:
+        raise InputError(
+            f"{folder} has {len(found)} files of weights: {listed(found)}. Name the one that is meant."
+        )
     if found:
-        raise InputError(
-            f"{folder} has {len(found)} files of weights: {_list(found)}. Name the one that is meant."
-        )
-    pickles = [path for path in files if _is_pickle_name(path)]
+        return found[0]
+    pickles = [path for path in files if path.name.endswith(_PICKLES)]
     if pickles:
         raise _pickled(pickles[0])
     raise InputError(
-        f"{folder} has no weights{f', only {_list(files)}' if files else ': no file at all'}. {_USABLE}"
+        f"{folder} has no weights{f', only {listed(files)}' if files else ': no file at all'}. {_USABLE}"
     )
-
-
-def _open_file(path: Path) -> TensorSource:
-    with contextlib.closing(DiskFile(path)) as file:
-        beginning = file.read(0, min(file.size, _BEGINNING))
-    if beginning.startswith(_LFS):
-        raise InputError(
-            f"{path} is a pointer of Git LFS, not the weights themselves. Fetch them with `git lfs pull`."
-        )
-    if not beginning:
-        raise InputError(f"{path} is empty.")
-    if beginning.startswith(MAGIC):
-        return GGUFSource(path)
-    if path.suffix in _OTHERS:
-        raise InputError(f"{path} is a {_OTHERS[path.suffix]} file. {_USABLE}")
-    if _is_pickle_name(path):
-        raise _pickled(path)
-    if path.name.endswith(_INDEX_SUFFIX):
-        return open_sharded(path)
-    # First of all: the length of a header, which comes before its brace, may look like the beginning of a pickle.
-    if beginning[8:9] == b"{":
-        return open_safetensors(path)
-    if beginning.startswith(_PICKLE_MAGIC):
-        raise _pickled(path)
-    if path.suffix == ".safetensors":
-        return open_safetensors(path)
-    raise InputError(f"{path} is no file of weights that mmjax knows. {_USABLE}")
-
-
-def _is_pickle_name(path: Path) -> bool:
-    return path.suffix in _PICKLES or path.name.endswith(".bin.index.json")
 
 
 def _pickled(path: Path) -> InputError:
@@ -118,8 +113,3 @@ def _pickled(path: Path) -> InputError:
         f"{path} is a pickle: loading it would run whatever code its author put into it. Convert it to safetensors where it is trusted, "
         "for example with transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder)."
     )
-
-
-def _list(files: list[Path]) -> str:
-    shown = ", ".join(path.name for path in files[:5])
-    return f"{shown}, ..." if len(files) > 5 else shown

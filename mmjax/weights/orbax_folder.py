@@ -1,4 +1,4 @@
-"""Models in our own form: a folder with the config as JSON and the parameters under their paths, written by Orbax.
+"""Models in the form of mmjax itself: a folder with the config as JSON and the parameters under their paths, written by Orbax.
 
 | file | what |
 |---|---|
@@ -26,11 +26,12 @@ from orbax.checkpoint import v1 as ocp
 from mmjax.base.files import atomic_directory
 from mmjax.errors import InputError
 from mmjax.models.config import LanguageModelConfig, ModelConfig, VisionEncoderConfig, VLMConfig
-from mmjax.recipe.schema import KeyPath, convert, to_plain
+from mmjax.recipe.schema import KeyPath, convert
+from mmjax.recipe.serialization import to_plain
 from mmjax.typing import Array, Params
-from mmjax.weights.config_json import dumps, read_config
-from mmjax.weights.pretrained_files import SHOWN, shapes_of
+from mmjax.weights.families.base import dumps, read_config
 from mmjax.weights.pretrained_protocol import (
+    SHOWN,
     Cut,
     Origin,
     Pretrained,
@@ -38,8 +39,8 @@ from mmjax.weights.pretrained_protocol import (
     Shapes,
     TensorMapping,
     common_dtype,
-    line,
     matrix_paths,
+    shapes_of,
     stored,
 )
 
@@ -56,11 +57,6 @@ CHUNK = 32 * 1024 * 1024
 """Bytes of an array that lie together on the disk, and that are read together."""
 IN_FLIGHT = 256 * 1024 * 1024
 """Bytes that are read from the disk at once, beside what is in its place already."""
-
-
-def is_orbax(path: Path) -> bool:
-    """Whether a folder is one that `save_orbax` wrote."""
-    return (path / CONFIG).exists()
 
 
 def save_orbax(
@@ -106,7 +102,18 @@ def open_orbax(path: Path) -> "OrbaxFolder":
     except InputError as error:
         raise InputError(f"{settings.where}: {error}") from None
     config = dataclasses.replace(config, compute_dtype="float32")
-    return OrbaxFolder(path, config, origins, _metadata(path / PARAMS))
+    folder = path / PARAMS
+    if not folder.is_dir():
+        raise InputError(f"{path} has no {PARAMS}, where the parameters should be.")
+    with _quiet(), _readable(path):
+        tree = ocp.metadata(folder).metadata
+        if not isinstance(tree, Mapping):
+            raise ValueError("it does not say what is in it")
+        found = {
+            str(name): jax.ShapeDtypeStruct(tuple(value.shape), value.dtype)
+            for name, value in tree.items()
+        }
+    return OrbaxFolder(path, config, origins, found)
 
 
 class OrbaxFolder(Pretrained):
@@ -162,8 +169,8 @@ class OrbaxFolder(Pretrained):
         )
 
     @property
-    def lines(self) -> list[TensorMapping]:
-        return [line(path, shape) for path, shape in self._found.items()]
+    def mappings(self) -> list[TensorMapping]:
+        return [TensorMapping.identity(path, shape) for path, shape in self._found.items()]
 
     @property
     def unused(self) -> list[str]:
@@ -184,10 +191,19 @@ class OrbaxFolder(Pretrained):
         for path, shape in wanted.items():
             sharding = shardings[path] if shardings else first
             name, begin = (cuts[path].path, cuts[path].first) if path in cuts else (path, 0)
-            until = (
-                (begin + shape.shape[0], *shape.shape[1:]) if begin else shape.shape
-            )  # Orbax leaves out last layers, and no first ones
-            value = self._read(name, jax.ShapeDtypeStruct(until, shape.dtype, sharding=sharding))
+            # Orbax can skip the last layers of a stack, but no first ones.
+            until = (begin + shape.shape[0], *shape.shape[1:]) if begin else shape.shape
+            context = ocp.Context()
+            context.pytree.loading.partial_load = True
+            context.array.loading.enable_padding_and_truncation = True
+            context.memory.read_concurrent_bytes = IN_FLIGHT
+            with context, _quiet(), _readable(self._path):
+                target = {name: jax.ShapeDtypeStruct(until, shape.dtype, sharding=sharding)}
+                value = ocp.load(self._path / PARAMS, target)[name]
+            if not bool(_is_finite(value)):
+                raise InputError(
+                    f"{self._path}: {name} has numbers that are not finite (NaN or infinite)."
+                )
             params[path] = value[begin:] if begin else value
             progress(math.prod(until) * jnp.dtype(self._found[name].dtype).itemsize)
         return params
@@ -195,42 +211,15 @@ class OrbaxFolder(Pretrained):
     def close(self) -> None:
         return None  # no file stays open
 
-    def _read(self, path: str, wanted: jax.ShapeDtypeStruct) -> Array:
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        context.array.loading.enable_padding_and_truncation = True  # the first layers of a stack
-        context.memory.read_concurrent_bytes = IN_FLIGHT
-        with context, _quiet(), _readable(self._path):
-            value = ocp.load(self._path / PARAMS, {path: wanted})[path]
-        if not bool(_is_finite(value)):
-            raise InputError(
-                f"{self._path}: {path} has numbers that are not finite (NaN or infinite)."
-            )
-        return value
-
 
 @jax.jit
 def _is_finite(value: Array) -> Array:
     return jnp.isfinite(value).all()
 
 
-def _metadata(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of everything that is there."""
-    if not folder.is_dir():
-        raise InputError(f"{folder.parent} has no {PARAMS}, where the parameters should be.")
-    with _quiet(), _readable(folder.parent):
-        tree = ocp.metadata(folder).metadata
-        if not isinstance(tree, Mapping):
-            raise ValueError("it does not say what is in it")
-        return {
-            str(path): jax.ShapeDtypeStruct(tuple(found.shape), found.dtype)
-            for path, found in tree.items()
-        }
-
-
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever a damaged checkpoint makes Orbax raise, as an InputError."""
+    """Any exception that a damaged checkpoint makes Orbax raise, as an InputError."""
     try:
         yield
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):

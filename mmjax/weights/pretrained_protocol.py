@@ -1,20 +1,27 @@
-"""A model on disk that is open for reading, whatever form it has there."""
+"""A model on disk that is open for reading, whatever form it has there; shapes and dtypes of its parameters."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Sharding
 
-from mmjax.models import parameters
-from mmjax.models.config import ModelConfig
+from mmjax.errors import InputError
+from mmjax.models import check_model_config, parameters
+from mmjax.models.config import LanguageModelConfig, ModelConfig, VisionEncoderConfig, VLMConfig
 from mmjax.typing import Params
 
 type Shapes = Mapping[str, jax.ShapeDtypeStruct]
 type Progress = Callable[[int], None]
+
+SHOWN = 8
+"""Tensors of one kind that a message lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """Where some tensors of other people and a parameter of ours are the same numbers.
+    """Which tensors of a checkpoint and which parameter are the same numbers.
 
     Attributes:
         name: of the tensors, with "{layer}" and "{expert}" where they are many.
@@ -51,13 +58,18 @@ class TensorMapping:
     part: str
     param_path: str
 
+    @classmethod
+    def identity(cls, path: str, value: Any) -> "TensorMapping":
+        """That of a parameter that is stored under its own path. `value` has its shape and dtype."""
+        return cls(path, 1, value.shape, jnp.dtype(value.dtype).name, "", path)
+
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Some blocks of a stacked parameter of a file, as a parameter of their own.
+    """Some blocks of a stacked parameter of a checkpoint, as a parameter of their own.
 
     Attributes:
-        path: of the stacked parameter; first: the block that ours begins with.
+        path: of the stacked parameter; first: the block that the new parameter begins with.
     """
 
     path: str
@@ -74,7 +86,7 @@ class Pretrained(Protocol):
         notes: sentences about what in the files is not as their config says.
         dtype: of the matrices, if all have the same that mmjax can hold; or else float32.
         nbytes: of all tensors that parameters are made from, as they are read.
-        lines: what stands where in the files.
+        mappings: which tensors the parameters are made from.
         unused: names of tensors that no parameter is made from.
     """
 
@@ -90,7 +102,7 @@ class Pretrained(Protocol):
     def nbytes(self) -> int: ...
 
     @property
-    def lines(self) -> list[TensorMapping]: ...
+    def mappings(self) -> list[TensorMapping]: ...
 
     @property
     def unused(self) -> list[str]: ...
@@ -129,21 +141,25 @@ class Pretrained(Protocol):
         self.close()
 
 
-def common_dtype(dtypes: Iterable[Any]) -> str:
-    """The name of the dtype that all have, if that is bfloat16 or float16; or else "float32", which holds every number of all of them."""
-    names = {jnp.dtype(dtype).name for dtype in dtypes}
-    return names.pop() if len(names) == 1 and names <= {"bfloat16", "float16"} else "float32"
-
-
-def dtype_name(dtype: Any, possible: Sequence[str]) -> str:
-    """The name of a dtype, of jax or numpy or a name itself. Raises ValueError if it is none of the possible ones."""
+def shapes_of(model: ModelConfig, where: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a model's parameters. Raises InputError, naming the file that the config comes from, if there can be no such model."""
+    vision = None if isinstance(model, LanguageModelConfig) else model.vision
+    decoder = None if isinstance(model, VisionEncoderConfig) else model.decoder
+    problems = [check_model_config.problems(part) for part in (vision, decoder) if part is not None]
+    if isinstance(model, VLMConfig):
+        problems.append(
+            check_model_config.connector_problems(model.connector, model.vision, "connector")
+        )
+    for problem in itertools.chain.from_iterable(problems):
+        raise InputError(f"{where}: {problem}.")
     try:
-        name = dtype if dtype is None or isinstance(dtype, str) else jnp.dtype(dtype).name
-    except TypeError:
-        name = dtype
-    if name not in possible:
-        raise ValueError(f"dtype is {name!r}; it must be one of {', '.join(possible)}.")
-    return str(name)
+        with np.errstate(all="ignore"):
+            return parameters.abstract(model)[1]
+    except (ValueError, TypeError, ArithmeticError, MemoryError, AssertionError) as error:
+        reason = str(error).split("\n", 1)[0][:200]
+        raise InputError(
+            f"{where}: no model can be built from these settings: {reason or type(error).__name__}."
+        ) from None
 
 
 def matrix_paths(config: ModelConfig, paths: Iterable[str]) -> set[str]:
@@ -160,14 +176,25 @@ def stored(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Parameters of a config, or blocks of them, with the dtypes that they are kept in: matrices in `dtype`, vectors in float32."""
     names = {path: cuts[path].path if path in cuts else path for path in shapes}
-    whole = matrix_paths(config, names.values())
-    matrices = {path for path, name in names.items() if name in whole}
+    matrices = matrix_paths(config, names.values())
     return {
-        path: jax.ShapeDtypeStruct(shape.shape, dtype if path in matrices else jnp.float32)
+        path: jax.ShapeDtypeStruct(shape.shape, dtype if names[path] in matrices else jnp.float32)
         for path, shape in shapes.items()
     }
 
 
-def line(path: str, value: Any) -> TensorMapping:
-    """The line of a parameter under its own path."""
-    return TensorMapping(path, 1, value.shape, jnp.dtype(value.dtype).name, "", path)
+def common_dtype(dtypes: Iterable[Any]) -> str:
+    """The name of the dtype that all have, if that is bfloat16 or float16; or else "float32", which holds every number of all of them."""
+    names = {jnp.dtype(dtype).name for dtype in dtypes}
+    return names.pop() if len(names) == 1 and names <= {"bfloat16", "float16"} else "float32"
+
+
+def dtype_name(dtype: Any, possible: Sequence[str]) -> str:
+    """The name of a dtype, of jax or numpy or a name itself. Raises ValueError if it is none of the possible ones."""
+    try:
+        name = dtype if dtype is None or isinstance(dtype, str) else jnp.dtype(dtype).name
+    except TypeError:
+        name = dtype
+    if name not in possible:
+        raise ValueError(f"dtype is {name!r}; it must be one of {', '.join(possible)}.")
+    return str(name)

@@ -1,35 +1,38 @@
-"""How a parameter of ours lies in other people's files: a permutation of the same numbers, undone on the way back.
+"""The table between the tensors of checkpoints and the parameters of mmjax, which is used in both directions.
 
-The table between other people's tensors and our parameters, used in both directions.
+A rule says which tensors a parameter is made from, and its layout how the same numbers lie in them.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
 import jax
+import numpy as np
 
 from mmjax.typing import AnyArray
+from mmjax.weights.tensors import Ranges
 
 type Shape = tuple[int, ...]
 
 
 class Layout(Protocol):
-    """A bijection between an array of theirs and one of ours. Works on numpy and jax arrays alike."""
+    """A bijection between an array of a checkpoint and one of a parameter. Works on numpy and jax arrays alike."""
 
-    def theirs(self, ours: Shape) -> Shape:
-        """Their shape, from our shape."""
+    def checkpoint_shape(self, shape: Shape) -> Shape:
+        """The shape in the checkpoint, from that in the parameter."""
         ...
 
-    def to_ours(self, array: AnyArray) -> AnyArray: ...
+    def from_checkpoint(self, array: AnyArray) -> AnyArray: ...
 
-    def to_theirs(self, array: AnyArray) -> AnyArray: ...
+    def to_checkpoint(self, array: AnyArray) -> AnyArray: ...
 
     def axes(self, count: int) -> tuple[int | None, ...]:
-        """For each axis of theirs, the axis of ours (of `count`) along which it can be cut into the same pieces; None: it cannot be."""
+        """For each axis in the checkpoint, the axis of the parameter (of `count`) along which it can be cut into the same pieces; None:
+        it cannot be."""
         ...
 
 
@@ -37,13 +40,13 @@ class Layout(Protocol):
 class Identity:
     """The same array: embedding tables, norms, biases."""
 
-    def theirs(self, ours: Shape) -> Shape:
-        return ours
+    def checkpoint_shape(self, shape: Shape) -> Shape:
+        return shape
 
-    def to_ours(self, array: AnyArray) -> AnyArray:
+    def from_checkpoint(self, array: AnyArray) -> AnyArray:
         return array
 
-    def to_theirs(self, array: AnyArray) -> AnyArray:
+    def to_checkpoint(self, array: AnyArray) -> AnyArray:
         return array
 
     def axes(self, count: int) -> tuple[int | None, ...]:
@@ -52,15 +55,15 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-    """The last two axes swapped: PyTorch's linear maps are (out, in), ours [in, out]."""
+    """The last two axes swapped: PyTorch's linear maps are (out, in), those of mmjax [in, out]."""
 
-    def theirs(self, ours: Shape) -> Shape:
-        return (*ours[:-2], ours[-1], ours[-2])
+    def checkpoint_shape(self, shape: Shape) -> Shape:
+        return (*shape[:-2], shape[-1], shape[-2])
 
-    def to_ours(self, array: AnyArray) -> AnyArray:
+    def from_checkpoint(self, array: AnyArray) -> AnyArray:
         return array.swapaxes(-1, -2)
 
-    def to_theirs(self, array: AnyArray) -> AnyArray:
+    def to_checkpoint(self, array: AnyArray) -> AnyArray:
         return array.swapaxes(-1, -2)
 
     def axes(self, count: int) -> tuple[int | None, ...]:
@@ -73,14 +76,14 @@ class Interleaved:
 
     heads: int
 
-    def theirs(self, ours: Shape) -> Shape:
-        return (ours[1], ours[0])
+    def checkpoint_shape(self, shape: Shape) -> Shape:
+        return (shape[1], shape[0])
 
-    def to_ours(self, array: AnyArray) -> AnyArray:
+    def from_checkpoint(self, array: AnyArray) -> AnyArray:
         outputs, inputs = array.shape
         return array.reshape(self.heads, -1, 2, inputs).swapaxes(1, 2).reshape(outputs, inputs).T
 
-    def to_theirs(self, array: AnyArray) -> AnyArray:
+    def to_checkpoint(self, array: AnyArray) -> AnyArray:
         inputs, outputs = array.shape
         return array.T.reshape(self.heads, 2, -1, inputs).swapaxes(1, 2).reshape(outputs, inputs)
 
@@ -94,13 +97,13 @@ class InterleavedVector:
 
     heads: int
 
-    def theirs(self, ours: Shape) -> Shape:
-        return ours
+    def checkpoint_shape(self, shape: Shape) -> Shape:
+        return shape
 
-    def to_ours(self, array: AnyArray) -> AnyArray:
+    def from_checkpoint(self, array: AnyArray) -> AnyArray:
         return array.reshape(self.heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
-    def to_theirs(self, array: AnyArray) -> AnyArray:
+    def to_checkpoint(self, array: AnyArray) -> AnyArray:
         return array.reshape(self.heads, 2, -1).swapaxes(1, 2).reshape(-1)
 
     def axes(self, count: int) -> tuple[int | None, ...]:
@@ -113,13 +116,13 @@ class Patches:
 
     size: int
 
-    def theirs(self, ours: Shape) -> Shape:
-        return (ours[1], 3, self.size, self.size)
+    def checkpoint_shape(self, shape: Shape) -> Shape:
+        return (shape[1], 3, self.size, self.size)
 
-    def to_ours(self, array: AnyArray) -> AnyArray:
+    def from_checkpoint(self, array: AnyArray) -> AnyArray:
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
 
-    def to_theirs(self, array: AnyArray) -> AnyArray:
+    def to_checkpoint(self, array: AnyArray) -> AnyArray:
         return array.reshape(self.size, self.size, 3, -1).transpose(3, 2, 0, 1)
 
     def axes(self, count: int) -> tuple[int | None, ...]:
@@ -132,13 +135,13 @@ class LeadingOnes:
 
     ones: int
 
-    def theirs(self, ours: Shape) -> Shape:
-        return (*(1,) * self.ones, *ours)
+    def checkpoint_shape(self, shape: Shape) -> Shape:
+        return (*(1,) * self.ones, *shape)
 
-    def to_ours(self, array: AnyArray) -> AnyArray:
+    def from_checkpoint(self, array: AnyArray) -> AnyArray:
         return array.reshape(array.shape[self.ones :])
 
-    def to_theirs(self, array: AnyArray) -> AnyArray:
+    def to_checkpoint(self, array: AnyArray) -> AnyArray:
         return array.reshape(*(1,) * self.ones, *array.shape)
 
     def axes(self, count: int) -> tuple[int | None, ...]:
@@ -149,14 +152,59 @@ IDENTITY, TRANSPOSED = Identity(), Transposed()
 
 
 @dataclasses.dataclass(frozen=True)
+class TensorSlice:
+    """One tensor of a checkpoint, or some rows of one, and where it belongs.
+
+    Attributes:
+        name: of the tensor; shape: of the whole tensor.
+        param_path: of the parameter; index: of its leading axes (layer, expert) that the slice fills.
+        start: the first row of the tensor that belongs to it; count: how many rows do; None: all.
+    """
+
+    name: str
+    shape: Shape
+    param_path: str
+    index: tuple[int, ...]
+    layout: Layout
+    start: int = 0
+    count: int | None = None
+
+    def needed(self, region: Ranges, rows: tuple[int, int] | None = None) -> Ranges:
+        """What of the tensor has to be read for a region of the parameter: along axes that the layout mixes with others, all of it.
+
+        Args:
+            rows: of the first axis of that, some only.
+        """
+        own = region[len(self.index) :]
+        sizes = self.shape if self.count is None else (self.count, *self.shape[1:])
+        part = tuple(
+            (0, size) if axis is None else own[axis]
+            for size, axis in zip(sizes, self.layout.axes(len(own)), strict=True)
+        )
+        if not part:
+            return part
+        first, last = part[0]
+        if rows is not None:
+            first, last = first + rows[0], first + rows[1]
+        return ((self.start + first, self.start + last), *part[1:])
+
+    def to_param(self, region: Ranges, value: np.ndarray) -> np.ndarray:
+        """What was read for `needed(region)`, or some rows of it, as that region of the parameter; a view where that is possible."""
+        own = region[len(self.index) :]
+        axes = self.layout.axes(len(own))
+        cut = tuple(slice(None) if axis in axes else slice(*own[axis]) for axis in range(len(own)))
+        return np.asarray(self.layout.from_checkpoint(value))[cut]
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """One row of a table.
 
     Attributes:
         param_path: a parameter path. Where `checkpoint_name` has "{layer}" or "{expert}", the parameter has these axes in front, in this
-        order.
+            order.
         checkpoint_name: the name of a tensor, or of one for each layer and expert.
-        part, parts: theirs holds `parts` arrays of equal size along its first axis, and ours is number `part` of them.
+        part, parts: the tensor holds `parts` arrays of equal size along its first axis, and the parameter is number `part` of them.
     """
 
     param_path: str
@@ -165,29 +213,28 @@ class Rule:
     part: int = 0
     parts: int = 1
 
-
-@dataclasses.dataclass(frozen=True)
-class TensorSlice:
-    """One tensor of theirs, or a part of one, and where it belongs.
-
-    Attributes:
-        name: of the tensor; shape: of the whole tensor.
-        target: our path; index: of the leading axes (layer, expert) that the piece fills.
-        start: the first row of the tensor that belongs to it; count: how many do; () has no rows.
-    """
-
-    name: str
-    shape: Shape
-    target: str
-    index: tuple[int, ...]
-    layout: Layout
-    start: int = 0
-    count: int | None = None
-
     @property
-    def own_shape(self) -> Shape:
-        """The shape of the part of the tensor that belongs to it."""
-        return self.shape if self.count is None else (self.count, *self.shape[1:])
+    def leading(self) -> tuple[str, ...]:
+        """What the axes in front of the parameter are, along which each entry has tensors of its own."""
+        return tuple(name for name in ("layer", "expert") if f"{{{name}}}" in self.checkpoint_name)
+
+    def count(self, shape: Shape) -> int:
+        """How many tensors the rule means for a parameter of this shape."""
+        return math.prod(shape[: len(self.leading)])
+
+    def slices(self, shape: Shape, first_layer: int = 0) -> list[TensorSlice]:
+        """What the rule means for a parameter of this shape, whose first layer is number `first_layer` of the checkpoint."""
+        leading = self.leading
+        sizes, own = shape[: len(leading)], self.layout.checkpoint_shape(shape[len(leading) :])
+        rows = own[0] if self.parts > 1 else None
+        whole = (own[0] * self.parts, *own[1:]) if self.parts > 1 else own
+        found = []
+        for index in itertools.product(*map(range, sizes)):
+            at = dict(zip(leading, index, strict=True))
+            name = self.checkpoint_name.format(**at | {"layer": at.get("layer", 0) + first_layer})
+            start = self.part * (rows or 0)
+            found.append(TensorSlice(name, whole, self.param_path, index, self.layout, start, rows))
+        return found
 
 
 def linear(
@@ -198,69 +245,38 @@ def linear(
     layout: Layout = TRANSPOSED,
     part: int = 0,
     parts: int = 1,
-) -> Iterator[Rule]:
+) -> list[Rule]:
     """The rules of a linear map: `checkpoint_name` + ".weight", and ".bias"."""
-    yield Rule(f"{param_path}/kernel", f"{checkpoint_name}.weight", layout, part, parts)
-    if bias:
-        yield Rule(f"{param_path}/bias", f"{checkpoint_name}.bias", IDENTITY, part, parts)
+    kernel = Rule(f"{param_path}/kernel", f"{checkpoint_name}.weight", layout, part, parts)
+    added = Rule(f"{param_path}/bias", f"{checkpoint_name}.bias", IDENTITY, part, parts)
+    return [kernel, added] if bias else [kernel]
 
 
-def norm(param_path: str, checkpoint_name: str, *, bias: bool = False) -> Iterator[Rule]:
-    """The rules of a norm."""
-    yield Rule(f"{param_path}/scale", f"{checkpoint_name}.weight")
-    if bias:
-        yield Rule(f"{param_path}/bias", f"{checkpoint_name}.bias")
+def norm(param_path: str, checkpoint_name: str, *, bias: bool = False) -> list[Rule]:
+    """The rules of a norm: `checkpoint_name` + ".weight", and ".bias"."""
+    scale = Rule(f"{param_path}/scale", f"{checkpoint_name}.weight")
+    return [scale, Rule(f"{param_path}/bias", f"{checkpoint_name}.bias")] if bias else [scale]
 
 
-def prefixed(rules: Iterable[Rule], checkpoint_name: str) -> list[Rule]:
-    """The same rules for tensors whose names begin with `checkpoint_name`."""
-    return [
-        dataclasses.replace(rule, checkpoint_name=checkpoint_name + rule.checkpoint_name)
-        for rule in rules
-    ]
-
-
-def pieces(
+def tensor_slices(
     rules: Iterable[Rule],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
-    first: Mapping[str, int] = MappingProxyType({}),
+    first_layers: Mapping[str, int] = MappingProxyType({}),
 ) -> list[TensorSlice]:
     """What every rule means for parameters of these shapes, in the order of the rules. Every parameter has exactly one rule.
 
     Args:
-        first: by path, the layer of theirs that is the first one of ours; 0 for the others.
+        first_layers: by path, the layer of the checkpoint that is the first one of the parameter; 0 for the others.
     """
     rules = list(rules)
-    ours = [rule.param_path for rule in rules]
-    assert sorted(ours) == sorted(shapes), (
-        sorted(set(ours) ^ set(shapes)) or "a parameter has two rules"
+    paths = [rule.param_path for rule in rules]
+    assert sorted(paths) == sorted(shapes), (
+        sorted(set(paths) ^ set(shapes)) or "a parameter has two rules"
     )
     return [
-        piece
+        found
         for rule in rules
-        for piece in _expand(rule, shapes[rule.param_path].shape, first.get(rule.param_path, 0))
-    ]
-
-
-def count(rule: Rule, shape: Shape) -> int:
-    """How many tensors a rule means for a parameter of this shape."""
-    return math.prod(shape[: len(_leading(rule))])
-
-
-def _leading(rule: Rule) -> list[str]:
-    """What the axes in front of a parameter are, of which each has tensors of its own."""
-    return [name for name in ("layer", "expert") if f"{{{name}}}" in rule.checkpoint_name]
-
-
-def _expand(rule: Rule, shape: Shape, first: int) -> Iterator[TensorSlice]:
-    leading = _leading(rule)
-    sizes, own = shape[: len(leading)], shape[len(leading) :]
-    theirs = rule.layout.theirs(own)
-    count = theirs[0] if rule.parts > 1 else None
-    whole = (theirs[0] * rule.parts, *theirs[1:]) if rule.parts > 1 else theirs
-    for index in itertools.product(*map(range, sizes)):
-        at = dict(zip(leading, index, strict=True))
-        name = rule.checkpoint_name.format(**at | {"layer": at.get("layer", 0) + first})
-        yield TensorSlice(
-            name, whole, rule.param_path, index, rule.layout, rule.part * (count or 0), count
+        for found in rule.slices(
+            shapes[rule.param_path].shape, first_layers.get(rule.param_path, 0)
         )
+    ]

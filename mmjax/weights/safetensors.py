@@ -1,10 +1,9 @@
-"""The first bytes of a safetensors file: eight for the length of a JSON text, the text, and then the tensors without gaps.
+"""Tensors in one safetensors file, or in several with an index, as transformers and most of the hub write them.
 
-The `safetensors` package is not used to read: over a memory map it keeps every page that it read resident, its other way of reading reads
-the whole tensor for each slice, it knows no 8-bit floats in numpy, and it takes the last of two tensors of one name. Format:
+A file begins with eight bytes for the length of a JSON text, the text, and then has the tensors without gaps. The `safetensors` package is
+not used to read: over a memory map it keeps every page that it read resident, its other way of reading reads the whole tensor for each
+slice, it knows no 8-bit floats in numpy, and it takes the last of two tensors of one name. Format:
 https://github.com/huggingface/safetensors#format
-
-Tensors in one safetensors file, or in several with an index, as transformers and most of the hub write them.
 """
 
 import collections
@@ -12,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from mmjax.weights.tensors import (
     Index,
     TensorInfo,
     TensorSource,
+    damaged,
     quoted,
     read_slice,
     spell_out,
@@ -53,6 +53,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U64": np.dtype(np.uint64),
 }
 METADATA = "__metadata__"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 # Room for 8,000 tensors, at about 130 bytes for each. Of the families that mmjax knows, a whole model has a quarter of that. A hostile text
 # of this length keeps the parser busy for half a second.
@@ -61,13 +63,17 @@ _LENGTH = 8
 _KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_AXES = 32
 _MAX_BYTES = 2**63 - 1
+# Room for 20,000 tensors, at about 100 bytes for each; the largest model of the families that mmjax knows has 2,000.
+_INDEX_LIMIT = 2 * 1024 * 1024
+_OBJECTS = 1000  # an index has three
 
 
 class HeaderEntry(NamedTuple):
-    """Where a tensor lies: bytes from the beginning of its file."""
+    """Where a tensor lies: bytes from the beginning of its file, and how many they are."""
 
     info: TensorInfo
     offset: int
+    nbytes: int
 
 
 class Header(NamedTuple):
@@ -92,20 +98,46 @@ def parse_header(file: DiskFile) -> Header:
             file.path,
             f"its header claims {length} bytes; more than {_HEADER_LIMIT} is no list of tensors",
         )
-    content = parse_json(file.read(_LENGTH, length), file.path)
+    content = _parse_json(file.read(_LENGTH, length), file.path)
     metadata = content.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
         raise damaged(file.path, f"{METADATA} is not text by name")
     start = _LENGTH + length
-    tensors = {name: _entry(value, start, name, file.path) for name, value in content.items()}
-    _check_places(tensors, start, file)
+    tensors = {name: _parse_entry(value, start, name, file.path) for name, value in content.items()}
+    # Tensors lie one behind the other, from the header to the end of the file.
+    end, last = start, "the header"
+    for offset, nbytes, name in sorted(
+        (entry.offset, entry.nbytes, name) for name, entry in tensors.items()
+    ):
+        shown = f"tensor {quoted(name)}"
+        if offset < end:
+            raise damaged(file.path, f"{shown} overlaps {last}")
+        if offset > end:
+            raise damaged(
+                file.path,
+                f"between {last} and {shown} are {offset - end} bytes that belong to no tensor",
+            )
+        end, last = offset + nbytes, shown
+        if end > file.size:
+            raise damaged(
+                file.path,
+                f"{shown} ends at byte {end}, but the file has {file.size}; it is truncated",
+            )
+    if end < file.size:
+        raise damaged(file.path, f"{file.size - end} bytes after {last} belong to no tensor")
     return Header(metadata, tensors)
 
 
-def _entry(value: Any, start: int, name: str, path: Path) -> HeaderEntry:
-    """One tensor, checked by itself."""
+def _parse_entry(value: Any, start: int, name: str, path: Path) -> HeaderEntry:
+    """One tensor of a header whose tensors begin at byte `start`, checked by itself."""
+
+    def is_sizes(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            type(size) is int and 0 <= size <= _MAX_BYTES for size in value
+        )
+
     if not isinstance(value, dict) or value.keys() != _KEYS:
         raise damaged(
             path, f"tensor {quoted(name)} must be described by {', '.join(sorted(_KEYS))}"
@@ -116,57 +148,24 @@ def _entry(value: Any, start: int, name: str, path: Path) -> HeaderEntry:
         raise InputError(
             f"{path}: tensor {quoted(name)} has the dtype {shown}, which mmjax cannot read. It reads {', '.join(DTYPES)}."
         )
-    if not _is_sizes(shape) or len(shape) > _MAX_AXES:
+    if not is_sizes(shape) or len(shape) > _MAX_AXES:
         raise damaged(
             path, f"the shape of tensor {quoted(name)} is not a list of at most {_MAX_AXES} sizes"
         )
-    if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise damaged(path, f"data_offsets of tensor {quoted(name)} are not a begin and an end")
-    info = TensorInfo(tuple(shape), DTYPES[kind])
+    dtype = DTYPES[kind]
     # numpy refuses shapes that are too large without the axes of size zero.
-    if math.prod([size or 1 for size in shape]) * info.dtype.itemsize > _MAX_BYTES:
+    if math.prod([size or 1 for size in shape]) * dtype.itemsize > _MAX_BYTES:
         raise damaged(path, f"tensor {quoted(name)} is larger than any file")
-    if info.nbytes != offsets[1] - offsets[0]:
-        reason = f"tensor {quoted(name)} is {kind} of shape {shape}, {info.nbytes} bytes, but has {offsets[1] - offsets[0]}"
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes != offsets[1] - offsets[0]:
+        reason = f"tensor {quoted(name)} is {kind} of shape {shape}, {nbytes} bytes, but has {offsets[1] - offsets[0]}"
         raise damaged(path, reason)
-    return HeaderEntry(info, start + offsets[0])
+    return HeaderEntry(TensorInfo(tuple(shape), dtype), start + offsets[0], nbytes)
 
 
-def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        type(size) is int and 0 <= size <= _MAX_BYTES for size in value
-    )
-
-
-def _check_places(tensors: Mapping[str, HeaderEntry], start: int, file: DiskFile) -> None:
-    """Tensors lie one behind the other, from the header to the end of the file."""
-    end, last = start, None
-    places = sorted((entry.offset, entry.info.nbytes, name) for name, entry in tensors.items())
-    for offset, nbytes, name in places:
-        if offset < end:
-            raise damaged(file.path, f"{_shown(name)} overlaps {_shown(last)}")
-        if offset > end:
-            raise damaged(
-                file.path,
-                f"between {_shown(last)} and {_shown(name)} are {offset - end} bytes that belong to no tensor",
-            )
-        end, last = offset + nbytes, name
-        if end > file.size:
-            raise damaged(
-                file.path,
-                f"{_shown(name)} ends at byte {end}, but the file has {file.size}; it is truncated",
-            )
-    if end < file.size:
-        raise damaged(
-            file.path, f"{file.size - end} bytes after {_shown(last)} belong to no tensor"
-        )
-
-
-def _shown(name: str | None) -> str:
-    return "the header" if name is None else f"tensor {quoted(name)}"
-
-
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
     """A JSON object in which no key stands twice. Raises InputError naming the file."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -189,48 +188,29 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     return content
 
 
-def damaged(path: Path, reason: str) -> InputError:
-    return InputError(f"{path} is damaged: {reason}.")
-
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-# Room for 20,000 tensors, at about 100 bytes for each; the largest model of the families that mmjax knows has 2,000.
-_INDEX_LIMIT = 2 * 1024 * 1024
-_OBJECTS = 1000  # it has three
-
-
 class SafetensorsSource(TensorSource):
-    """A `TensorSource` over safetensors files. Make it with `open_safetensors` or `open_sharded`.
+    """A `TensorSource` over safetensors files. `metadata` has what all files say, text by name."""
 
-    `metadata` has what all files say, text by name.
-    """
-
-    def __init__(self, paths: list[Path]):
+    def __init__(self, *paths: Path):
         """Opens the files; no tensor may be in two of them. Raises InputError."""
-        self.files = tuple(paths)
+        self.files = paths
         metadata: dict[str, str] = {}
         self._entries: dict[str, tuple[DiskFile, HeaderEntry]] = {}
-        self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             for path in paths:
                 file = DiskFile(path)
                 stack.callback(file.close)
                 header = parse_header(file)
                 metadata |= header.metadata
-                self._add(file, header.tensors)
+                for name, entry in header.tensors.items():
+                    if name in self._entries:
+                        raise InputError(
+                            f"Tensor {quoted(name)} is in {self._entries[name][0].path} and again in {path}."
+                        )
+                    self._entries[name] = (file, entry)
             self._stack = stack.pop_all()
         self.metadata: Mapping[str, Any] = metadata
         self.tensors = {name: entry.info for name, (_, entry) in self._entries.items()}
-
-    def _add(self, file: DiskFile, tensors: dict[str, HeaderEntry]) -> None:
-        for name, entry in tensors.items():
-            if name in self._entries:
-                raise InputError(
-                    f"Tensor {quoted(name)} is in {self._entries[name][0].path} and again in {file.path}."
-                )
-            self._entries[name] = (file, entry)
 
     def file_of(self, name: str) -> Path:
         """The file that a tensor is in. Raises KeyError for an unknown name."""
@@ -245,63 +225,46 @@ class SafetensorsSource(TensorSource):
         self._stack.close()
 
 
-def open_safetensors(path: Path) -> SafetensorsSource:
-    """One file. Raises InputError if it is damaged."""
-    return SafetensorsSource([path])
-
-
 def open_sharded(index: Path) -> SafetensorsSource:
     """The files beside an index, such as model.safetensors.index.json.
 
     Tensors that a file has and the index does not name are there too. Raises InputError if a file is missing or damaged, if it lacks a
     tensor that the index says it has, or if the index leads out of its folder.
     """
-    places = _parse_index(index)
-    paths = {file: index.parent / file for file in dict.fromkeys(places.values())}
-    source = SafetensorsSource(list(paths.values()))
-    for name, file in places.items():
-        found = source.file_of(name) if name in source.tensors else None
-        if found is None or found != paths[file]:
-            source.close()
-            where = f"in {quoted(found.name)}" if found else "in none of the files"
-            raise InputError(
-                f"{index} says that tensor {quoted(name)} is in {quoted(file)}, but it is {where}."
-            )
-    return source
-
-
-def _parse_index(index: Path) -> dict[str, str]:
-    """File name by tensor name, as the index has them."""
     with contextlib.closing(DiskFile(index)) as file:
         if file.size > _INDEX_LIMIT:
             raise damaged(index, f"it has {file.size} bytes; more than {_INDEX_LIMIT} is no index")
         data = file.read(0, file.size)
     if data.count(b"{") > _OBJECTS:
         raise damaged(index, f"it has more than {_OBJECTS} braces")
-    places = parse_json(data, index).get("weight_map")
+    places = _parse_json(data, index).get("weight_map")
     if places == {}:
         raise damaged(index, "its weight_map names no tensor")
     if not isinstance(places, dict) or not all(isinstance(value, str) for value in places.values()):
         raise damaged(index, "its weight_map is not a file name for each tensor")
-    for problem in _problems(index, places):
-        raise InputError(f"{index} names the file {problem}")
-    return places
-
-
-def _problems(index: Path, places: dict[str, str]) -> Iterator[str]:
-    """What is wrong with the files that an index names. Links are followed: the cache of huggingface_hub is made of them."""
-    first = {file: name for name, file in reversed(places.items())}
-    for file, name in first.items():
-        tensor = f"{quoted(file)} for tensor {quoted(name)}"
+    # Links are followed: the cache of huggingface_hub is made of them.
+    for name, tensor in {name: tensor for tensor, name in reversed(places.items())}.items():
+        named = f"{index} names the file {quoted(name)} for tensor {quoted(tensor)}"
         outside = (
-            ".." in PurePosixPath(file).parts
-            or PureWindowsPath(file).drive
-            or "\\" in file
-            or file.startswith("/")
+            ".." in PurePosixPath(name).parts
+            or PureWindowsPath(name).drive
+            or "\\" in name
+            or name.startswith("/")
         )
-        if outside or not file.isprintable():
-            yield f"{tensor}, which is not a plain path within its own folder."
-        elif not file.endswith(".safetensors"):
-            yield f"{tensor}, which is no safetensors file."
-        elif not os.path.isfile(index.parent / file):
-            yield f"{tensor}, which does not exist. Was the download interrupted?"
+        if outside or not name.isprintable():
+            raise InputError(f"{named}, which is not a plain path within its own folder.")
+        if not name.endswith(".safetensors"):
+            raise InputError(f"{named}, which is no safetensors file.")
+        if not os.path.isfile(index.parent / name):
+            raise InputError(f"{named}, which does not exist. Was the download interrupted?")
+    paths = {name: index.parent / name for name in dict.fromkeys(places.values())}
+    source = SafetensorsSource(*paths.values())
+    for tensor, name in places.items():
+        found = source.file_of(tensor) if tensor in source.tensors else None
+        if found is None or found != paths[name]:
+            source.close()
+            where = f"in {quoted(found.name)}" if found else "in none of the files"
+            raise InputError(
+                f"{index} says that tensor {quoted(tensor)} is in {quoted(name)}, but it is {where}."
+            )
+    return source

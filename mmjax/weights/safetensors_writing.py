@@ -12,10 +12,10 @@ import numpy as np
 
 from mmjax.errors import InputError
 from mmjax.weights.safetensors import DTYPES, INDEX, METADATA, SINGLE
-from mmjax.weights.targets import in_order
+from mmjax.weights.targets import copy
 from mmjax.weights.tensors import TensorInfo
 
-# A tensor to write: its name, what it will be, and the array itself or what makes it when its turn has come.
+# A tensor to write: its name, what it will be, and the array itself or what makes it when it is written.
 type Tensor = tuple[str, TensorInfo, Any | Callable[[], Any]]
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -43,55 +43,48 @@ def write_safetensors(
         shard_bytes: how large the files of a folder become; a larger tensor has a file of its own.
 
     Returns the files, the index last. Raises InputError if the folder holds weights already. If anything is raised, by a tensor's function
-    too, nothing is left behind and what was there is as it was.
+    too, the new files are removed and what was there is as it was.
     """
     metadata = {"format": "pt"} if metadata is None else metadata
     listed = sorted(tensors, key=lambda tensor: tensor[0])
     names = [name for name, _, _ in listed]
     assert len(set(names)) == len(names) and METADATA not in names, "tensor names must be unique"
-    single = target.suffix == ".safetensors"
-    folder = target.parent if single else target
-    if not single:
-        _check_empty(folder)
-    with _made(folder), tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as draft:
-        files = {target.name: listed} if single else _shards(listed, shard_bytes)
-        for file, content in files.items():
-            _write_file(Path(draft) / file, content, metadata)
-        order = list(files)
-        if len(files) > 1:
-            _write_index(Path(draft) / INDEX, files)
-            order.append(INDEX)
-        return _publish(Path(draft), folder, order)
-
-
-def _check_empty(folder: Path) -> None:
-    if folder.is_dir():
+    if target.suffix == ".safetensors":
+        folder, files = target.parent, {target.name: listed}
+    else:
+        folder, files = target, _shards(listed, shard_bytes)
         there = sorted(
             path.name
-            for path in folder.iterdir()
+            for path in (folder.iterdir() if folder.is_dir() else ())
             if path.suffix == ".safetensors" or path.name == INDEX
         )
         if there:
             raise InputError(
                 f"{folder} holds weights already ({', '.join(there[:3])}). Choose another folder, or remove them."
             )
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """The folder exists; if what is done in it fails and it did not exist before, it is gone again."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for path in missing:
-                path.rmdir()
-        raise
+    with _made(folder), tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as draft:
+        for name, content in files.items():
+            _write_file(Path(draft) / name, content, metadata)
+        order = list(files)
+        if len(files) > 1:
+            total = sum(info.nbytes for content in files.values() for _, info, _ in content)
+            places = {name: file for file, content in files.items() for name, _, _ in content}
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            with (Path(draft) / INDEX).open("w", encoding="utf-8") as file:
+                file.write(json.dumps(index, indent=2, sort_keys=True) + "\n")
+                _to_disk(file)
+            order.append(INDEX)
+        # The index is the last to get its name: files without one are not taken for weights.
+        done: list[Path] = []
+        try:
+            for name in order:
+                (Path(draft) / name).replace(folder / name)
+                done.append(folder / name)
+        except BaseException:
+            for path in done:
+                path.unlink()
+            raise
+        return done
 
 
 def _shards(tensors: Sequence[Tensor], limit: float) -> dict[str, list[Tensor]]:
@@ -113,15 +106,21 @@ def _shards(tensors: Sequence[Tensor], limit: float) -> dict[str, list[Tensor]]:
     }
 
 
-def _write_index(path: Path, files: Mapping[str, Sequence[Tensor]]) -> None:
-    total = sum(info.nbytes for tensors in files.values() for _, info, _ in tensors)
-    places = {name: file for file, tensors in files.items() for name, _, _ in tensors}
-    text = json.dumps(
-        {"metadata": {"total_size": total}, "weight_map": places}, indent=2, sort_keys=True
-    )
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        _to_disk(file)
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder exists; if what is done in it fails and it did not exist before, it is removed again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 def _write_file(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> None:
@@ -146,35 +145,22 @@ def _write_file(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, st
 
 
 def _write_array(file: BinaryIO, name: str, info: TensorInfo, value: Any) -> None:
+    """One tensor, whose array is gone when this returns; of a transposed one, a part at a time is brought into order."""
     array = np.asarray(value() if callable(value) else value)
-    assert (array.shape, array.dtype) == (info.shape, info.dtype), (
-        name,
-        info,
-        array.shape,
-        array.dtype,
-    )
+    found = TensorInfo(array.shape, array.dtype)
+    assert found == info, (name, info, found)
     rows = array.reshape(1) if not array.ndim else array
     step = max(1, _CHUNK * len(rows) // max(1, array.nbytes))
     for begin in range(0, len(rows), step):
-        # A transposed array is brought into order by parts.
-        file.write(in_order(rows[begin : begin + step]).reshape(-1).view(np.uint8).data)
+        part = rows[begin : begin + step]
+        if not part.flags.c_contiguous:
+            ordered = np.empty(part.shape, part.dtype)
+            copy(ordered, part)
+            part = ordered
+        file.write(part.reshape(-1).view(np.uint8).data)
 
 
 def _to_disk(file: Any) -> None:
     """Before a file gets its final name, its bytes must have arrived: otherwise a power cut could leave a name without content."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def _publish(draft: Path, folder: Path, files: Sequence[str]) -> list[Path]:
-    """Gives finished files their names, the index last: what has no index yet is not taken for weights."""
-    done: list[Path] = []
-    try:
-        for file in files:
-            (draft / file).replace(folder / file)
-            done.append(folder / file)
-    except BaseException:
-        for path in done:
-            path.unlink()
-        raise
-    return done

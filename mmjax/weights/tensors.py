@@ -1,9 +1,7 @@
-"""What a file of tensors is to the rest of the house: names, shapes, dtypes, and a way to read any slice of one of them.
+"""Files of tensors: names, shapes and dtypes of what is in them, and a way to read any slice of one without the rest.
 
-Bytes of a file at a place, into memory that the caller owns.
-
-No memory mapping: pages of a map count as the process's own memory until the map is gone, and a file that gets shorter under a map kills
-the process.
+Nothing is mapped into memory: pages of a map count as the process's own memory until the map is gone, and a file that gets shorter under
+a map kills the process.
 """
 
 import dataclasses
@@ -14,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import jax.numpy as jnp
 import numpy as np
 
 from mmjax.base.files import open_regular
@@ -28,6 +27,11 @@ type Ranges = tuple[tuple[int, int], ...]
 
 # A longer name in a message would hide the message. The longest names of published models have about 100 characters.
 _QUOTED = 160
+# Runs of bytes that lie no further apart are read together with what is between them: that costs less than a system call for each.
+_GAP = 32 * 1024
+_CHUNK = 1024 * 1024
+# Numbers of each of two tensors that are in memory while they are compared.
+_COMPARED = 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class TensorInfo:
 
 
 class TensorSource(Protocol):
-    """Open tensor files. What stands in them is checked while they are opened, so that reading fails only if a file changes meanwhile.
+    """Open tensor files. Their contents are checked while they are opened, so that reading fails only if a file changes meanwhile.
 
     Attributes:
         files: everything that tensors are read from, for messages.
@@ -67,6 +71,10 @@ class TensorSource(Protocol):
         Raises KeyError for a name that is not in `tensors`, InputError if the file has become shorter or cannot be read.
         """
 
+    def stored_as(self, name: str) -> str:
+        """How a tensor is stored: the name of a dtype, or of a way to quantise. Raises KeyError for an unknown name."""
+        return self.tensors[name].dtype.name
+
     def close(self) -> None:
         """Closes the files. Reading is not possible afterwards."""
 
@@ -75,28 +83,6 @@ class TensorSource(Protocol):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def spell_out(index: Index | None, shape: Sequence[int]) -> Ranges:
-    """Start and stop on every axis of `shape`. An index with a step, or with more axes than there are, is a mistake of the caller."""
-    index = index or ()
-    assert len(index) <= len(shape), (index, shape)
-    whole = (slice(None),) * (len(shape) - len(index))
-    ends = [part.indices(size) for part, size in zip((*index, *whole), shape, strict=True)]
-    assert all(step == 1 for _, _, step in ends), index
-    return tuple((start, max(start, stop)) for start, stop, _ in ends)
-
-
-def quoted(name: str) -> str:
-    """A name from a file that may be damaged or hostile, safe to print."""
-    shown = name[: _QUOTED + 1]
-    text = ascii(shown) if not shown.isprintable() else repr(shown)
-    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}... ({len(name)} characters)"
-
-
-# Pieces that lie no further apart are read together with what is between them: that costs less than a system call for each.
-_GAP = 32 * 1024
-_CHUNK = 1024 * 1024
 
 
 class DiskFile:
@@ -142,45 +128,84 @@ class DiskFile:
 def read_slice(
     file: DiskFile, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], ranges: Ranges
 ) -> np.ndarray:
-    """TensorGroup of an array that lies in a file from `offset` on, last axis fastest. What is far from that part is not read.
+    """A part of an array that lies in a file from `offset` on, last axis fastest. What is far from that part is not read.
 
     Returns an array of the shape that `ranges` has; beside it, 1 MiB of memory is used. Raises InputError if the file ends too early.
     """
     lengths = tuple(stop - start for start, stop in ranges)
     buffer = np.empty(math.prod(lengths) * dtype.itemsize, np.uint8)
-    if buffer.size:
-        strides = [math.prod(shape[axis + 1 :]) * dtype.itemsize for axis in range(len(shape))]
-        # Behind the last axis that is not read whole, bytes follow each other: a run. Along the axis before it, runs are evenly spaced.
-        split = next(
-            (axis for axis in reversed(range(len(shape))) if lengths[axis] != shape[axis]), 0
-        )
-        outer, count, stride = (
-            (lengths[: split - 1], lengths[split - 1], strides[split - 1])
-            if split
-            else ((), 1, buffer.size)
-        )
-        runs = buffer.reshape(-1, count, math.prod(lengths[split:]) * dtype.itemsize)
-        first = offset + sum(start * step for (start, _), step in zip(ranges, strides, strict=True))
-        for number, place in enumerate(itertools.product(*map(range, outer))):
-            _read_runs(
-                file,
-                first + sum(at * step for at, step in zip(place, strides, strict=False)),
-                stride,
-                runs[number],
+    if not buffer.size:
+        return buffer.view(dtype).reshape(lengths)
+    strides = [math.prod(shape[axis + 1 :]) * dtype.itemsize for axis in range(len(shape))]
+    # Behind the last axis that is not read whole, bytes follow each other: a run. Along the axis before it, runs are evenly spaced.
+    split = next((axis for axis in reversed(range(len(shape))) if lengths[axis] != shape[axis]), 0)
+    outer, count, stride = (
+        (lengths[: split - 1], lengths[split - 1], strides[split - 1])
+        if split
+        else ((), 1, buffer.size)
+    )
+    length = math.prod(lengths[split:]) * dtype.itemsize
+    together = count > 1 and stride - length <= _GAP and stride <= _CHUNK
+    step = min(count, _CHUNK // stride) if together else 1
+    scratch = np.empty((step, stride), np.uint8) if together else None
+    start = offset + sum(first * step for (first, _), step in zip(ranges, strides, strict=True))
+    places = itertools.product(*map(range, outer))
+    for place, runs in zip(places, buffer.reshape(-1, count, length), strict=True):
+        first = start + sum(at * step for at, step in zip(place, strides, strict=False))
+        for begin in range(0, count, step):
+            if scratch is None:
+                file.read_into(runs[begin], first + begin * stride)
+                continue
+            rows = min(step, count - begin)
+            file.read_into(
+                scratch.reshape(-1)[: (rows - 1) * stride + length], first + begin * stride
             )
+            runs[begin : begin + rows] = scratch[:rows, :length]
     return buffer.view(dtype).reshape(lengths)
 
 
-def _read_runs(file: DiskFile, offset: int, stride: int, runs: np.ndarray) -> None:
-    """Fills each row of [count, bytes] from the file; the places of two rows are `stride` apart."""
-    count, length = runs.shape
-    if count == 1 or stride - length > _GAP or stride > _CHUNK:
-        for number, run in enumerate(runs):
-            file.read_into(run, offset + number * stride)
-        return
-    step = min(count, _CHUNK // stride)
-    scratch = np.empty((step, stride), np.uint8)
-    for begin in range(0, count, step):
-        rows = min(step, count - begin)
-        file.read_into(scratch.reshape(-1)[: (rows - 1) * stride + length], offset + begin * stride)
-        runs[begin : begin + rows] = scratch[:rows, :length]
+def spell_out(index: Index | None, shape: Sequence[int]) -> Ranges:
+    """Start and stop on every axis of `shape`. An index with a step, or with more axes than there are, is a mistake of the caller."""
+    index = index or ()
+    assert len(index) <= len(shape), (index, shape)
+    whole = (slice(None),) * (len(shape) - len(index))
+    ends = [part.indices(size) for part, size in zip((*index, *whole), shape, strict=True)]
+    assert all(step == 1 for _, _, step in ends), index
+    return tuple((start, max(start, stop)) for start, stop, _ in ends)
+
+
+def equal_matrices(source: TensorSource, first: str, second: str) -> bool:
+    """Whether two tensors are matrices of floating-point numbers, and of the same ones; they are compared part by part."""
+    left, right = source.tensors[first], source.tensors[second]
+    if (
+        left.shape != right.shape
+        or len(left.shape) != 2
+        or not all(jnp.issubdtype(info.dtype, jnp.floating) for info in (left, right))
+    ):
+        return False
+    # Numbers of one dtype are compared by their bits.
+    common = np.uint8 if left.dtype == right.dtype else np.float64
+    rows, columns = left.shape
+    width = min(columns, _COMPARED)
+    height = max(1, _COMPARED // max(1, width))
+    for row, column in itertools.product(range(0, rows, height), range(0, columns, max(1, width))):
+        part = (slice(row, row + height), slice(column, column + width))
+        a, b = (
+            value.view(common) if common is np.uint8 else value.astype(common)
+            for value in (source.read(first, part), source.read(second, part))
+        )
+        if not (a == b).all():
+            return False
+    return True
+
+
+def quoted(name: str) -> str:
+    """A name from a file that may be damaged or hostile, safe to print."""
+    shown = name[: _QUOTED + 1]
+    text = ascii(shown) if not shown.isprintable() else repr(shown)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}... ({len(name)} characters)"
+
+
+def damaged(path: Path, reason: str) -> InputError:
+    """The error for a file that is not as its format says."""
+    return InputError(f"{path} is damaged: {reason}.")

@@ -33,8 +33,8 @@ for piece in pieces:
 for piece in pieces[::2]:  # every other one lives on
     libc.free(piece)
 before = resident(), free()
-aside = host.set_holes_aside()
-again = host.set_holes_aside()
+aside = host.after_compilation()
+again = host.after_compilation()
 piece = libc.malloc(16384)
 untouched = all(ctypes.string_at(one, 1) == b"\\1" for one in pieces[1::2])
 print(before[0] - resident(), before[1], free(), aside, again, piece > pieces[-1], untouched)

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from mmjax.base.signals import INTERRUPTED_EXIT_CODE, StopSignal
+from mmjax.base.signals import StopSignal
+from mmjax.errors import ExitCode
 
 
 def wait_until(condition) -> None:
@@ -89,7 +90,7 @@ def test_a_second_interrupt_leaves_at_once():
     while "training will be saved" not in child.stdout.readline():
         pass
     child.send_signal(signal.SIGINT)
-    assert child.wait(60) == INTERRUPTED_EXIT_CODE
+    assert child.wait(60) == ExitCode.INTERRUPTED
     assert "leaving at once; nothing more is saved" in child.stdout.read()
 
 

@@ -5,7 +5,8 @@ import sys
 import threading
 
 from mmjax.base import signals
-from mmjax.base.signals import HANG_EXIT_CODE, Watchdog
+from mmjax.base.signals import Watchdog
+from mmjax.errors import ExitCode
 
 HANG = """
 import threading
@@ -31,7 +32,7 @@ def run(script: str) -> subprocess.CompletedProcess:
 
 def test_a_hang_ends_the_process_and_shows_where_it_hung():
     ended = run(HANG)
-    assert ended.returncode == HANG_EXIT_CODE == 4
+    assert ended.returncode == ExitCode.HANG == 4
     assert "nothing has happened for" in ended.stderr and "logging.hang_timeout" in ended.stderr
     assert "wait_for_a_batch_that_never_comes" in ended.stderr
 

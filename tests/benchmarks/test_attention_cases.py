@@ -1,4 +1,4 @@
-"""Useful FLOPs, least bytes, floors and masks of the attention benchmark."""
+"""Useful FLOPs, least bytes and seconds, and masks of the attention benchmark."""
 
 import attention_cases
 import attention_jax
@@ -25,7 +25,7 @@ def test_causal_counts_half():
     )
 
 
-def test_one_document_without_a_image_counts_as_causal():
+def test_one_document_without_an_image_counts_as_causal():
     shape = {"batch": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
     causal = Case("", "", rows=64, keys=64, form="causal", **shape)
     assert packed("", "", 1, 64, 0, **shape).flops("forward") == causal.flops("forward")
@@ -46,17 +46,17 @@ def test_documents_cost_as_much_as_apart_and_their_images_more():
         ("vit-1297", "forward", 279), ("vit-4096", "backward", 1740), ("decoder-4096", "forward", 1392), ("decoder-4096", "backward", 3479),
     ],
 )  # fmt: skip
-def test_floors_are_those_worked_out_by_hand(name: str, direction: str, microseconds: float):
-    assert GPU[name].floor(direction) * 1e6 == pytest.approx(microseconds, rel=0.01)
+def test_least_seconds_are_those_worked_out_by_hand(name: str, direction: str, microseconds: float):
+    assert GPU[name].least_seconds(direction) * 1e6 == pytest.approx(microseconds, rel=0.01)
 
 
-def test_the_floor_is_the_larger_of_work_and_traffic():
+def test_the_bound_is_the_larger_of_work_and_traffic():
     case = Case("", "", batch=1, rows=100, keys=10, heads=2, kv_heads=1, head_dim=4)
     queries, keys, sums = 100 * 2 * 4 * 2, 10 * 4 * 2, 100 * 2 * 4
     assert case.bytes("forward") == 2 * queries + 2 * keys + sums
     assert case.bytes("backward") == 4 * queries + 4 * keys + sums
-    assert case.floor("forward", flops=1.0, bandwidth=1e30) == case.flops("forward")
-    assert case.floor("forward", flops=1e30, bandwidth=1.0) == case.bytes("forward")
+    assert case.least_seconds("forward", flops=1.0, bandwidth=1e30) == case.flops("forward")
+    assert case.least_seconds("forward", flops=1e30, bandwidth=1.0) == case.bytes("forward")
 
 
 def test_the_written_mask_is_the_one_of_the_kernels():

@@ -82,9 +82,9 @@ def test_what_is_wrong_is_not_timed():
         assert "seconds" in results[direction]["jax_nn"]
 
 
-def test_what_has_not_begun_in_time_is_left_out():
+def test_what_has_not_begun_in_time_is_skipped():
     results = measure(["xla"], directions=["forward"], seconds=0.0)
-    assert results == {"forward": {"xla": {"error": "left out: the time of this shape was up"}}}
+    assert results == {"forward": {"xla": {"error": "skipped: the time of this shape was up"}}}
 
 
 @pytest.mark.parametrize("name", ["xla_chunked", "jax_nn"])
@@ -116,10 +116,8 @@ def test_rows_that_see_nothing_may_be_anything_in_an_opponent(name: str):
 def test_rows_that_see_nothing_are_zero_in_the_gate():
     case = Case("padded", "padded", 2, 48, 48, 4, 2, 16, form="segments", segments=PADDED)
     sets = attention_jax.inputs(case, 1, jnp.float32, padding=True)
-    for name, right in (
-        ("xla_chunked", True),
-        ("jax_nn", False),
-    ):  # jax gives them the mean of the values
+    # Rows that see nothing get the mean of the values from jax.
+    for name, right in (("xla_chunked", True), ("jax_nn", False)):
         prepared = attention_jax.Prepared(name, case, sets, 1)
         for direction in ("forward", "gradient"):
             prepared.measured(direction).run(1)

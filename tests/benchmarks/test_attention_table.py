@@ -31,7 +31,7 @@ def record() -> dict:
     backward = {
         "mosaic_gpu": seconds(case, "backward", 300),
         "cudnn": seconds(case, "backward", 450),
-        "xla": {"error": "left out"},
+        "xla": {"error": "skipped"},
     }
     dense = {
         "mosaic_gpu": seconds(wide, "backward", 360),
@@ -64,9 +64,9 @@ def row(text: str, name: str, part: int) -> list[str]:
     return [cell.strip() for cell in lines[part].strip("|").split("|")]
 
 
-def test_a_line_has_rate_ratio_floor_and_verdict():
-    name, _, rate, ratio, floor, measured, must, _ = row(attention.page(record()), "mosaic_gpu", 0)
-    assert (name, rate, ratio, floor, measured, must) == (
+def test_a_line_has_rate_ratio_bound_and_verdict():
+    name, _, rate, ratio, bound, measured, must, _ = row(attention.page(record()), "mosaic_gpu", 0)
+    assert (name, rate, ratio, bound, measured, must) == (
         "mosaic_gpu",
         "520",
         "0.80",
@@ -134,12 +134,12 @@ def test_json_holds_every_round_and_the_shape():
     )
 
 
-def test_the_image_has_a_bar_for_every_figure_and_a_line_for_every_floor():
+def test_the_image_has_a_bar_for_every_figure_and_a_line_for_every_bound():
     root = ElementTree.fromstring(attention_chart.draw(record()))
     bars = [title.text for title in root.iter(f"{SVG}title")]
     assert len(bars) == 7 and "mosaic_gpu: 520" in bars
-    floors = [line for line in root.iter(f"{SVG}line") if line.get("stroke-width") == "2"]
-    assert len(floors) == 4
+    bounds = [line for line in root.iter(f"{SVG}line") if line.get("stroke-width") == "2"]
+    assert len(bounds) == 4
     heights = {
         bar.findtext(f"{SVG}title"): float(bar.get("height")) for bar in root.iter(f"{SVG}rect")
     }

@@ -4,8 +4,8 @@ import pytest
 from attention_timing import (
     FEWEST_ROUNDS,
     Clock,
-    LeftOut,
     Measured,
+    Skipped,
     attempt,
     dispatches,
     interleaved,
@@ -83,9 +83,8 @@ def test_one_that_cannot_start_is_a_line(machine: Machine):
 
 def test_rounds_end_with_the_time_but_not_before_the_fewest(machine: Machine):
     clock = Clock(10.0, lambda: machine.time)
-    assert (
-        len(interleaved({"a": machine.work("a", 1.0)}, 50, 0.5, clock)["a"]["seconds"]) == 8
-    )  # two to warm up
+    # Two to warm up.
+    assert len(interleaved({"a": machine.work("a", 1.0)}, 50, 0.5, clock)["a"]["seconds"]) == 8
     assert clock.is_up()
     assert (
         len(interleaved({"a": machine.work("a", 1.0)}, 50, 0.5, clock)["a"]["seconds"])
@@ -115,7 +114,7 @@ def test_what_an_error_says_is_one_line():
         raise error
 
     results = [{} for _ in range(3)]
-    errors = LeftOut("it takes no mask"), ValueError("first\nsecond"), KeyError()
+    errors = Skipped("it takes no mask"), ValueError("first\nsecond"), KeyError()
     assert not any(
         attempt(result, lambda error=error: fail(error))
         for result, error in zip(results, errors, strict=True)

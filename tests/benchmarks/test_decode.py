@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from attention_timing import Clock
-from decode_shapes import Shape, cache_bytes, floor, shapes, weight_bytes
+from decode_shapes import Shape, cache_bytes, lower_bound, shapes, weight_bytes
 
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig
@@ -75,10 +75,10 @@ def test_the_cache_grows_with_rows_and_tokens():
     assert cache_bytes(CONFIG, 8, prompt=10, new=3, itemsize=2) == 8 * 12 * one
 
 
-def test_the_floor_is_bytes_over_bandwidth():
-    assert floor(1e9, 4e9) == 0.25
+def test_the_lower_bound_is_bytes_over_bandwidth():
+    assert lower_bound(1e9, 4e9) == 0.25
     with pytest.raises(ValueError, match="it must be positive"):
-        floor(1e9, 0.0)
+        lower_bound(1e9, 0.0)
 
 
 def test_workers_take_turns_and_one_that_fails_is_out():
@@ -103,7 +103,7 @@ def test_what_cannot_be_made_or_has_no_time_is_a_line():
         and len(results["b"]["samples"]) == 3
     )
     assert (
-        decode.take_turns({"b": broken}, 3, clock(0.0))["b"]["error"] == "left out: the time was up"
+        decode.take_turns({"b": broken}, 3, clock(0.0))["b"]["error"] == "skipped: the time was up"
     )
 
 

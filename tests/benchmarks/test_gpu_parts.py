@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.sh runs, leaves out and stops, and for how long."""
+"""What benchmarks/gpu.sh runs, skips and stops, and for how long."""
 
 import argparse
 import contextlib
@@ -89,19 +89,19 @@ def test_what_is_missing_is_named(tmp_path):
     assert gpu_plan.lacking(one, tmp_path, trial=False, has=lambda name: True) == ""
 
 
-def test_parts_run_fail_and_are_left_out_each_with_its_reason(tmp_path):
+def test_parts_run_fail_and_are_skipped_each_with_its_reason(tmp_path):
     parts = [
         part("good"),
         part("bad", "import sys; print('a | b'); sys.exit(3)"),
         part("absent", packages=("no_such_package",)),
-        part("separate_last_layers", least=1e6),
+        part("late", least=1e6),
     ]
     outcomes = gpu_parts.run_all(parts, options(tmp_path), tmp_path)
     assert statuses(outcomes) == {
         "good": "ran",
         "bad": "failed",
-        "absent": "left out",
-        "separate_last_layers": "left out",
+        "absent": "skipped",
+        "late": "skipped",
     }
     text = (tmp_path / "summary.md").read_text()
     assert "| bad | failed | " in text and "exit code 3: a / b |" in text
@@ -127,7 +127,7 @@ def test_a_part_whose_time_is_up_is_stopped_with_what_it_has_started(tmp_path):
 
 
 def command_lines():
-    """Of all processes; those that end meanwhile are left out."""
+    """Of all processes; those that end meanwhile are skipped."""
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             yield path.read_bytes()

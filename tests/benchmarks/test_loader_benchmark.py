@@ -14,7 +14,7 @@ import processes
 import pytest
 from PIL import Image as Pillow
 
-from mmjax.data.sources import open_source
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.data.text.tokenizer import WordTokenizer
 
 WHEN = ("imports", "planned", "reading")
@@ -22,7 +22,7 @@ WHEN = ("imports", "planned", "reading")
 
 def test_the_images_are_shared_among_the_sources(tmp_path):
     sources = loader_data.write_sources(tmp_path, 3, "jpeg", (40, 30), 71)
-    assert [len(open_source(config)) for config in sources.values()] == [24, 24, 23]
+    assert [len(config.open(TEMPLATES["plain"])) for config in sources.values()] == [24, 24, 23]
     assert sum(config.weight for config in sources.values()) == pytest.approx(1)
     files = list(tmp_path.glob("*/*.jpeg"))
     assert len(files) == 71 and {Pillow.open(path).size for path in files} == {(40, 30)}
@@ -81,7 +81,7 @@ def test_fields_are_read_behind_any_name():
 def test_phases_are_timed_over_every_image(tmp_path):
     (config,) = loader_data.write_sources(tmp_path, 1, "jpeg", (64, 48), 6).values()
     rows = loader_data.make({"one": config}, 32)
-    tokenizer = WordTokenizer.build(open_source(config).texts())
+    tokenizer = WordTokenizer.build(config.open(TEMPLATES["plain"]).texts())
     found = loader_phases.by_phase(config, rows.shape, tokenizer, 6, 3)
     assert tuple(found) == loader_phases.PHASES and all(seconds > 0 for seconds in found.values())
     assert loader_phases.whole(rows, 6, 3) > 0

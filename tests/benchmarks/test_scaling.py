@@ -32,12 +32,12 @@ def test_a_batch_is_as_much_work_as_its_rows():
 def test_time_per_flop_is_relative_to_the_first_line_that_was_measured():
     found = scaling.table(
         [
-            line(error="left out: the time was up"),
+            line(error="skipped: the time was up"),
             line(text=20, flops=100.0, seconds=[1.0, 2.0, 3.0]),
             line(text=40, flops=300.0, attention=150.0, seconds=[8.0, 9.0, 10.0]),
         ]
     )
-    assert "left out: the time was up" in found[2]
+    assert "skipped: the time was up" in found[2]
     assert found[3].endswith("| 10% | 1.00 | 1.00 | 1.00 |")
     assert found[4].endswith("| 50% | 4.50 | 3.00 | 1.50 |")
 
@@ -49,7 +49,7 @@ def test_a_table_without_any_figure_is_one_of_reasons():
     )
 
 
-def test_images_stand_beside_text_and_text_beside_a_image():
+def test_images_stand_beside_text_and_text_beside_an_image():
     assert scaling.axes([1, 8], [512]) == {"images": [(1, 128), (8, 128)], "text": [(1, 512)]}
 
 

@@ -196,7 +196,7 @@ def test_an_interrupt_is_one_message(
 def test_what_must_be_positive_is_checked(capsys: pytest.CaptureFixture, option: str):
     with pytest.raises(SystemExit) as ended:
         step_time.main([option, "0"])
-    assert ended.value.code == 2 and f"{option} is 0" in capsys.readouterr().err
+    assert ended.value.code == 2 and f"{option} must be positive, not 0" in capsys.readouterr().err
 
 
 def test_a_clock_gives_every_shape_its_share_and_three_at_most(machine: Machine):
@@ -217,7 +217,7 @@ def test_shapes_that_no_time_is_left_for_are_named(
     monkeypatch.setattr(step_time_measure, "measure", lambda *_: pytest.fail("nothing is measured"))
     assert step_time.main(["--shapes", "llm_1b", "packed", "--seconds", "1"]) == 0
     assert (
-        "Left out: llm_1b (no time was left); packed (no time was left)." in capsys.readouterr().out
+        "Skipped: llm_1b (no time was left); packed (no time was left)." in capsys.readouterr().out
     )
 
 

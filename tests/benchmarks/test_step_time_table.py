@@ -53,7 +53,7 @@ def record() -> dict:
     return {
         "date": "2026-01-01", "command": "python benchmarks/step_time.py", "versions": {"jax": "0"},
         "device": "a processor", "on_cpu": True,
-        "peak_flops": 10e12, "shapes": [timed, failed], "left_out": {"surrogate": "no time was left"},
+        "peak_flops": 10e12, "shapes": [timed, failed], "skipped": {"surrogate": "no time was left"},
     }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_the_page_says_what_is_not_as_it_seems():
     assert "Scaled down for this machine: decoder.width 2048 -> 256." in page
     assert "Both sides draw their own parameters, so their losses are not compared." in page
     assert "20.0% padding; PyTorch pads each of the same samples, 60.0% padding" in page
-    assert "Left out: surrogate (no time was left)." in page
+    assert "Skipped: surrogate (no time was left)." in page
     assert "- causal, 2 x 4: flash (flash 1 ms)" in page
     assert "10 TFLOP/s" in page and "MFU = " in page and "python benchmarks/step_time.py" in page
 
@@ -156,7 +156,7 @@ def test_what_workers_saw_is_noticed():
     step_time.notice(found, late)
     assert (
         found["shapes"] == [result]
-        and found["left_out"]["packed"] == "its time was up before anything was timed"
+        and found["skipped"]["packed"] == "its time was up before anything was timed"
     )
 
 

@@ -54,19 +54,28 @@ def start(folder: pathlib.Path, *flags: str) -> subprocess.Popen[bytes]:
         (["--checkpoint=x", "--promt=hi"], "--promt"),
         (
             ["--checkpoint=x", "--prompt=hi", "--temperature=-1"],
-            "--temperature is -1.0; it must be 0 or more",
+            "--temperature must be 0 or more, not -1.0",
         ),
-        (["--checkpoint=x", "--prompt=hi", "--temperature=nan"], "--temperature is nan"),
+        (
+            ["--checkpoint=x", "--prompt=hi", "--temperature=nan"],
+            "--temperature must be 0 or more, not nan",
+        ),
         (
             ["--checkpoint=x", "--prompt=hi", "--top_p=1.5"],
-            "--top_p is 1.5; it must lie between 0 and 1",
+            "--top_p must lie between 0 and 1, not 1.5",
         ),
-        (["--checkpoint=x", "--prompt=hi", "--top_p=nan"], "--top_p is nan"),
-        (["--checkpoint=x", "--prompt=hi", "--seed=-1"], "--seed is -1"),
+        (
+            ["--checkpoint=x", "--prompt=hi", "--top_p=nan"],
+            "--top_p must lie between 0 and 1, not nan",
+        ),
+        (
+            ["--checkpoint=x", "--prompt=hi", "--seed=-1"],
+            "--seed must lie between 0 and 4294967295, not -1",
+        ),
         (["--checkpoint=x", "--prompt=hi", "--seed=one"], "--seed: invalid int value"),
         (
             ["--checkpoint=x", "--prompt=hi", "--max_new_tokens=0"],
-            "--max_new_tokens is 0; it must be positive",
+            "--max_new_tokens must be positive, not 0",
         ),
         (
             ["--checkpoint=x", "--prompt=hi", "--dtype=float16"],
@@ -99,7 +108,7 @@ def test_one_answer(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]):
     assert shown.err == "mmjax: The answer was cut after 5 tokens; --max_new_tokens allows more.\n"
 
 
-def test_a_image_for_a_decoder(
+def test_an_image_for_a_decoder(
     folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "a.png").write_bytes(b"")
@@ -139,10 +148,10 @@ def test_a_signal_ends_an_answer(folder: pathlib.Path, number: signal.Signals, c
         process.send_signal(number)
         _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == code
-        assert err.decode().strip() in ("mmjax: Interrupted.", "mmjax: SigtermInterrupt.")
+        assert err.decode().strip() in ("mmjax: Interrupted.", "mmjax: Terminated.")
 
 
-def test_a_reader_may_have_enough(folder: pathlib.Path):
+def test_a_pipe_may_be_closed_early(folder: pathlib.Path):
     with running(start(folder, "--prompt=one?", ENDLESS)) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -82,12 +82,12 @@ def forward(config: LanguageModelConfig | VLMConfig) -> Callable[..., Array]:
 def greedy(model: ChatModel, segments: tuple[Segment, ...], steps: int, length: int = 192) -> str:
     """The answer to a text by full passes over rows that are built as those of training are."""
     pixels = {id(part): load_image(part.source, 8) for part in segments if isinstance(part, Image)}
-    piece = SegmentTokenizer(model.tokenizer, 4).prefix(segments)
+    prompt = SegmentTokenizer(model.tokenizer, 4).prefix(segments)
     writer = RowWriter(
         RowShape(length, 2, 4, 8, model.tokenizer.pad), lambda image: pixels[id(image)]
     )
-    writer.write(piece)
-    row, place, answer = writer.row, len(piece.tokens), []
+    writer.write(prompt)
+    row, place, answer = writer.row, len(prompt.tokens), []
     while len(answer) < steps:
         batch = stack([row])
         inputs = (
@@ -129,9 +129,8 @@ def test_only_what_is_new_is_read(folder: pathlib.Path):
     assert conversation.tokens_read == 2 + len("one?") + 2  # bos and user; end and model
     assert len(first) == 12
     ask(conversation, "two")
-    assert (
-        conversation.tokens_read == 1 + 1 + 1 + len("two") + 2
-    )  # the last token of the answer, its end, user, text, end and model
+    # The last token of the answer, its end, user, text, end and model.
+    assert conversation.tokens_read == 1 + 1 + 1 + len("two") + 2
 
 
 def test_a_new_beginning_gives_the_same_answers(folder: pathlib.Path):
@@ -197,7 +196,7 @@ def test_an_answer_ends_by_itself_and_its_end_is_not_shown(folder: pathlib.Path)
     assert len(said[-1]) < 150
 
 
-def test_thoughts_are_left_out_where_the_template_does_so(
+def test_thoughts_are_omitted_where_the_template_does_so(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = tiny_models.save(tmp_path / "model", tiny_models.language_model(), template=THINKING)
@@ -251,7 +250,7 @@ def test_another_image_in_the_same_place_is_read(
     for path in images:
         conversation.add_image(path)
         assert ask(conversation, "what?", should_stop=lambda: True) == ""
-        conversation._images.clear()
+        conversation._new_images.clear()
     conversation.add_image(images[0])
     assert ask(conversation, "what?") == expected
 
@@ -267,7 +266,7 @@ def test_a_decoder_sees_nothing(folder: pathlib.Path, images: list[pathlib.Path]
         begin(folder).add_image(images[0])
 
 
-def test_a_image_that_is_none(whole_model: pathlib.Path, tmp_path: pathlib.Path):
+def test_an_image_that_is_none(whole_model: pathlib.Path, tmp_path: pathlib.Path):
     conversation = begin(whole_model)
     with pytest.raises(InputError, match="missing image"):
         conversation.add_image(tmp_path / "none.png")

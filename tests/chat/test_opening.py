@@ -16,7 +16,7 @@ from mmjax.data.examples import Image, Special, Text, Turn
 from mmjax.data.text.templates import TEMPLATES
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError
-from mmjax.runs.run import generate
+from mmjax.runs.answer import generate
 from mmjax.runs.workdir import Workdir
 from tests import squares
 from tests.chat import tiny_models
@@ -105,7 +105,7 @@ def test_answers_that_end_in_no_special_token_of_the_template(
 ):
     tiny_models.save_tokenizer(whole / "decoder", LLAVA)
     (whole / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
-    model = open_chat(str(whole), sees=True)
+    model = open_chat(str(whole), needs_encoder=True)
     assert model.ends == {model.tokenizer.eos, 5}
     turns = [
         Turn("user", (Image(image(tmp_path)), Text("\nwhat?"))),
@@ -172,7 +172,7 @@ def test_an_encoder_does_not_speak(tmp_path: pathlib.Path):
 
 def test_a_decoder_is_shown_no_images(decoder: pathlib.Path):
     with pytest.raises(InputError, match="decoder without an encoder"):
-        open_chat(str(decoder), sees=True)
+        open_chat(str(decoder), needs_encoder=True)
 
 
 def test_nothing_is_there(tmp_path: pathlib.Path):
@@ -194,7 +194,7 @@ def test_images_are_prepared_as_the_folder_says(
 ):
     for written in whole.glob("**/preprocessor_config.json"):
         written.unlink()
-    model = open_chat(str(whole), sees=True)
+    model = open_chat(str(whole), needs_encoder=True)
     assert any("stretched to 8 x 8" in note for note in model.notes)
     assert model.load_image(image(tmp_path)).max() > 200
     settings = {

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from mmjax.config import load as config
-from mmjax.config.load import digest, from_json, load, recipe_from, to_json
+from mmjax.config.load import load, recipe_from
 from mmjax.errors import InputError
 from mmjax.models.connectors.linear import LinearConfig
-from mmjax.recipe.serialization import digested
+from mmjax.recipe.serialization import digest, from_json, to_json
 from tests import squares
 from tests.golden import update as golden
 from tests.test_architecture import ROOT
@@ -189,17 +189,36 @@ def test_the_digest_ignores_what_changes_no_training_and_nothing_else(default):
     assert digest(swapped) != digest(default)
 
 
-def test_a_split_that_was_the_only_one_leaves_the_digest_of_older_runs_as_it_is():
-    sources = {
-        f"stages.squares.data.sources.squares.{field}": value
-        for field, value in {"path": "x", "image_dir": "x"}.items()
+def test_what_a_source_holds_out_is_part_of_the_digest():
+    sources = {f"{squares.SOURCE}.{field}": "x" for field in ("path", "image_dir")}
+    changed = sources | {f"{squares.SOURCE}.holdout_by": "caption"}
+    assert digest(load(squares.__file__, sources)) != digest(load(squares.__file__, changed))
+
+
+def test_values_may_be_given_as_what_they_are():
+    """Each as the same text on a command line; None is an absent value, also where the file has a number."""
+    values = {
+        "stages.pretrain.steps": 10,
+        "stages.finetune.data.flip": False,
+        "stages.finetune.model.connector.windows": (16, 8, 2),
+        "stages.pretrain.optimizer.clip_norm": None,
+        "evaluation.limit": None,
+        "stages.pretrain.optimizer.learning_rate": 1e-3,
+        "tokenizer.kind": "words",
+        "logging.trackers": ("jsonl",),
     }
-    recipe = load(squares.__file__, sources)
-    (stage,) = digested(recipe)["stages"].values()
-    assert set(stage["data"]["sources"]["squares"]) == {"kind", "path", "image_dir", "weight"}
-    assert digest(
-        load(squares.__file__, sources | {f"{squares.SOURCE}.holdout_by": "caption"})
-    ) != digest(recipe)
+    texts = {
+        path: "none" if value is None else value if isinstance(value, str) else str(value)
+        for path, value in values.items()
+    }
+    recipe = load(CONFIG, values)
+    assert recipe == load(CONFIG, texts) == load(CONFIG, list(values.items()))
+    assert recipe.stages["pretrain"].optimizer.clip_norm is None
+    assert recipe.stages["pretrain"].steps == 10 and not recipe.stages["finetune"].data.flip
+    with pytest.raises(InputError, match=r"steps is 2.5; a whole number is expected"):
+        load(CONFIG, {"stages.pretrain.steps": 2.5})
+    with pytest.raises(InputError, match=r"steps has no value yet"):
+        load(CONFIG, {"stages.pretrain.steps": None})
 
 
 def _stage(**fields: str) -> dict[str, str]:
@@ -231,18 +250,21 @@ def _stage(**fields: str) -> dict[str, str]:
         ),
         (
             _stage(trainable="connectr/*"),
-            "config.stages.finetune.trainable: 'connectr/*' matches no parameter. Did you mean connector/",
+            "config.stages.finetune.trainable must match parameters, and 'connectr/*' does not. Did you mean connector/",
         ),
         (
             {"mesh.data": "-1", "mesh.fsdp": "-1"},
-            "config.mesh: sizes are positive, and one of them at most is -1",
+            "config.mesh: sizes must be positive, and one of them at most -1",
         ),
         (
             {"mesh.context": "2"},
-            "config.mesh.context is 2, but no part of the model is split over 'context'",
+            "config.mesh.context must be 1, as no part of the model is split over 'context'; it is 2.",
         ),
-        ({"logging.trackers": "jsonl,jsonl"}, "config.logging.trackers has 'jsonl' twice"),
-        ({"logging.peak_flops": "-1"}, "config.logging.peak_flops is -1.0; it is positive"),
+        (
+            {"logging.trackers": "jsonl,jsonl"},
+            "config.logging.trackers must name each once, and has 'jsonl' twice",
+        ),
+        ({"logging.peak_flops": "-1"}, "config.logging.peak_flops must be positive, or none"),
         (
             _stage(model__lora__alpha="0"),
             "config.stages.finetune.model.lora.alpha must be positive",
@@ -279,8 +301,8 @@ def _stage(**fields: str) -> dict[str, str]:
         # effect
         ({"model.vision.image_size": "64"}, "has no effect, because every stage sets its own"),
         # values and combinations
-        ({"seed": "-1"}, "config.seed is -1"),
-        (_stage(steps="0"), "config.stages.finetune.steps is 0; it must be positive"),
+        ({"seed": "-1"}, "config.seed must be 0 or more, not -1."),
+        (_stage(steps="0"), "config.stages.finetune.steps must be positive, not 0."),
         (
             _stage(gradient_accumulation_steps="3"),
             "batch_size 16 must be divisible by gradient_accumulation_steps 3",
@@ -304,7 +326,10 @@ def _stage(**fields: str) -> dict[str, str]:
             "scale 2, but the stage before has scales 0 to 1",
         ),
         ({"stages.pretrain.model.connector.parents": "0,1"}, "must be empty in the first stage"),
-        ({"stages.pretrain.transitions": "inflate"}, "this is the first stage"),
+        (
+            {"stages.pretrain.transitions": "inflate"},
+            "transitions must be empty in the first stage",
+        ),
         (_stage(transitions="inflate"), "'resize_positions' resizes the position table"),
         (_stage(transitions="resize_positions"), "'inflate' grows them"),
         ({"model.connector.width": "64"}, "width 64 must be equal to vision.width 128"),
@@ -313,20 +338,31 @@ def _stage(**fields: str) -> dict[str, str]:
         ({"model.decoder.kv_heads": "3"}, "heads 4 must be divisible by kv_heads 3"),
         ({"model.decoder.head_dim": "31"}, "rotary positions"),
         ({"model.vision.heads": "3"}, "width 128 must be divisible by heads 3"),
-        (_stage(data__text_length="0"), "text_length is 0"),
-        (_stage(data__holdout="-1"), "holdout is -1"),
+        (_stage(data__text_length="0"), "text_length must be positive, not 0."),
+        (_stage(data__holdout="-1"), "holdout must be 0 or more, not -1."),
         (_stage(data__skip_budget="2"), "share between 0 and 1"),
-        (_stage(data__sources__easy_vqa__weight="0"), "weight is 0.0"),
-        (_stage(optimizer__warmup_steps="-1"), "warmup_steps is -1; it must not be negative"),
-        (_stage(optimizer__beta2="1"), "beta2 is 1.0"),
-        (_stage(optimizer__learning_rate="0"), "learning_rate is 0.0"),
-        (_stage(optimizer__groups="[{'match': 'conector/*'}]"), "matches no trained parameter"),
+        (_stage(data__sources__easy_vqa__weight="0"), "easy_vqa.weight must be positive, not 0.0."),
+        (_stage(optimizer__warmup_steps="-1"), "warmup_steps must be 0 or more, not -1."),
+        (_stage(optimizer__beta2="1"), "beta2 must be at least 0 and below 1, not 1.0."),
+        (_stage(optimizer__learning_rate="0"), "learning_rate must be positive, not 0.0."),
+        (
+            _stage(optimizer__groups="[{'match': 'conector/*'}]"),
+            "groups must match trained parameters, and 'conector/*' does not.",
+        ),
         ({"tokenizer.kind": "huggingface"}, "--config.tokenizer.path=..."),
         ({"tokenizer.path": "x.json"}, "is built from the training text"),
         (_stage(data__template="chat"), "a tokenizer of words has none"),
-        ({"evaluation.limit": "0"}, "config.evaluation.limit is 0"),
-        ({"checkpoint.every": "0"}, "config.checkpoint.every is 0"),
-        ({"logging.evaluate_every": "-1"}, "config.logging.evaluate_every is -1"),
+        (
+            _stage(optimizer__schedule="cosine_over_all", steps="62"),
+            "config.stages.finetune.steps must be at least warmup_steps + 4 = 64",
+        ),
+        ({"model.decoder.vocabulary": "0"}, "model.decoder.vocabulary must be positive, not 0."),
+        ({"evaluation.limit": "0"}, "config.evaluation.limit must be at least 1, or none, not 0."),
+        ({"checkpoint.every": "0"}, "config.checkpoint.every must be positive, not 0."),
+        (
+            {"logging.evaluate_every": "-1"},
+            "config.logging.evaluate_every must be 0 (only at the end of a stage) or more, not -1.",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_with_a_message_that_helps(overrides, message):

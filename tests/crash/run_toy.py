@@ -17,14 +17,12 @@ from mmjax.base import host
 
 host.prepare()
 
-from mmjax import main  # noqa: E402 - jax may start only now
+from mmjax.base.command import run_command  # noqa: E402 - jax may start only now
 from mmjax.base.signals import StopSignal  # noqa: E402
-from mmjax.errors import InputError, NonFiniteError, Preempted  # noqa: E402
 from mmjax.training import loop as training_loop  # noqa: E402
 from mmjax.training.checkpoint import Record  # noqa: E402
 from tests.training import toy  # noqa: E402
 
-CODES = {InputError: main.WRONG_INPUT, NonFiniteError: main.NOT_FINITE, Preempted: main.PREEMPTED}
 PATIENCE = 120.0
 
 
@@ -73,16 +71,16 @@ def pause_rows(pause: Pause):
 def pause_compiling(pause: Pause) -> None:
     make = training_loop.make_train_step
 
-    class Step:
-        def __init__(self, *arguments):
-            self.step = make(*arguments)
-            self._cache_size = self.step._cache_size
+    def pausing(*arguments, **options):
+        step = make(*arguments, **options)
 
-        def __call__(self, *arguments):
+        def stepping(*arguments):
             pause.at("compile")
-            return self.step(*arguments)
+            return step(*arguments)
 
-    training_loop.make_train_step = Step
+        return stepping
+
+    training_loop.make_train_step = pausing
 
 
 def pause_saving(pause: Pause) -> None:
@@ -108,7 +106,8 @@ def pause_saving(pause: Pause) -> None:
 
 def run(data: str, workdir: str, where: str = "") -> int:
     """Trains, as main does. Returns the exit code."""
-    try:
+
+    def command() -> None:
         with StopSignal() as stop:
             pause = Pause(where, stop)
             pause_compiling(pause)
@@ -120,10 +119,8 @@ def run(data: str, workdir: str, where: str = "") -> int:
                 edit_rows=pause_rows(pause),
             )
             assert result.finished
-        return main.DONE
-    except tuple(CODES) as error:
-        print(f"mmjax: {error}", file=sys.stderr)
-        return CODES[type(error)]
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -130,9 +130,8 @@ def test_kills_at_any_moment(data, whole, tmp_path):
     for _ in range(4):
         child = start(data, folder)
         try:
-            child.communicate(
-                timeout=lifetime * moments.uniform(0.4, 1.0)
-            )  # imports take the first part
+            # Imports take the first part.
+            child.communicate(timeout=lifetime * moments.uniform(0.4, 1.0))
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()

@@ -33,7 +33,7 @@ def tokenizer() -> WordTokenizer:
 
 
 @pytest.fixture(scope="session")
-def encoder(tokenizer) -> SegmentTokenizer:
+def segment_tokenizer(tokenizer) -> SegmentTokenizer:
     return SegmentTokenizer(tokenizer, VISUAL_TOKENS)
 
 
@@ -70,7 +70,7 @@ def question() -> Callable[..., tuple]:
 
 
 @pytest.fixture(scope="session")
-def pack(tokenizer, encoder) -> Callable[..., Rows]:
+def pack(tokenizer, segment_tokenizer) -> Callable[..., Rows]:
     """Rows of lists of examples, by source."""
 
     def make(
@@ -89,7 +89,7 @@ def pack(tokenizer, encoder) -> Callable[..., Rows]:
             SourceRows(
                 name,
                 Examples(source),
-                encoder,
+                segment_tokenizer,
                 shape,
                 ImageCache(),
                 seed=seed,

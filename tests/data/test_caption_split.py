@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.data.examples import Text
-from mmjax.data.sources import open_source
 from mmjax.data.sources.caption_split import CaptionKey, normalised, split_by_caption
+from mmjax.data.sources.jsonl import JsonlSource
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import JsonlSource
 
 # Few of each, so that captions and images are often equal, and several spellings of the same caption.
 captions = st.sampled_from(
@@ -139,7 +139,7 @@ def test_what_cannot_be_split():
         with pytest.raises(InputError, match="x cannot be split by its captions"):
             split(examples, 2)
     for holdout in (3, -1):
-        with pytest.raises(InputError, match="leaves none to train on"):
+        with pytest.raises(InputError, match="holdout must be less than the"):
             split([("a", None), ("b", None), ("c", None)], holdout)
     assert split([("a", None)] * 3, 0) == [[0, 1, 2], []]
 
@@ -161,7 +161,7 @@ def source(tmp_path):
         config = JsonlSource(
             "jsonl", str(tmp_path / "data.jsonl"), str(tmp_path), holdout_by=holdout_by
         )
-        return open_source(config, holdout=holdout, part=part)
+        return config.open(TEMPLATES["plain"], holdout=holdout, part=part)
 
     return opened
 

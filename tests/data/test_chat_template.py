@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from mmjax.data.examples import Image, SampleError, Special, Text, Turn, prompt_of
-from mmjax.data.sources import open_source
+from mmjax.data.sources.llava import LlavaSource
 from mmjax.data.text import chat_rendering
 from mmjax.data.text.chat_rendering import Renderer
 from mmjax.data.text.templates import find_template
 from mmjax.data.text.tokenizer import WordTokenizer, open_tokenizer, tokenise
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import LlavaSource
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s><|im_start|>", "<image>"]
 CHATML = (
@@ -212,8 +211,8 @@ def test_a_template_without_generation_prompt_gets_what_it_writes_before_answers
 
 def test_words_that_look_like_marks_are_words(chat):
     _, template = chat(CHATML)
-    assert "turnmark0q turnmarkx1q" in shown(
-        template.question("turnmark0q turnmarkx1q", "turnmark1q")
+    assert "sentinel0q sentinelx1q" in shown(
+        template.question("sentinel0q sentinelx1q", "sentinel1q")
     )
 
 
@@ -236,7 +235,7 @@ def test_empty_texts(chat):
     ("source", "message"),
     [
         ("{% for %}", "no valid jinja"),
-        ("{{ messages[0].content[:3] }}", "leaves out or changes what the user says"),
+        ("{{ messages[0].content[:3] }}", "omits or changes what the user says"),
         (
             "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}</s>",
             "writes 2 times what the user says",
@@ -404,11 +403,8 @@ def test_sources_write_with_it(chat, tmp_path):
     ]
     record = {"image": "a.png", "conversations": [*turns, {"from": "gpt", "value": "yes"}]}
     (tmp_path / "talk.json").write_text(json.dumps([record]))
-    source = open_source(
-        LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path)),
-        template="chat",
-        tokenizer=tokenizer,
-    )
+    config = LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path))
+    source = config.open(find_template("chat", tokenizer))
     assert shown(source[0].continuations[0]) == (
         "<<|im_start|>>user\n(image)\nwhat?<<|im_end|>>\n<<|im_start|>>assistant\n[red][<<|im_end|>>]\n"
         "<<|im_start|>>user\nsure?<<|im_end|>>\n<<|im_start|>>assistant\n[yes][<<|im_end|>>]\n"

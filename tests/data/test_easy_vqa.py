@@ -7,16 +7,22 @@ import pytest
 
 from mmjax.data.examples import Image, Text
 from mmjax.data.images.decode import load_image
-from mmjax.data.sources import open_source
-from mmjax.data.sources.easy_vqa import COLORS, SHAPES, compose_caption, question_type
+from mmjax.data.sources.easy_vqa import (
+    COLORS,
+    SHAPES,
+    EasyVqaSource,
+    compose_caption,
+    question_type,
+)
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import EasyVqaSource
 
 pytest.importorskip("easy_vqa")
 
 
-def opened(split="train", tasks=("question",), **options):
-    return open_source(EasyVqaSource("easy_vqa", tasks=tasks, split=split), **options)
+def opened(split="train", tasks=("question",), template="plain", **options):
+    config = EasyVqaSource("easy_vqa", tasks=tasks, split=split)
+    return config.open(TEMPLATES[template], **options)
 
 
 @pytest.fixture(scope="module", params=["train", "test"])

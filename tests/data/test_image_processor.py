@@ -53,7 +53,7 @@ def test_sizes_as_numbers(tmp_path):
     assert read(tmp_path, image_processor_type="ViTImageProcessor", size=96).size == (96, 96)
 
 
-def test_steps_that_are_left_out(tmp_path):
+def test_steps_that_are_skipped(tmp_path):
     off = {"do_resize": False, "do_center_crop": False, "do_normalize": False}
     processor = read(tmp_path, image_processor_type="CLIPImageProcessor", **off)
     assert (processor.size, processor.crop, processor.mean, processor.std) == (
@@ -79,18 +79,18 @@ def test_steps_that_are_left_out(tmp_path):
         ({"rescale_factor": "much"}, "not divided by 255"),
         ({"rescale_factor": 10**400}, "not divided by 255"),
         ({"do_pad": True}, "do_pad"),
-        ({"do_resize": "yes"}, "neither true nor false"),
+        ({"do_resize": "yes"}, "do_resize must be true or false, not 'yes'"),
         ({"size": {"shortest_edge": 224, "longest_edge": 448}}, "shortest edge"),
-        ({"size": {"height": 0, "width": 4}}, "size is"),
-        ({"size": {"shortest_edge": 10**9}}, "size is"),
-        ({"crop_size": {"height": 4}}, "crop_size is"),
-        ({"resample": 17}, "no filter"),
-        ({"resample": "bicubic"}, "no filter"),
-        ({"image_mean": [0.5, 0.5]}, "not three numbers"),
-        ({"image_mean": [0.5, 0.5, "a"]}, "not three numbers"),
-        ({"image_mean": [10**400, 0.5, 0.5]}, "not three numbers"),
-        ({"image_mean": True}, "not three numbers"),
-        ({"image_std": [float("nan"), 0.5, 0.5]}, "not three numbers"),
+        ({"size": {"height": 0, "width": 4}}, "size must be a height"),
+        ({"size": {"shortest_edge": 10**9}}, "size must be a height"),
+        ({"crop_size": {"height": 4}}, "crop_size must be a height"),
+        ({"resample": 17}, "resample must be a filter of Pillow"),
+        ({"resample": "bicubic"}, "resample must be a filter of Pillow"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean must be three numbers, not"),
+        ({"image_mean": [0.5, 0.5, "a"]}, "image_mean must be three numbers, not"),
+        ({"image_mean": [10**400, 0.5, 0.5]}, "image_mean must be three numbers, not"),
+        ({"image_mean": True}, "image_mean must be three numbers, not"),
+        ({"image_std": [float("nan"), 0.5, 0.5]}, "image_std must be three numbers, not"),
         ({"image_std": [0.5, 0.5, 0]}, "must be positive"),
     ],
 )

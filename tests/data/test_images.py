@@ -51,9 +51,8 @@ def test_stretch_uses_the_whole_image_and_crop_its_middle():
 def test_shrinking_averages_over_all_pixels():
     checkerboard = np.indices((64, 64)).sum(0) % 2 * 255
     small = load_image(np.repeat(checkerboard[..., None], 3, -1).astype(np.uint8), 8)
-    assert (
-        abs(small.astype(int) - 127.5).max() < 8
-    )  # without antialiasing each pixel would be 0 or 255
+    # Without antialiasing each pixel would be 0 or 255.
+    assert abs(small.astype(int) - 127.5).max() < 8
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

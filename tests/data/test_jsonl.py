@@ -11,10 +11,10 @@ from PIL import Image as Pillow
 
 from mmjax.data.examples import SampleError, Text
 from mmjax.data.images.decode import load_image
-from mmjax.data.sources import open_source
+from mmjax.data.sources.jsonl import JsonlSource
 from mmjax.data.sources.readers import open_lines, open_list
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import JsonlSource
 
 RECORDS = [
     {"image": "a.png", "text": "a red circle"},
@@ -30,15 +30,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def opened(folder, lines, **options):
+def opened(folder, lines, template="plain", **options):
     data = b"\n".join(
         line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode()
         for line in lines
     )
     (folder / "data.jsonl").write_bytes(data)
-    return open_source(
-        JsonlSource("jsonl", path=str(folder / "data.jsonl"), image_dir=str(folder)), **options
-    )
+    config = JsonlSource("jsonl", path=str(folder / "data.jsonl"), image_dir=str(folder))
+    return config.open(TEMPLATES[template], **options)
 
 
 def texts(example):
@@ -102,10 +101,10 @@ def test_a_missing_image_is_met_when_it_is_loaded(folder):
 
 def test_what_is_missing_at_opening_is_an_input_error(folder):
     with pytest.raises(InputError, match=r"nowhere\.jsonl cannot be read"):
-        open_source(JsonlSource("jsonl", path=str(folder / "nowhere.jsonl"), image_dir=str(folder)))
+        JsonlSource("jsonl", str(folder / "nowhere.jsonl"), str(folder)).open(TEMPLATES["plain"])
     with pytest.raises(InputError, match="image_dir: there is no folder"):
-        open_source(
-            JsonlSource("jsonl", path=str(folder / "data.jsonl"), image_dir=str(folder / "nowhere"))
+        JsonlSource("jsonl", str(folder / "data.jsonl"), str(folder / "nowhere")).open(
+            TEMPLATES["plain"]
         )
     with pytest.raises(InputError, match="no records"):
         opened(folder, [b"", b"  "])

@@ -1,4 +1,4 @@
-"""The LLaVA source: images where their marks stand, loss on the assistant alone, unusable conversations named."""
+"""The LLaVA source: images where their placeholders stand, loss on the assistant alone, unusable conversations named."""
 
 import json
 
@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.data.examples import Image, SampleError, Special, Text
-from mmjax.data.sources import open_source
+from mmjax.data.sources.llava import LlavaSource
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import LlavaSource
 
 
 def human(value):
@@ -20,12 +20,11 @@ def gpt(value):
     return {"from": "gpt", "value": value}
 
 
-def opened(folder, records, **options):
+def opened(folder, records, template="plain", **options):
     data = records if isinstance(records, bytes) else json.dumps(records).encode()
     (folder / "data.json").write_bytes(data)
-    return open_source(
-        LlavaSource("llava", path=str(folder / "data.json"), image_dir=str(folder)), **options
-    )
+    config = LlavaSource("llava", path=str(folder / "data.json"), image_dir=str(folder))
+    return config.open(TEMPLATES[template], **options)
 
 
 def only(folder, record, **options):
@@ -91,9 +90,9 @@ def test_several_turns_are_one_continuation_and_only_the_assistant_carries_loss(
 )
 def test_no_text_and_no_image_is_lost(tmp_path_factory, questions):
     folder = tmp_path_factory.mktemp("llava")
-    marks = sum(len(parts) - 1 for parts in questions)
+    placeholders = sum(len(parts) - 1 for parts in questions)
     turns = [turn for parts in questions for turn in (human("<image>".join(parts)), gpt("yes"))]
-    record = {"image": [f"{index}.png" for index in range(marks)], "conversations": turns}
+    record = {"image": [f"{index}.png" for index in range(placeholders)], "conversations": turns}
     continuation = only(folder, record, template="plain").continuations[0]
     expected = "".join("<image>".join(parts).strip() + " yes" for parts in questions)
     assert (
@@ -113,7 +112,7 @@ def test_a_system_turn_replaces_the_template_s_own(tmp_path):
     assert continuation[1] == Text(" Be brief. USER: what? ASSISTANT:")
 
 
-def test_what_the_assistant_says_before_any_question_is_left_out(tmp_path):
+def test_what_the_assistant_says_before_any_question_is_dropped(tmp_path):
     said, greeted = [human("what?"), gpt("red")], [gpt("Hello."), human("what?"), gpt("red")]
     assert (
         only(tmp_path, {"conversations": greeted}).continuations
@@ -178,10 +177,10 @@ def test_holdout_is_the_end_of_the_list(tmp_path):
 
 def test_what_is_missing_at_opening_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        open_source(LlavaSource("llava", path=str(tmp_path / "none.json"), image_dir=str(tmp_path)))
+        LlavaSource("llava", str(tmp_path / "none.json"), str(tmp_path)).open(TEMPLATES["plain"])
     with pytest.raises(InputError, match="image_dir"):
-        open_source(
-            LlavaSource("llava", path=str(tmp_path / "none.json"), image_dir=str(tmp_path / "none"))
+        LlavaSource("llava", str(tmp_path / "none.json"), str(tmp_path / "none")).open(
+            TEMPLATES["plain"]
         )
     with pytest.raises(InputError, match="no records"):
         opened(tmp_path, [])

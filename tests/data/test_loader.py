@@ -17,11 +17,12 @@ from PIL import Image as Pillow
 
 from mmjax.data.loader import batches
 from mmjax.data.packing.rows import make_rows
+from mmjax.data.sources.jsonl import JsonlSource
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.linear import LinearConfig
-from mmjax.recipe.recipe import DataConfig, JsonlSource
+from mmjax.recipe.recipe import DataConfig
 from mmjax.typing import NO_TARGET, Batch
 
 MODEL = VLMConfig(

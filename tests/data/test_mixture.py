@@ -1,4 +1,4 @@
-"""The order in which sources take turns."""
+"""The order in which sources are read."""
 
 from collections import Counter
 

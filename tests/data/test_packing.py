@@ -22,10 +22,15 @@ LIMIT = RowCapacity(text=12, images=2)
 
 
 @pytest.fixture(scope="session")
-def plan_of(encoder, in_memory):
+def plan_of(segment_tokenizer, in_memory):
     def make(examples, limit=LIMIT, seed=(0,), skip_budget=1.0):
         return make_plan(
-            in_memory(examples), encoder, limit, name="set", seed=seed, skip_budget=skip_budget
+            in_memory(examples),
+            segment_tokenizer,
+            limit,
+            name="set",
+            seed=seed,
+            skip_budget=skip_budget,
         )
 
     return make
@@ -239,7 +244,7 @@ def test_the_rows_of_the_default_recipe_stay_what_they_are(stage, expected):
     recipe = load(str(golden.CONFIG))
     stage = recipe.stages[stage]
     rows = make_rows(stage.data, stage.model, make_tokenizer(recipe), seed=0)
-    plan = rows._parts[0].plan
+    plan = rows._sources[0].plan
     arrays = (plan.rows, plan.examples, plan.continuations, plan.numbers)
     assert (
         hashlib.sha256(b"".join(array.astype(np.int64).tobytes() for array in arrays)).hexdigest()[

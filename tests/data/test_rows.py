@@ -14,11 +14,12 @@ from mmjax.data.examples import Example, Image, SampleError, Special, Text
 from mmjax.data.packing.layout import Row, stack
 from mmjax.data.packing.packing import Mixture
 from mmjax.data.packing.rows import Rows, make_rows
+from mmjax.data.sources.jsonl import JsonlSource
 from mmjax.data.text.tokenizer import SegmentTokenizer
 from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.linear import LinearConfig
-from mmjax.recipe.recipe import DataConfig, JsonlSource
+from mmjax.recipe.recipe import DataConfig
 from mmjax.typing import NO_IMAGE, NO_TARGET
 
 QUIET = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -286,7 +287,7 @@ def test_in_a_conversation_text_before_a_corrupt_image_still_counts(pack, image,
 def test_a_record_that_breaks_after_planning_leaves_padding(pack, question, in_memory):
     examples = [Example((), (question(1, 1, n),), str(n)) for n in range(2)]
     rows = pack({"set": examples}, train=False)
-    rows._parts[0]._source[0] = SampleError("bad JSON")
+    rows._sources[0]._source[0] = SampleError("bad JSON")
     row = rows[0]
     assert row.segment_ids.max() == 1 and rows.skipped == {"bad JSON": 1}
     assert rows.sample_ids(0) == ["set[0]", "1"]
@@ -319,7 +320,7 @@ def test_the_first_skipped_sample_of_each_cause_is_kept_with_its_reason(pack, im
 
 def test_a_record_that_grows_after_planning_is_refused(pack, question):
     rows = pack({"set": [Example((), (question(1, 1),), "0")]}, train=False)
-    rows._parts[0]._source[0] = Example((), (question(20, 20),), "0")
+    rows._sources[0]._source[0] = Example((), (question(20, 20),), "0")
     with pytest.raises(InputError, match="changed while the run was reading"):
         rows[0]
 
@@ -430,7 +431,7 @@ def test_sources_share_the_memory_for_images(data, tokenizer, tmp_path):
     )
     for each in (rows, pickle.loads(pickle.dumps(rows))):
         assert each[0].image_mask.all() and each[1].image_mask.all()
-        first, second = (part._images for part in each._parts)
+        first, second = (source._images for source in each._sources)
         assert first is second and len(first._images) == 1
 
 

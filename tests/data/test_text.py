@@ -131,8 +131,8 @@ def test_neighbouring_texts_differ_in_loss(name, question, answer):
 @given(template_names, words, words)
 def test_supervised_tokens_are_the_answer_and_its_end(name, question, answer):
     template = find_template(name)
-    piece = tokenise(template.question(question, answer), TOKENIZER, 3)
-    supervised = piece.tokens[piece.loss]
+    text = tokenise(template.question(question, answer), TOKENIZER, 3)
+    supervised = text.tokens[text.loss]
     assert TOKENIZER.decode(supervised).removeprefix(" ") == answer.removeprefix(" ")
     assert supervised[-1] == (
         TOKENIZER.special("<|eot_id|>") if name == "llama3" else TOKENIZER.eos
@@ -157,54 +157,55 @@ def test_tokenise_is_the_concatenation_of_its_segments(continuation, visual_toke
 
 @given(segments, st.integers(1, 5))
 def test_images_are_whole_runs_of_placeholders_without_loss(continuation, visual_tokens):
-    piece = tokenise(continuation, TOKENIZER, visual_tokens)
-    places = np.flatnonzero(piece.tokens == TOKENIZER.image)
-    expected = [offset + k for offset, _ in piece.images for k in range(visual_tokens)]
-    assert places.tolist() == expected and len(piece.images) == sum(
+    text = tokenise(continuation, TOKENIZER, visual_tokens)
+    places = np.flatnonzero(text.tokens == TOKENIZER.image)
+    expected = [offset + k for offset, _ in text.images for k in range(visual_tokens)]
+    assert places.tolist() == expected and len(text.images) == sum(
         isinstance(segment, Image) for segment in continuation
     )
-    assert not piece.loss[places].any()
+    assert not text.loss[places].any()
 
 
 @given(segments, st.integers(1, 5))
 def test_inputs_lose_no_target_and_no_image(continuation, visual_tokens):
-    piece = tokenise(continuation, TOKENIZER, visual_tokens)
-    tokens, targets = piece.inputs()
+    text = tokenise(continuation, TOKENIZER, visual_tokens)
+    tokens, targets = text.inputs()
     assert len(tokens) == len(targets)
-    np.testing.assert_array_equal(targets[targets >= 0], piece.tokens[1:][piece.loss[1:]])
-    assert (tokens == TOKENIZER.image).sum() == len(piece.images) * visual_tokens
-    assert len(piece) - len(tokens) in (0, 1)
+    np.testing.assert_array_equal(targets[targets >= 0], text.tokens[1:][text.loss[1:]])
+    assert (tokens == TOKENIZER.image).sum() == len(text.images) * visual_tokens
+    assert len(text) - len(tokens) in (0, 1)
 
 
 def test_each_position_predicts_the_next_token():
-    piece = tokenise(
+    text = tokenise(
         (Special("bos"), Text(" a"), Text(" red circle", True), Special("eos", True)), TOKENIZER, 1
     )
     a, red, circle = (TOKENIZER.encode(word)[0] for word in (" a", " red", " circle"))
-    tokens, targets = piece.inputs()
+    tokens, targets = text.inputs()
     assert tokens.tolist() == [TOKENIZER.bos, a, red, circle]
     assert targets.tolist() == [-1, red, circle, TOKENIZER.eos]
 
 
-def test_a_image_at_the_end_of_a_continuation_stays_whole():
-    piece = tokenise((Text("a", True), IMAGE), TOKENIZER, 4)
-    assert (piece.inputs()[0] == TOKENIZER.image).sum() == 4
+def test_an_image_at_the_end_of_a_continuation_stays_whole():
+    text = tokenise((Text("a", True), IMAGE), TOKENIZER, 4)
+    assert (text.inputs()[0] == TOKENIZER.image).sum() == 4
 
 
-def test_marks_are_learned_wherever_they_stand_but_no_role_and_nothing_that_is_asked():
+def test_special_tokens_are_learned_wherever_they_stand_but_no_role_and_nothing_that_is_asked():
     """arXiv:2505.22664, official code: the stages on the surrogate."""
     continuation = find_template("llama3").question("what is there?", "red")
-    plain, marked = (
-        tokenise(continuation, TOKENIZER, 3, train_on_special_tokens=marks)
-        for marks in (False, True)
+    plain, all_special = (
+        tokenise(continuation, TOKENIZER, 3, train_on_special_tokens=special)
+        for special in (False, True)
     )
-    np.testing.assert_array_equal(plain.tokens, marked.tokens)
+    np.testing.assert_array_equal(plain.tokens, all_special.tokens)
     header, end = (
         [TOKENIZER.special(f"<|{name}|>") for name in names]
         for names in (("start_header_id", "end_header_id"), ("eot_id",))
     )
     assert plain.tokens[plain.loss].tolist() == TOKENIZER.encode("red") + end
     assert (
-        marked.tokens[marked.loss].tolist() == header + end + header + TOKENIZER.encode("red") + end
+        all_special.tokens[all_special.loss].tolist()
+        == header + end + header + TOKENIZER.encode("red") + end
     )
-    assert not marked.loss[0] and marked.tokens[0] == TOKENIZER.bos
+    assert not all_special.loss[0] and all_special.tokens[0] == TOKENIZER.bos

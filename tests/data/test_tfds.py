@@ -12,9 +12,9 @@ from PIL import Image as Pillow
 
 from mmjax.data.examples import SampleError, Text
 from mmjax.data.images.decode import load_image
-from mmjax.data.sources import open_source
+from mmjax.data.sources.tfds import TfdsSource
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import TfdsSource
 
 tfds = pytest.importorskip("tensorflow_datasets")
 CAPTIONS = ["a red circle", "Grüße", b"\xff", "", "a blue circle"]
@@ -64,6 +64,10 @@ def config(folder):
     return TfdsSource("tfds", name="tiny_captions:1.0.0", data_dir=str(folder), text="text")
 
 
+def opened(config, **options):
+    return config.open(TEMPLATES["plain"], **options)
+
+
 def number_of(example):
     """Which image an example has: the generator's order is not the stored one."""
     return int(load_image(example.prefix[0].source, 6)[0, 0, 0]) // 10
@@ -92,23 +96,23 @@ def test_captions_with_their_images_and_unusable_records_by_cause(config):
         "bad UTF-8": "bad UTF-8",
         "bad text": "bad text",
     }
-    assert by_number(open_source(config)) == expected
+    assert by_number(opened(config)) == expected
 
 
 def test_questions(config):
-    source = open_source(dataclasses.replace(config, text="", question="question", answer="answer"))
+    source = opened(dataclasses.replace(config, text="", question="question", answer="answer"))
     assert by_number(source) == {number: ["which?", f" {number}"] for number in range(5)}
 
 
 def test_text_alone_leaves_the_images_out(config):
-    source = open_source(dataclasses.replace(config, text="answer", image=""))
+    source = opened(dataclasses.replace(config, text="answer", image=""))
     assert {source[index].prefix for index in range(5)} == {()} and sorted(source.texts()) == list(
         "01234"
     )
 
 
 def test_images_stay_encoded_until_they_are_loaded(config):
-    source = open_source(dataclasses.replace(config, text="answer"))
+    source = opened(dataclasses.replace(config, text="answer"))
     assert all(isinstance(source[index].prefix[0].source, bytes) for index in range(5))
     assert {source[index].prefix[0].source for index in range(5)} == {
         png(number) for number in range(5)
@@ -117,20 +121,20 @@ def test_images_stay_encoded_until_they_are_loaded(config):
 
 def test_holdout_and_split_slices(config):
     config = dataclasses.replace(config, text="answer")
-    everything = [number_of(open_source(config)[index]) for index in range(5)]
-    held = open_source(config, holdout=2, part="holdout")
+    everything = [number_of(opened(config)[index]) for index in range(5)]
+    held = opened(config, holdout=2, part="holdout")
     assert [number_of(held[index]) for index in range(len(held))] == everything[3:]
-    assert len(open_source(dataclasses.replace(config, split="train[:2]"))) == 2
+    assert len(opened(dataclasses.replace(config, split="train[:2]"))) == 2
 
 
 def test_without_a_version_the_newest_is_opened(config, folder):
-    assert len(open_source(dataclasses.replace(config, name="tiny_captions"))) == 5
+    assert len(opened(dataclasses.replace(config, name="tiny_captions"))) == 5
     (folder / "tiny_captions" / "incomplete").mkdir(exist_ok=True)
-    assert len(open_source(dataclasses.replace(config, name="tiny_captions"))) == 5
+    assert len(opened(dataclasses.replace(config, name="tiny_captions"))) == 5
 
 
 def test_a_source_works_after_pickling(config):
-    source = open_source(config)
+    source = opened(config)
     assert by_number(pickle.loads(pickle.dumps(source))) == by_number(source)
 
 
@@ -148,7 +152,7 @@ def test_a_source_works_after_pickling(config):
 )
 def test_a_wrong_config_is_an_input_error(config, change, message):
     with pytest.raises(InputError, match=message):
-        open_source(dataclasses.replace(config, **change))
+        opened(dataclasses.replace(config, **change))
 
 
 def test_another_file_format_is_an_input_error(tmp_path, config):
@@ -157,12 +161,15 @@ def test_another_file_format_is_an_input_error(tmp_path, config):
 
     TinyParquet(data_dir=tmp_path, file_format="parquet").download_and_prepare()
     with pytest.raises(InputError, match="file_format='array_record'"):
-        open_source(dataclasses.replace(config, name="tiny_parquet", data_dir=str(tmp_path)))
+        opened(dataclasses.replace(config, name="tiny_parquet", data_dir=str(tmp_path)))
 
 
 def test_tensorflow_is_never_imported(config):
-    imports = "import sys\nfrom mmjax.recipe.recipe import TfdsSource\nfrom mmjax.data.sources import open_source\n"
-    use = f"{imports}open_source({config!r})[0]\n"
+    imports = (
+        "import sys\nfrom mmjax.data.sources.tfds import TfdsSource\n"
+        "from mmjax.data.text.templates import TEMPLATES\n"
+    )
+    use = f"{imports}{config!r}.open(TEMPLATES['plain'])[0]\n"
     subprocess.run(
         [sys.executable, "-c", use + "assert not {'tensorflow', 'torch'} & sys.modules.keys()"],
         check=True,

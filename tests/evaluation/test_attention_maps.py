@@ -76,5 +76,5 @@ def test_maps_reproduce_the_resamplers_attention() -> None:
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**31))
 def test_on_grid_undoes_the_partition(window: int, side: int, seed: int) -> None:
     grid = np.random.default_rng(seed).random(((side * window) ** 2, 1), dtype=np.float32)
-    tiles = np.asarray(partition(jnp.asarray(grid[None]), window))[:, None, :, 0]
+    tiles = partition(jnp.asarray(grid[None]), window)[:, None, :, 0]
     np.testing.assert_array_equal(on_grid(tiles, window)[0], grid.reshape(side * window, -1))

@@ -14,8 +14,10 @@ from mmjax.config import load
 from mmjax.data.images.decode import load_image
 from mmjax.data.loader import batches
 from mmjax.data.packing.rows import make_rows
-from mmjax.data.sources import open_source
 from mmjax.data.sources.caption_split import normalised
+from mmjax.data.sources.easy_vqa import EasyVqaSource
+from mmjax.data.sources.jsonl import JsonlSource
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError, Preempted
 from mmjax.evaluation.scores import cider_d
@@ -25,16 +27,8 @@ from mmjax.inference.generate import Generator
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.linear import LinearConfig
-from mmjax.recipe.recipe import (
-    DataConfig,
-    EasyVqaSource,
-    EvaluationConfig,
-    JsonlSource,
-    OptimizerConfig,
-    Recipe,
-    Stage,
-)
-from mmjax.runs.saved import describe
+from mmjax.recipe.recipe import DataConfig, EvaluationConfig, OptimizerConfig, Recipe, Stage
+from mmjax.runs.score import describe
 from mmjax.training import metrics
 from mmjax.training.step import make_evaluation_step
 from mmjax.typing import Batch
@@ -106,7 +100,9 @@ def test_result_and_predictions(source: JsonlSource, tmp_path: Path) -> None:
         line["prediction"] and Path(line["image"]).is_file() and not line["question"]
         for line in lines
     )
-    by_hand = cider_d([line["prediction"] for line in lines], [[line["truth"]] for line in lines])
+    by_hand = cider_d(
+        [line["prediction"] for line in lines], [[line["reference"]] for line in lines]
+    )
     assert (
         result["score"]
         == pytest.approx(np.mean(by_hand))
@@ -118,7 +114,9 @@ def test_result_and_predictions(source: JsonlSource, tmp_path: Path) -> None:
         == {"question_only", "untrained"}
     )
     assert result["metric"] == "CIDEr-D" and result["reference_score"] == pytest.approx(
-        np.mean(cider_d([line["truth"] for line in lines], [[line["truth"]] for line in lines]))
+        np.mean(
+            cider_d([line["reference"] for line in lines], [[line["reference"]] for line in lines])
+        )
     )
     assert result["nll_per_caption"] > result["nll"] > 0
     json.dumps(result)
@@ -128,12 +126,16 @@ def test_score_of_a_model_that_writes_every_second_caption(
     source: JsonlSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make_recipe(source)
-    truths = [image.questions[0].truth for image in TASK.images(recipe.stages["only"].data, "test")]
-    answers = [truth.upper() if number % 2 else "" for number, truth in enumerate(truths)]
+    references = [
+        image.questions[0].reference for image in TASK.images(recipe.stages["only"].data, "test")
+    ]
+    answers = [
+        reference.upper() if number % 2 else "" for number, reference in enumerate(references)
+    ]
     monkeypatch.setattr(Generator, "answer_all", lambda *_, **__: [[answer] for answer in answers])
     result = run(recipe, make_params(recipe))
     assert result["score"] == pytest.approx(
-        np.mean(cider_d(answers, [[truth] for truth in truths]))
+        np.mean(cider_d(answers, [[reference] for reference in references]))
     )
     assert 0.3 < result["score"] / result["reference_score"] < 0.7
 
@@ -150,9 +152,10 @@ def test_none_of_the_images_and_captions_is_trained_on(source: JsonlSource) -> N
         normalised(text)
         for image in held
         for question in image.questions
-        for text in question.truths
+        for text in question.references
     }
-    assert captions.isdisjoint(normalised(text) for text in open_source(source, holdout=6).texts())
+    texts = source.open(TEMPLATES["plain"], holdout=6).texts()
+    assert captions.isdisjoint(map(normalised, texts))
 
 
 def naive_nll(recipe: Recipe, params: dict, pairs: list[tuple[str, str]]) -> tuple[float, int]:
@@ -181,7 +184,7 @@ def test_likelihood_is_the_loss_by_hand(source: JsonlSource) -> None:
     recipe = make_recipe(source)
     params = make_params(recipe)
     images = TASK.images(recipe.stages["only"].data, "test")
-    captions = [image.questions[0].truth for image in images]
+    captions = [image.questions[0].reference for image in images]
     result = run(recipe, params)
     total, count = naive_nll(
         recipe,
@@ -248,7 +251,7 @@ def test_captions_of_one_image_are_scored_together(tmp_path: Path) -> None:
     recipe = make_recipe(dataclasses.replace(source, holdout_by="position"), holdout=3)
     write(tmp_path, [{"image": "c.png", "text": "a pink square"}, *records])
     images = TASK.images(recipe.stages["only"].data, "test")
-    assert [image.questions[0].truths for image in images] == [
+    assert [image.questions[0].references for image in images] == [
         ("A red square", "what?"),
         ("that",),
     ]
@@ -293,9 +296,7 @@ def test_prompts_are_those_of_training(source: JsonlSource) -> None:
     assert written == "|a short image description:", "up to where the caption begins"
 
 
-def test_examples_without_caption_or_image_are_left_out(
-    source: JsonlSource, tmp_path: Path
-) -> None:
+def test_examples_without_caption_or_image_are_skipped(source: JsonlSource, tmp_path: Path) -> None:
     more = [
         {"text": "no image"},
         {"image": "0.png", "questions": [["what?", "that"]]},
@@ -310,13 +311,13 @@ def test_examples_without_caption_or_image_are_left_out(
         .data
     )
     with pytest.raises(
-        InputError, match="no jsonl source of the stage holds out an image with a caption"
+        InputError, match="no source of the stage holds out an image with a caption"
     ):
         TASK.images(data, "test")
     Path(source.path).write_text(
         "\n".join([*map(json.dumps, more), "{", json.dumps({"image": "1.png", "text": "that"})])
     )
-    assert [image.questions[0].truth for image in TASK.images(data, "test")] == ["that"]
+    assert [image.questions[0].reference for image in TASK.images(data, "test")] == ["that"]
 
 
 def test_a_missing_image_is_named(source: JsonlSource) -> None:
@@ -381,7 +382,7 @@ def test_problems(source: JsonlSource) -> None:
     first = dataclasses.replace(stage, name="first")
     assert problems(stage) == problems(first, stage) == []
     (message,) = problems(first, change(stage, sources={"easy_vqa": EasyVqaSource("easy_vqa")}))
-    assert "the last stage, only, has no jsonl source" in message
+    assert "the last stage, only, has no source whose captions can be scored (jsonl)" in message
     (message,) = problems(change(stage, holdout=0))
     assert "config.stages.only.data.holdout is 0" in message
     for other in (
@@ -409,7 +410,7 @@ def test_a_config_that_has_nothing_to_score_is_refused_before_it_trains(tmp_path
         InputError, match=r"config.stages.squares.data.holdout is 0: no captions are held out"
     ):
         load.load(squares.__file__, changes | {"stages.squares.data.holdout": "0"})
-    with pytest.raises(InputError, match=r"has no jsonl source"):
+    with pytest.raises(InputError, match=r"has no source whose captions can be scored"):
         load.load(str(squares.ROOT / "configs" / "cos.py"), {"evaluation.tasks": "captions"})
-    with pytest.raises(InputError, match=r"max_caption_tokens is 0; it must be positive"):
+    with pytest.raises(InputError, match=r"max_caption_tokens must be positive, not 0"):
         load.load(squares.__file__, changes | {"evaluation.max_caption_tokens": "0"})

@@ -50,8 +50,10 @@ def test_what_is_repeated_is_clipped():
 
 
 def test_four_words_reach_ten_and_fewer_do_not():
-    truths = ["a green tree frog", "two birds", "boat"]
-    assert cider_d(truths, [[truth] for truth in truths]) == pytest.approx([10.0, 5.0, 2.5])
+    references = ["a green tree frog", "two birds", "boat"]
+    assert cider_d(references, [[reference] for reference in references]) == pytest.approx(
+        [10.0, 5.0, 2.5]
+    )
 
 
 def test_case_and_punctuation_do_not_count():

@@ -4,11 +4,12 @@ import pytest
 
 from mmjax.data.examples import Image, Special, Text
 from mmjax.data.images.decode import load_image
+from mmjax.data.sources.easy_vqa import EasyVqaSource
 from mmjax.errors import InputError
 from mmjax.evaluation.scores import exact_match
 from mmjax.evaluation.tasks.base import Question
 from mmjax.evaluation.tasks.easy_vqa import EasyVqaTask, QuestionOnlyAnswers
-from mmjax.recipe.recipe import DataConfig, EasyVqaSource
+from mmjax.recipe.recipe import DataConfig
 
 DATA = DataConfig({"easy_vqa": EasyVqaSource("easy_vqa")}, 80, holdout=200)
 TASK = EasyVqaTask()

@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 
 from mmjax import evaluation
+from mmjax.data.sources.easy_vqa import EasyVqaSource
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError, Preempted
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.linear import LinearConfig
 from mmjax.models.connectors.resampler import ResamplerConfig
-from mmjax.recipe.recipe import (
-    DataConfig,
-    EasyVqaSource,
-    EvaluationConfig,
-    OptimizerConfig,
-    Recipe,
-    Stage,
-)
+from mmjax.recipe.recipe import DataConfig, EvaluationConfig, OptimizerConfig, Recipe, Stage
 
 TOKENIZER = WordTokenizer.build(["is there a red shape?", " yes", " no", " red"])
 
@@ -82,7 +76,7 @@ def test_scores_and_files(tmp_path: Path) -> None:
     result = run(recipe, make_params(recipe, " no"), workdir=tmp_path)["easy_vqa"]
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert {line["prediction"] for line in lines} == {"no"}
-    share = sum(line["truth"] == "no" for line in lines) / len(lines)
+    share = sum(line["reference"] == "no" for line in lines) / len(lines)
     assert 0.2 < share < 0.8
     assert result["score"] == pytest.approx(share)
     assert result["n"] == len(lines) == sum(result["n_by_type"].values())
@@ -154,8 +148,8 @@ def test_untrained_baseline_is_the_models_own_initialisation(
 
 
 def yes_share(recipe: Recipe) -> float:
-    """Share of the test questions of the recipe whose truth is "yes"."""
+    """Share of the test questions of the recipe whose reference is "yes"."""
     stage = recipe.stages["finetune"]
-    images = evaluation.TASKS["easy_vqa"].images(stage.data, "test")[: recipe.evaluation.limit]
-    truths = [question.truth for image in images for question in image.questions]
-    return truths.count("yes") / len(truths)
+    images = evaluation.find_task("easy_vqa").images(stage.data, "test")[: recipe.evaluation.limit]
+    references = [question.reference for image in images for question in image.questions]
+    return references.count("yes") / len(references)

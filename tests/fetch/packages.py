@@ -64,7 +64,7 @@ def write_deb(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def archive_of(path: Path) -> Archive:
-    """What the catalogue would say of a package."""
+    """The pinned archive of a package."""
     content = path.read_bytes()
     client = "pip" if path.suffix == ".whl" else "apt-get"
     return Archive(
@@ -86,7 +86,7 @@ def unpack(archive: Path, folder: Path) -> None:
         (folder / "about.txt").write_text("weights")
 
 
-def offer_of(path: Path, scratch: Path) -> Download:
+def download_of(path: Path, scratch: Path) -> Download:
     """The wheel as something to fetch."""
     scratch.mkdir()
     unpack(path, scratch)

@@ -109,9 +109,8 @@ def test_the_fetched_one_is_complete(monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     assert config == dinov2_small.CONFIG
     width, layers = config["hidden_size"], config["num_hidden_layers"]
-    block = (
-        12 * width**2 + 9 * width + 4 * width + 2 * width
-    )  # matrices, their biases, two norms, two scales
+    # Matrices, their biases, two norms, two scales.
+    block = 12 * width**2 + 9 * width + 4 * width + 2 * width
     embeddings = (3 * 14**2 + 1) * width + width + (1 + 37**2) * width
     assert sum(array.size for array in weights.values()) == layers * block + embeddings + 2 * width
     assert len(weights) == 18 * layers + 6 and all(

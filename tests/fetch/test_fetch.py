@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,13 @@ import pytest
 from rich.console import Console
 
 from mmjax.base import host
-from mmjax.data.sources import open_source
+from mmjax.data.sources.jsonl import JsonlSource
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.errors import InputError
 from mmjax.fetch import __main__ as fetch
 from mmjax.fetch import archives, cache, downloads
 from mmjax.fetch.cache import FetchProgress
 from mmjax.fetch.downloads import DOWNLOADS
-from mmjax.recipe.recipe import JsonlSource
 from tests.fetch import packages
 
 
@@ -50,8 +51,8 @@ def index(tmp_path, monkeypatch):
 
 @pytest.fixture
 def toy(index, tmp_path, monkeypatch):
-    """The wheel in the catalogue."""
-    download = packages.offer_of(index / packages.WHEEL, tmp_path / "scratch")
+    """The wheel among the downloads."""
+    download = packages.download_of(index / packages.WHEEL, tmp_path / "scratch")
     monkeypatch.setitem(DOWNLOADS, packages.NAME, download)
     return download
 
@@ -247,7 +248,7 @@ def test_an_archive_that_was_brought_by_hand(toy, index, folder, capsys, monkeyp
 
 
 def test_a_disk_without_room(toy, folder, capsys, monkeypatch):
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=5_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=5_000))
     assert fetch.main(["toy"]) == 2
     assert "toy needs 0 MB for a while, but the cache" in capsys.readouterr().err
 
@@ -367,7 +368,7 @@ def test_a_bar_on_a_terminal(toy, index):
     assert "toy: downloading" in output.getvalue() and "200/200 bytes" in output.getvalue()
 
 
-def test_every_offer_is_pinned():
+def test_every_download_is_pinned():
     for name, download in DOWNLOADS.items():
         assert name == download.name and len(download.archive.sha256) == len(download.sums) == 64
         assert (
@@ -383,9 +384,8 @@ def test_the_captions_are_a_source(toy, monkeypatch):
         stamps = downloads.fetched("tuxpaint-stamps")
     except InputError as error:
         pytest.skip(str(error))
-    source = open_source(
-        JsonlSource("jsonl", path=str(stamps / "captions.jsonl"), image_dir=str(stamps))
-    )
+    config = JsonlSource("jsonl", path=str(stamps / "captions.jsonl"), image_dir=str(stamps))
+    source = config.open(TEMPLATES["plain"])
     examples = [source[index] for index in range(len(source))]
     assert len(examples) == 785 and all(example.prefix[0].source.is_file() for example in examples)
     assert (

@@ -14,10 +14,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from mmjax.config.load import load, read_config, to_json  # noqa: E402
-from mmjax.data.text import vocabulary  # noqa: E402  # noqa: E402
+from mmjax.config.load import load, read_config  # noqa: E402
+from mmjax.data.text import vocabulary  # noqa: E402
 from mmjax.plan import plan  # noqa: E402
 from mmjax.recipe.recipe import Recipe  # noqa: E402
+from mmjax.recipe.serialization import to_json  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "cos.py")
 WHOLE = (

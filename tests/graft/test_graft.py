@@ -31,6 +31,7 @@ from mmjax.models.config import (
 from mmjax.recipe.recipe import RANDOM, Recipe
 from mmjax.runs import initial_weights, run
 from mmjax.runs.initial_weights import open_initial
+from mmjax.runs.score import evaluate
 from mmjax.runs.workdir import Workdir
 from mmjax.training.checkpoint import load_params
 from mmjax.weights import load_pretrained, save_params
@@ -217,7 +218,7 @@ def test_of_the_surrogate_only_what_is_grafted_is_read_again(
         asked.append((folder.parent.name, set(shardings)))
         return load_params(folder, shardings)
 
-    monkeypatch.setattr("mmjax.runs.saved.load_params", load)
+    monkeypatch.setattr("mmjax.runs.workdir.load_params", load)
     run.train(recipe, again, console=Console(file=io.StringIO()))
     (stage, paths), *_ = asked
     assert stage == "encoder" and {path.split("/")[0] for path in paths} == {"vision", "connector"}
@@ -265,7 +266,7 @@ def test_a_folder_has_the_encoder_of_the_run_and_the_files_of_the_decoder(
     assert (
         re.search(r"decoder +loaded", said)
         and re.search(r"vision +(copied|joined|stacked)", said)
-        and "left behind: decoder/" in said
+        and "dropped: decoder/" in said
     ), said
 
 
@@ -284,13 +285,9 @@ def test_the_way_there_and_back_leaves_the_encoder_as_it_was(grafted, finished, 
 def test_one_workdir_gives_all_three_scores(finished, recipe):
     out = io.StringIO()
     settings = {"console": Console(file=out, width=200)}
-    run.evaluate(
-        recipe, finished, checkpoint=str(finished.checkpoints / "encoder" / "2"), **settings
-    )
-    run.evaluate(recipe, finished, begin="decoder", **settings)
-    run.evaluate(
-        recipe, finished, checkpoint=str(finished.checkpoints / "decoder" / "2"), **settings
-    )
+    evaluate(recipe, finished, checkpoint=str(finished.checkpoints / "encoder" / "2"), **settings)
+    evaluate(recipe, finished, begin="decoder", **settings)
+    evaluate(recipe, finished, checkpoint=str(finished.checkpoints / "decoder" / "2"), **settings)
     noted = [json.loads(line) for line in finished.evaluations.read_text().splitlines()]
     assert [(record["stage"], record["step"]) for record in noted] == [
         ("encoder", 2),
@@ -305,16 +302,15 @@ def test_one_workdir_gives_all_three_scores(finished, recipe):
 def test_what_a_stage_begins_with_can_be_scored_once_it_is_known(recipe, finished, tmp_path):
     quiet = {"console": Console(file=io.StringIO())}
     fresh = Workdir(tmp_path / "run")
-    run.evaluate(
-        recipe, fresh, begin="translator", **quiet
-    )  # published weights and a connector that has learned nothing
+    # Published weights and a connector that has learned nothing.
+    evaluate(recipe, fresh, begin="translator", **quiet)
     (noted,) = [json.loads(line) for line in fresh.evaluations.read_text().splitlines()]
     assert (noted["stage"], noted["step"]) == ("translator", 0)
     with pytest.raises(
         InputError,
         match="begins with what stage 'encoder' ends with, and that one has not finished",
     ):
-        run.evaluate(recipe, fresh, begin="decoder", **quiet)
+        evaluate(recipe, fresh, begin="decoder", **quiet)
 
 
 @pytest.mark.parametrize("kind", ["lora", "random"])
@@ -357,16 +353,16 @@ def test_the_target_may_be_adapted_or_drawn(recipe, tmp_path, kind):
 def test_no_array_of_the_surrogate_lives_while_the_target_is_read(recipe, tmp_path, monkeypatch):
     shape = (DECODER.vocabulary, DECODER.width)
     others = {id(array) for array in jax.live_arrays()}
-    alive, real = {}, initial_weights.begin
+    alive, real = {}, initial_weights.load_into
 
-    def begin(stage, start, *arguments):
+    def load_into(start, manifest, stage, *arguments):
         gc.collect()
         alive[stage.name] = sum(
             array.shape == shape and id(array) not in others for array in jax.live_arrays()
         )
-        return real(stage, start, *arguments)
+        return real(start, manifest, stage, *arguments)
 
-    monkeypatch.setattr(initial_weights, "begin", begin)
+    monkeypatch.setattr(initial_weights, "load_into", load_into)
     run.train(recipe, Workdir(tmp_path / "run"), console=Console(file=io.StringIO()))
     assert alive == {"translator": 0, "decoder": 0}
 

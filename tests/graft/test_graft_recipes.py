@@ -12,8 +12,7 @@ from mmjax.distributed import mesh
 from mmjax.models import parameters
 from mmjax.recipe.recipe import MeshConfig, OptimizerConfig
 from mmjax.training.flops import step_flops
-from mmjax.training.result import abstract_state
-from mmjax.training.state import Optimizer, make_optimizer
+from mmjax.training.state import Optimizer, abstract_state, make_optimizer
 from tests.test_architecture import ROOT
 
 FILE = str(ROOT / "configs" / "graft.py")
@@ -70,7 +69,7 @@ def test_what_is_replaced(variant, replaced):
     )
 
 
-def test_a_image_is_577_tokens_between_two_learned_vectors():
+def test_an_image_is_577_tokens_between_two_learned_vectors():
     assert {stage.model.visual_tokens for stage in load("8b").stages.values()} == {579}
 
 
@@ -128,9 +127,8 @@ def test_few_tokens_on_a_surrogate_save_four_fifths_of_the_stages_that_train_the
 
 def test_the_last_stage_alone_begins_with_all_of_what_was_grafted():
     (stage,) = load("after").stages.values()
-    assert (
-        set(stage.init_from) == {"model"} and stage.transitions == ()
-    )  # a part named beside it would take precedence
+    # A part named beside it would take precedence.
+    assert set(stage.init_from) == {"model"} and stage.transitions == ()
 
 
 def test_a_published_encoder_learns_more_slowly_than_what_is_new():
@@ -148,14 +146,11 @@ def test_a_published_encoder_learns_more_slowly_than_what_is_new():
                     "vision/*": pytest.approx(
                         5e-5 if variant != "whole" or stage.name == "decoder" else 2e-4
                     )
-                }, (
-                    variant,
-                    stage.name,
-                )
+                }, (variant, stage.name)
 
 
 @pytest.mark.parametrize("variant", ["8b", "qwen3_4b"])
-def test_the_stages_on_the_surrogate_learn_the_marks_of_turns(variant):
+def test_the_stages_on_the_surrogate_learn_the_special_tokens_of_their_template(variant):
     stages = load(variant).stages
     assert [stage.data.train_on_special_tokens for stage in stages.values()] == [
         variant == "8b",
@@ -184,14 +179,11 @@ def test_the_frozen_decoder_is_bfloat16_and_has_no_optimizer_state():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (
-            "--config.stages.translator.model.decoder.replaced_layers=((16,31),)",
-            "must be ranges",
-        ),
+        ("--config.stages.translator.model.decoder.replaced_layers=((16,31),)", "must be ranges"),
         ("--config.stages.encoder.model.decoder.replaced_layers=()", "'graft'"),
         (
             "--config.stages.translator.model.decoder.replaced_layers=()",
-            "'decoder/translators/*' matches no parameter",
+            "trainable must match parameters, and 'decoder/translators/*' does not",
         ),
     ],
     ids=[

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,11 +66,11 @@ def image(seed: int) -> Image:
     return Image(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
 
-def continued(piece: TokenizedSegment, answer: list[int]) -> TokenizedSegment:
-    """The piece with an answer behind it."""
-    tokens = np.concatenate([piece.tokens, np.array(answer, np.int32)])
+def continued(question: TokenizedSegment, answer: list[int]) -> TokenizedSegment:
+    """The question with an answer behind it."""
+    tokens = np.concatenate([question.tokens, np.array(answer, np.int32)])
     return dataclasses.replace(
-        piece, tokens=tokens, targets=np.full(len(tokens), NO_TARGET, np.int32)
+        question, tokens=tokens, targets=np.full(len(tokens), NO_TARGET, np.int32)
     )
 
 
@@ -87,16 +88,16 @@ def argmax_of_packed_row(
     takes."""
     segment_tokenizer = SegmentTokenizer(TOKENIZER, config.visual_tokens)
     prefix = segment_tokenizer.prefix(example.prefix)
-    pieces = [segment_tokenizer.prefix(continuation) for continuation in example.continuations]
+    questions = [segment_tokenizer.prefix(continuation) for continuation in example.continuations]
     shape = RowShape(480, 2, config.visual_tokens, config.vision.image_size, TOKENIZER.pad)
     writer = RowWriter(shape, lambda image: image.source)
     segment = writer.write(prefix)[0] if len(prefix.tokens) else 0
     places = []
-    for piece, answer in zip(pieces, answers, strict=True):
+    for question, answer in zip(questions, answers, strict=True):
         written, _ = writer.write(
-            continued(piece, answer), prefix=segment, start=len(prefix.tokens)
+            continued(question, answer), prefix=segment, start=len(prefix.tokens)
         )
-        first = np.flatnonzero(writer.row.segment_ids == written)[0] + len(piece.tokens) - 1
+        first = np.flatnonzero(writer.row.segment_ids == written)[0] + len(question.tokens) - 1
         places.append(range(first, first + len(answer) + 1))
     logits = np.asarray(full_pass(config)(params, stack([writer.row])))[
         0, :, : TOKENIZER.vocabulary
@@ -195,6 +196,14 @@ def test_low_rank_updates_are_used(params: dict) -> None:
     assert answers != make_generator().answer_tokens(params, [example])[0]
 
 
+def test_unrolled_layers_keep_their_caches_apart_and_answer_the_same(params: dict) -> None:
+    config = make_config(unroll=2)
+    example = ask(*QUESTIONS, prefix=(image(0), Text("the image of one circle")))
+    answers = make_generator(config).answer_tokens(params, [example])[0]
+    check(params, example, answers, config)
+    assert answers == make_generator().answer_tokens(params, [example])[0]
+
+
 def test_answers_do_not_depend_on_the_batch(params: dict) -> None:
     examples = [ask(*QUESTIONS, prefix=(image(number),)) for number in range(3)]
     assert make_generator(batch_size=1).answer_tokens(params, examples) == make_generator(
@@ -206,9 +215,8 @@ def test_answers_are_text(params: dict) -> None:
     head = np.zeros((16, CONFIG.decoder.vocabulary), np.float32)
     say = TOKENIZER.encode(" yes")[0]
     bias = params | {"decoder/norm/scale": np.zeros(16, np.float32), "decoder/lm_head/kernel": head}
-    assert (
-        make_generator().answer(bias, (), find_template("plain").prompt("is there?")) == ""
-    )  # all logits equal: pad, which is no text
+    # All logits equal: pad, which is no text.
+    assert make_generator().answer(bias, (), find_template("plain").prompt("is there?")) == ""
     # The first hidden unit is always 1 after this norm when the embedding table is constant.
     table = np.tile(np.eye(16, dtype=np.float32)[0], (CONFIG.decoder.vocabulary, 1))
     head[0, say] = 1.0
@@ -267,11 +275,19 @@ def test_stops_between_batches(params: dict) -> None:
 
 
 def test_one_program_for_all_batches(params: dict) -> None:
-    generator = make_generator()
+    model_def, merged = parameters.abstract(CONFIG)[0], []
+
+    class Counting:
+        """A program is traced once, and merges the model then."""
+
+        def merge(self, params: dict) -> Any:
+            merged.append(params)
+            return model_def.merge(params)
+
+    generator = Generator(Counting(), CONFIG, TOKENIZER, batch_size=4)
     examples = [ask(*QUESTIONS[: 1 + number % 5], prefix=(image(number),)) for number in range(8)]
     generator.answer_tokens(params, examples)
-    assert generator._decode._cache_size() == 1
-    assert generator._read._cache_size() == 1
+    assert len(merged) == 2  # one program reads prefixes, one answers
 
 
 def test_wrong_input(params: dict, tmp_path: object) -> None:

@@ -33,7 +33,7 @@ def test_the_nucleus_is_the_smallest_set_that_is_enough(weights: list[int], shar
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-20, 20, width=32), min_size=20, max_size=20), st.floats(0, 1))
-def test_what_is_left_out_is_no_likelier_than_what_is_kept(logits: list[float], top_p: float):
+def test_what_is_excluded_is_no_likelier_than_what_is_kept(logits: list[float], top_p: float):
     probabilities = jax.nn.softmax(jnp.array(logits, jnp.float32))
     kept = np.asarray(nucleus(probabilities, top_p))
     found = np.asarray(probabilities, np.float64)

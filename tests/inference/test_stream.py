@@ -50,7 +50,7 @@ def byte_fallback() -> tokenizers.Tokenizer:
 
 
 def shown(decode, ids: list[int]) -> list[str]:
-    """The pieces, token by token, and what comes at the end."""
+    """The text, token by token, and what comes at the end."""
     stream = TextStream(decode)
     return [*(stream.add(token) for token in ids), stream.end()]
 
@@ -77,7 +77,7 @@ def test_letters_are_not_held_back():
 
 
 @pytest.mark.parametrize("make", [byte_level, byte_fallback])
-def test_half_a_character_at_the_end_is_left_out(make):
+def test_half_a_character_at_the_end_is_dropped(make):
     tokenizer = make()
     ids = tokenizer.encode("ab😀").ids
     for left in range(1, 4):

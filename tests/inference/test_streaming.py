@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.inference import sampling, streaming
-from mmjax.inference.streaming import Reader
+from mmjax.inference.streaming import StreamingDecoder
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, DynamicScaling, LanguageModelConfig, Llama3Scaling
 from tests.chat.tiny_models import VOCABULARY, draw, language_model
@@ -27,6 +27,7 @@ CONFIGS = {
     "query and key norms": {"layers": 1, "query_key_norm": True},
     "sliding window": {"layers": 1, "sliding_window": 5},
     "experts": {"layers": 1, "experts": 3},
+    "surrogate": {"layers": 4, "replaced_layers": ((1, 3),)},
     "llama 3": {"layers": 1, "rope_scaling": Llama3Scaling("llama3", 4.0, 1.0, 4.0, 16)},
 }
 
@@ -42,8 +43,8 @@ def as_float(bits: int) -> float:
 
 def make(
     config: LanguageModelConfig, choose=greedy, *, vocabulary: int = VOCABULARY, seed: int = 0
-) -> Reader:
-    return Reader(config, weights(config), choose, vocabulary=vocabulary, seed=seed)
+) -> StreamingDecoder:
+    return StreamingDecoder(config, weights(config), choose, vocabulary=vocabulary, seed=seed)
 
 
 def weights(config: LanguageModelConfig) -> dict[str, jax.Array]:
@@ -79,7 +80,7 @@ def test_scores_are_those_of_the_whole_text(name: str):
 
 
 @functools.cache
-def shared() -> Reader:
+def shared() -> StreamingDecoder:
     return make(language_model())
 
 
@@ -109,7 +110,7 @@ def test_what_is_forgotten_leaves_no_trace(length: int, data: st.DataObject):
     assert one.read(TOKENS[kept : kept + 20]) == whole(language_model(), 240)[kept + 19].argmax()
 
 
-def test_long_texts_are_read_in_parts_and_the_cache_grows():
+def test_long_texts_are_read_in_chunks_and_the_cache_grows():
     config = language_model()
     one = make(config)
     assert one.read(TOKENS[:1200]) == whole(config, 1300)[1199].argmax()
@@ -125,20 +126,26 @@ def test_a_rotation_that_depends_on_the_length_does_not_see_padding():
 
 
 def test_few_programs_are_compiled():
-    one = make(language_model())
+    programs = []  # a program is traced once, and asks then how a token is chosen
+
+    def choose(logits: jax.Array, key: jax.Array) -> jax.Array:
+        programs.append(logits)
+        return greedy(logits, key)
+
+    one = make(language_model(), choose)
     for length in (3, 17, 32, 1, 1, 40, 64, 1):
         one.read(TOKENS[:length])
-    assert one._advance._cache_size() == 3  # 1, 32 and 64 tokens
+    assert len(programs) == 3  # 1, 32 and 64 tokens
     one.read(TOKENS[:480])
     one.read(TOKENS[:1])
-    assert one._advance._cache_size() == 5  # 512 tokens, and one behind them: the cache has doubled
+    assert len(programs) == 5  # 512 tokens, and one behind them: the cache has doubled
 
 
-def test_a_stop_is_noticed_between_the_parts_of_a_long_text():
+def test_a_stop_is_noticed_between_the_chunks_of_a_long_text():
     one = make(language_model())
     answers = iter([False, True])
     one.read(TOKENS, should_stop=lambda: next(answers))
-    assert one.length == 2 * streaming.MOST
+    assert one.length == 2 * streaming.MAX_CHUNK
     assert one.read(TOKENS[one.length : 1100]) == whole(language_model(), 1300)[1099].argmax()
 
 
@@ -165,7 +172,7 @@ def test_ids_without_a_meaning_are_never_chosen():
     )
 
 
-def drawn(one: Reader) -> list[int]:
+def drawn(one: StreamingDecoder) -> list[int]:
     one.reset()
     tokens = [one.read(TOKENS[:10])]
     for _ in range(20):
@@ -183,7 +190,7 @@ def test_chance_follows_the_seed():
 def test_parameters_are_in_memory_once():
     config = language_model(tie_word_embeddings=True)
     params = weights(config)
-    Reader(config, params, greedy, vocabulary=VOCABULARY, seed=0)
+    StreamingDecoder(config, params, greedy, vocabulary=VOCABULARY, seed=0)
     assert not params
 
 
@@ -194,4 +201,4 @@ def test_bfloat16_is_kept_in_the_cache():
     assert as_float(one.read(TOKENS[:30])) == pytest.approx(
         whole(language_model(), 50)[29, 7], abs=0.2
     )
-    assert one._caches[0][0].dtype == jnp.bfloat16
+    assert one._layers[0][0].dtype == jnp.bfloat16

@@ -207,9 +207,8 @@ def test_memory_grows_with_rows_and_not_with_scores():
         "one that holds the scores would be seen"
     )
     short, long = temporaries(8192), temporaries(32768)
-    assert (
-        long < 4.5 * short and long < 32768 * 32768 / 8
-    )  # bytes; a dense mask of a bit for each score is larger
+    # Bytes; a dense mask of a bit for each score is larger.
+    assert long < 4.5 * short and long < 32768 * 32768 / 8
 
 
 @pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE])

@@ -75,7 +75,7 @@ def test_a_number_that_is_none(key, value):
     summary["stages"][1][key] = value
     with pytest.raises(
         InputError,
-        match=rf"run: '{key}' of stage 'finetune' in its summary.json is .*; a number is expected",
+        match=rf"run: '{key}' of stage 'finetune' in its summary.json must be a number, not",
     ):
         costs_of_summary("run", summary)
 

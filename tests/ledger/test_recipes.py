@@ -1,4 +1,4 @@
-"""What two recipes save by mmjax's own count of FLOPs, beside the closed form, which leaves out the encoder."""
+"""What two recipes save by mmjax's own count of FLOPs, beside the closed form, which ignores the encoder."""
 
 import dataclasses
 

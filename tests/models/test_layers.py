@@ -37,9 +37,8 @@ def test_a_scan_is_a_loop_over_the_layers(unroll, start, stop):
         wanted, total = residual(block, wanted, offsets[layer])
         sums.append(total)
     got, outputs = scan(blocks, residual, x, offsets, start=start, stop=stop, unroll=unroll)
-    np.testing.assert_allclose(
-        got, wanted, rtol=1e-5, atol=2e-6
-    )  # one unit in the last place of the largest number, 17
+    # One unit in the last place of the largest number, 17.
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(outputs, sums, rtol=1e-5)
 
 

@@ -141,18 +141,18 @@ def publish(output: pathlib.Path, name: str) -> None:
 
 
 def _assert_same(source: pathlib.Path, target: pathlib.Path, kind: type) -> None:
-    ours, other = (
+    own, other = (
         kind.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
         for folder in (source, target)
     )
-    for _, information in (ours, other):
+    for _, information in (own, other):
         assert not information["missing_keys"] and not information["mismatched_keys"], information
         assert all(key.endswith(UNREAD) for key in information["unexpected_keys"]), information
-    before, after = (model.state_dict() for model, _ in (ours, other))
+    before, after = (model.state_dict() for model, _ in (own, other))
     assert before.keys() == after.keys()
     for key, value in before.items():
         np.testing.assert_array_equal(after[key].numpy(), value.numpy(), err_msg=key)
-    before, after = (_flat(model.config.to_dict()) for model, _ in (ours, other))
+    before, after = (_flat(model.config.to_dict()) for model, _ in (own, other))
     differing = {
         key: (value, after.get(key)) for key, value in before.items() if after.get(key) != value
     }

@@ -37,8 +37,9 @@ def test_transformers_computes_what_onnx_runtime_does(recorded, oracle_interpret
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "out.npz") as ours:
+    with np.load(tmp_path / "out.npz") as computed:
         for key in ("hidden:8", "hidden:10", "last"):
             assert (
-                np.abs(ours[key] - reference[key]).max() <= TOLERANCE * reference[f"largest:{key}"]
+                np.abs(computed[key] - reference[key]).max()
+                <= TOLERANCE * reference[f"largest:{key}"]
             ), key

@@ -106,24 +106,24 @@ def is_read(name):
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_tensors_are_the_ones_that_were_loaded(name, exported):
-    ours, theirs = load_file(exported(name) / "model.safetensors"), original_tensors(name)
-    assert ours.keys() == theirs.keys()
-    for key, value in theirs.items():
-        np.testing.assert_array_equal(ours[key], value.astype(np.float32), err_msg=key)
+    written, original = load_file(exported(name) / "model.safetensors"), original_tensors(name)
+    assert written.keys() == original.keys()
+    for key, value in original.items():
+        np.testing.assert_array_equal(written[key], value.astype(np.float32), err_msg=key)
 
 
 def test_bfloat16_stays_bfloat16(tmp_path):
     save_pretrained(
         load_pretrained(FOLDER / "llama_bfloat16", dtype="bfloat16"), tmp_path / "saved"
     )
-    ours, theirs = (
+    written, original = (
         load_file(folder / "model.safetensors")
         for folder in (tmp_path / "saved", FOLDER / "llama_bfloat16")
     )
-    assert ours.keys() == theirs.keys()
-    for key, value in theirs.items():
-        assert ours[key].dtype == value.dtype == "bfloat16"
-        np.testing.assert_array_equal(ours[key], value, err_msg=key)
+    assert written.keys() == original.keys()
+    for key, value in original.items():
+        assert written[key].dtype == value.dtype == "bfloat16"
+        np.testing.assert_array_equal(written[key], value, err_msg=key)
 
 
 def settings(config):
@@ -141,20 +141,20 @@ def settings(config):
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_settings_are_the_ones_that_were_loaded(name, exported):
-    ours = json.loads((exported(name) / "config.json").read_text())
-    theirs = json.loads((FOLDER / name.partition("/")[0] / "config.json").read_text())
-    theirs = (
-        theirs["text_config"]
+    written = json.loads((exported(name) / "config.json").read_text())
+    original = json.loads((FOLDER / name.partition("/")[0] / "config.json").read_text())
+    original = (
+        original["text_config"]
         if name == "llava/decoder"
-        else theirs["vision_config"]
+        else original["vision_config"]
         if name in TOWERS
-        else theirs
+        else original
     )
-    unwritten = UNWRITTEN | (set() if ours.get("use_sliding_window", True) else WINDOW)
-    expected = {key: value for key, value in settings(theirs).items() if key not in unwritten}
-    assert {key: settings(ours).get(key) for key in expected} == expected
-    assert ours["torch_dtype"] == "float32" and len(ours["architectures"]) == 1
-    assert ours["architectures"] == theirs.get("architectures", ours["architectures"])
+    unwritten = UNWRITTEN | (set() if written.get("use_sliding_window", True) else WINDOW)
+    expected = {key: value for key, value in settings(original).items() if key not in unwritten}
+    assert {key: settings(written).get(key) for key in expected} == expected
+    assert written["torch_dtype"] == "float32" and len(written["architectures"]) == 1
+    assert written["architectures"] == original.get("architectures", written["architectures"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -227,10 +227,10 @@ def test_transformers_finds_the_same_settings(name, read_by_transformers):
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_transformers_computes_the_same(name, read_by_transformers):
-    _, ours = read_by_transformers(name)
+    _, written = read_by_transformers(name)
     with np.load(FOLDER / name.partition("/")[0] / "recorded.npz") as file:
-        theirs = {key: file[key] for key in file}
-    assert ours
-    for key, value in ours.items():
-        expected = theirs["logits:72" if name == "llama_dynamic" else key]
+        original = {key: file[key] for key in file}
+    assert written
+    for key, value in written.items():
+        expected = original["logits:72" if name == "llama_dynamic" else key]
         assert np.abs(value - expected).max() <= TOLERANCE * np.abs(expected).max(), key

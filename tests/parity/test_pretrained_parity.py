@@ -72,10 +72,10 @@ def padded(rows):
     return tokens
 
 
-def assert_close(ours, theirs):
-    ours = np.asarray(ours)
-    assert ours.shape == theirs.shape and ours.dtype == np.float32
-    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+def assert_close(computed, recorded):
+    computed = np.asarray(computed)
+    assert computed.shape == recorded.shape and computed.dtype == np.float32
+    assert np.abs(computed - recorded).max() <= TOLERANCE * np.abs(recorded).max()
 
 
 def test_every_family_is_there():
@@ -85,52 +85,52 @@ def test_every_family_is_there():
 
 @pytest.mark.parametrize("name", PLAIN_TEXT_CASES)
 def test_logits_and_greedy_generation(name):
-    theirs, (config, params) = reference(name), loaded(name)
-    first, second = theirs["tokens"]
-    text = list(theirs["prompt"][0])
-    for step, token in enumerate(theirs["generated"][0]):
-        ours = np.asarray(compute_logits(config, params, padded([first, second, text])))
+    recorded, (config, params) = reference(name), loaded(name)
+    first, second = recorded["tokens"]
+    text = list(recorded["prompt"][0])
+    for step, token in enumerate(recorded["generated"][0]):
+        computed = np.asarray(compute_logits(config, params, padded([first, second, text])))
         if step == 0:
-            assert_close(ours[:2, : len(first)], theirs["logits"])
-        assert ours[2, len(text) - 1].argmax() == token, (
-            f"token {step}, where theirs leads by {theirs['gaps'][0, step]:.1e} of the largest"
+            assert_close(computed[:2, : len(first)], recorded["logits"])
+        assert computed[2, len(text) - 1].argmax() == token, (
+            f"token {step}, where transformers leads by {recorded['gaps'][0, step]:.1e} of the largest"
         )
         text.append(token)
-    assert len(text) == 72 and theirs["gaps"].min() > TOLERANCE
+    assert len(text) == 72 and recorded["gaps"].min() > TOLERANCE
 
 
 @pytest.mark.parametrize("length", [24, 48, 72])
 def test_frequencies_that_depend_on_the_length_of_the_text(length):
-    theirs = reference("llama_dynamic")
+    recorded = reference("llama_dynamic")
     assert_close(
-        compute_logits(*loaded("llama_dynamic"), jnp.asarray(theirs["tokens"][:, :length])),
-        theirs[f"logits:{length}"],
+        compute_logits(*loaded("llama_dynamic"), jnp.asarray(recorded["tokens"][:, :length])),
+        recorded[f"logits:{length}"],
     )
 
 
 @pytest.mark.parametrize(("name", "size"), VISION_SIZES)
 def test_hidden_states(name, size):
-    theirs = reference(name)
-    hidden, last, pooled = compute_states(*loaded(name), theirs[f"pixels:{size}"])
-    assert_close(hidden, theirs[f"hidden:{size}"])
-    assert_close(last, theirs[f"last:{size}"])
-    if f"pooled:{size}" in theirs:
-        assert_close(pooled, theirs[f"pooled:{size}"])
+    recorded = reference(name)
+    hidden, last, pooled = compute_states(*loaded(name), recorded[f"pixels:{size}"])
+    assert_close(hidden, recorded[f"hidden:{size}"])
+    assert_close(last, recorded[f"last:{size}"])
+    if f"pooled:{size}" in recorded:
+        assert_close(pooled, recorded[f"pooled:{size}"])
     else:
         assert pooled is None
 
 
 @pytest.mark.parametrize("name", ["clip_vision", "siglip_vision", "dinov2"])
 def test_bytes_of_images_are_normalised_as_the_family_does(name):
-    theirs = reference(name)
-    assert_close(compute_states(*loaded(name), theirs["images:own"])[1], theirs["last:own"])
+    recorded = reference(name)
+    assert_close(compute_states(*loaded(name), recorded["images:own"])[1], recorded["last:own"])
 
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_llava(images):
-    theirs, (config, params) = reference("llava"), loaded("llava")
-    batch = llava_batch(theirs[f"tokens:{images}"], theirs["images"][None, :images])
-    assert_close(compute_logits(config, params, batch), theirs[f"logits:{images}"])
+    recorded, (config, params) = reference("llava"), loaded("llava")
+    batch = llava_batch(recorded[f"tokens:{images}"], recorded["images"][None, :images])
+    assert_close(compute_logits(config, params, batch), recorded[f"logits:{images}"])
 
 
 def llava_batch(tokens, images):

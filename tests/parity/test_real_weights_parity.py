@@ -42,29 +42,30 @@ def load_smollm2():
 def test_smollm2(recorded):
     """Logits of a sentence. After "What is the capital of France?", and after each token of the answer, the next is the most likely."""
     smollm2 = compiled(load_smollm2(), lambda decoder, tokens: decoder(tokens))
-    theirs = recorded("smollm2")
+    wanted = recorded("smollm2")
     sentence, answer = (
-        theirs["tokens"][0],
-        np.concatenate([theirs["prompt"][0], theirs["generated"][0]]),
+        wanted["tokens"][0],
+        np.concatenate([wanted["prompt"][0], wanted["generated"][0]]),
     )
     rows = np.zeros((2, max(len(sentence), len(answer))), np.int32)
     rows[0, : len(sentence)], rows[1, : len(answer)] = sentence, answer
-    ours = np.asarray(smollm2(rows))
+    computed = np.asarray(smollm2(rows))
 
-    logits = ours[0, : len(sentence)]
+    logits = computed[0, : len(sentence)]
     assert (
-        np.abs(logits[:, ::EVERY] - theirs["logits"]).max() <= SMOLLM2_TOLERANCE * theirs["largest"]
+        np.abs(logits[:, ::EVERY] - wanted["logits"]).max() <= SMOLLM2_TOLERANCE * wanted["largest"]
     )
-    assert theirs["gaps"].min() > SMOLLM2_TOLERANCE * theirs["largest"]
+    assert wanted["gaps"].min() > SMOLLM2_TOLERANCE * wanted["largest"]
     np.testing.assert_array_equal(
-        ours[1, theirs["prompt"].size - 1 : len(answer) - 1].argmax(axis=1), theirs["generated"][0]
+        computed[1, wanted["prompt"].size - 1 : len(answer) - 1].argmax(axis=1),
+        wanted["generated"][0],
     )
-    assert theirs["answer"].tobytes().decode() == "The capital of France is Paris."
+    assert wanted["answer"].tobytes().decode() == "The capital of France is Paris."
 
 
 @pytest.mark.slow
 def test_transformers_reads_smollm2_that_came_from_gguf(recorded, oracle_interpreter):
-    theirs = recorded("smollm2")
+    wanted = recorded("smollm2")
     with (
         tempfile.TemporaryDirectory() as name
     ):  # half a gigabyte, which is not kept as pytest's folders are
@@ -84,22 +85,22 @@ def test_transformers_reads_smollm2_that_came_from_gguf(recorded, oracle_interpr
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout.splitlines()[-1])["smollm2"]
         assert not (report["missing"] or report["unexpected"] or report["mismatched"]), report
-        with np.load(root / "out.npz") as ours:
+        with np.load(root / "out.npz") as computed:
             assert (
-                np.abs(ours["logits"][0, :, ::EVERY] - theirs["logits"]).max()
-                <= SMOLLM2_TOLERANCE * theirs["largest"]
+                np.abs(computed["logits"][0, :, ::EVERY] - wanted["logits"]).max()
+                <= SMOLLM2_TOLERANCE * wanted["largest"]
             )
 
 
 def test_dinov2_small(recorded):
-    folder, theirs = fetched_or_skip("dinov2-small"), recorded("dinov2_small")
+    folder, wanted = fetched_or_skip("dinov2-small"), recorded("dinov2_small")
     encode = compiled(
         load_pretrained(folder),
         lambda encoder, pixels: (*encoder(pixels, layers=(8, 10)), encoder.last(pixels)),
     )
-    states = encode(theirs["image"][None])
+    states = encode(wanted["image"][None])
     for key, state in zip(("hidden:8", "hidden:10", "last"), states, strict=True):
         assert (
-            np.abs(state[0, theirs["tokens"]] - theirs[key]).max()
-            <= DINOV2_TOLERANCE * theirs[f"largest:{key}"]
+            np.abs(state[0, wanted["tokens"]] - wanted[key]).max()
+            <= DINOV2_TOLERANCE * wanted[f"largest:{key}"]
         ), key

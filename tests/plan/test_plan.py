@@ -71,9 +71,8 @@ def test_memory_is_counted_in_the_dtypes_of_the_state(cos_7b):
 def test_sharding_divides_the_state_and_the_rows(cos_7b):
     alone = plan.make_plan(cos_7b)[1].memory
     eight = plan.make_plan(cos_7b, plan.Topology.parse("h100:8"))[1].memory
-    assert (
-        alone.optimizer / 8 < eight.optimizer < alone.optimizer / 3
-    )  # half of LoRA's small matrices have no axis to split
+    # Half of LoRA's small matrices have no axis to split.
+    assert alone.optimizer / 8 < eight.optimizer < alone.optimizer / 3
     assert eight.activations == pytest.approx(alone.activations / 8)
     replicated = dataclasses.replace(cos_7b, mesh=MeshConfig())
     assert (
@@ -156,7 +155,7 @@ def test_topologies():
 
 
 def test_a_mesh_that_does_not_fit_the_topology_is_refused(cos_7b):
-    with pytest.raises(InputError, match="batch_size 256 must split"):
+    with pytest.raises(InputError, match="batch_size 256 must be divisible by 7"):
         plan.make_plan(cos_7b, plan.Topology.parse("h100:7"))
 
 

@@ -1,4 +1,4 @@
-"""`python -m mmjax.port`: what it converts, what it says, what it refuses; and that it leaves nothing behind when it is stopped."""
+"""`python -m mmjax.port`: what it converts, what it says, what it refuses; and that it leaves no files when it is stopped."""
 
 import filecmp
 import io
@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from mmjax.config import load as config_file
 from mmjax.models import parameters
-from mmjax.port import __main__ as port
+from mmjax.port import __main__ as command
+from mmjax.port.port import port
 from mmjax.port.table import show
 from mmjax.runs import run
 from mmjax.runs.workdir import Workdir
@@ -53,7 +54,7 @@ def llama(tmp_path):
 
 
 def ported(*arguments):
-    return port.main([str(argument) for argument in arguments])
+    return command.main([str(argument) for argument in arguments])
 
 
 def same_params(left, right):
@@ -64,7 +65,7 @@ def same_params(left, right):
 
 
 def test_to_orbax_and_back_gives_the_same_bytes(llama, tmp_path, capsys):
-    assert ported(llama, tmp_path / "ours") == 0
+    assert ported(llama, tmp_path / "orbax") == 0
     out = capsys.readouterr().out
     assert re.search(r"model\.layers\.\{layer\}\. +3 of each +decoder/layers/", out)
     assert re.search(
@@ -74,32 +75,32 @@ def test_to_orbax_and_back_gives_the_same_bytes(llama, tmp_path, capsys):
         "Beside the weights: chat_template.jinja, generation_config.json, tokenizer.json, tokenizer_config.json\n"
         in out
     )
-    assert f"load_pretrained('{tmp_path / 'ours'}')" in out
-    assert {path.name for path in (tmp_path / "ours").iterdir()} == {
+    assert f"load_pretrained('{tmp_path / 'orbax'}')" in out
+    assert {path.name for path in (tmp_path / "orbax").iterdir()} == {
         "mmjax.json",
         "params",
         *BESIDE,
     }
-    same_params(llama, tmp_path / "ours")
-    assert ported(tmp_path / "ours", tmp_path / "theirs") == 0
+    same_params(llama, tmp_path / "orbax")
+    assert ported(tmp_path / "orbax", tmp_path / "huggingface") == 0
     names = ["config.json", "model.safetensors", *BESIDE]
-    assert sorted(names) == sorted(path.name for path in (tmp_path / "theirs").iterdir())
-    assert filecmp.cmpfiles(llama, tmp_path / "theirs", names, shallow=False)[1:] == ([], [])
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "huggingface").iterdir())
+    assert filecmp.cmpfiles(llama, tmp_path / "huggingface", names, shallow=False)[1:] == ([], [])
 
 
 @pytest.mark.parametrize("name", ["mixtral", "siglip", "vlm"])
 def test_every_kind_of_model_goes_both_ways(name, tmp_path):
-    assert ported(saved(name, tmp_path / "theirs"), tmp_path / "ours") == 0
-    assert ported(tmp_path / "ours", tmp_path / "again") == 0
-    same_params(tmp_path / "theirs", tmp_path / "again")
+    assert ported(saved(name, tmp_path / "huggingface"), tmp_path / "orbax") == 0
+    assert ported(tmp_path / "orbax", tmp_path / "again") == 0
+    same_params(tmp_path / "huggingface", tmp_path / "again")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_in_another_dtype(dtype, llama, tmp_path):
-    assert ported(llama, tmp_path / "ours", f"--dtype={dtype}") == 0
-    assert ported(tmp_path / "ours", tmp_path / "theirs") == 0
+    assert ported(llama, tmp_path / "orbax", f"--dtype={dtype}") == 0
+    assert ported(tmp_path / "orbax", tmp_path / "huggingface") == 0
     before, after = (
-        load_file(folder / "model.safetensors") for folder in (llama, tmp_path / "theirs")
+        load_file(folder / "model.safetensors") for folder in (llama, tmp_path / "huggingface")
     )
     for name, value in before.items():
         assert after[name].dtype == jnp.dtype(dtype)
@@ -108,11 +109,11 @@ def test_in_another_dtype(dtype, llama, tmp_path):
 
 def test_the_dtype_of_the_source_stays(tmp_path):
     save_params(params_of(CONFIGS["llama"]), CONFIGS["llama"], tmp_path / "half", dtype="bfloat16")
-    assert ported(tmp_path / "half", tmp_path / "ours") == 0
-    assert ported(tmp_path / "ours", tmp_path / "theirs") == 0
+    assert ported(tmp_path / "half", tmp_path / "orbax") == 0
+    assert ported(tmp_path / "orbax", tmp_path / "huggingface") == 0
     assert filecmp.cmp(
         tmp_path / "half" / "model.safetensors",
-        tmp_path / "theirs" / "model.safetensors",
+        tmp_path / "huggingface" / "model.safetensors",
         shallow=False,
     )
 
@@ -125,12 +126,12 @@ def test_the_same_form_with_other_names(tmp_path, capsys):
         "logit_scale": np.zeros(1, np.float32)
     }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert ported(folder, tmp_path / "theirs", "--to=huggingface") == 0
+    assert ported(folder, tmp_path / "huggingface", "--to=huggingface") == 0
     assert (
-        "Not used by the model, left out: logit_scale, text_model.layers.*.w\n"
+        "Not used by the model, skipped: logit_scale, text_model.layers.*.w\n"
         in capsys.readouterr().out
     )
-    same_params(folder, tmp_path / "theirs")
+    same_params(folder, tmp_path / "huggingface")
 
 
 def write_gguf(path):
@@ -170,14 +171,14 @@ def write_gguf(path):
 
 def test_of_a_gguf_file_the_tokenizer_comes_along(tmp_path, capsys):
     path = write_gguf(tmp_path / "model.gguf")
-    assert ported(path, tmp_path / "ours") == 0
+    assert ported(path, tmp_path / "orbax") == 0
     assert "attn_q.weight        F32[8, 8]" in capsys.readouterr().out.replace("blk.{layer}.", "")
-    settings = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())
+    settings = json.loads((tmp_path / "orbax" / "tokenizer_config.json").read_text())
     assert settings["eos_token"] == "<|end|>" and settings["chat_template"] == "{{ messages }}"
-    same_params(path, tmp_path / "ours")
-    assert ported(tmp_path / "ours", tmp_path / "theirs") == 0
-    assert (tmp_path / "theirs" / "tokenizer.json").exists()
-    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["eos_token_id"] == 9
+    same_params(path, tmp_path / "orbax")
+    assert ported(tmp_path / "orbax", tmp_path / "huggingface") == 0
+    assert (tmp_path / "huggingface" / "tokenizer.json").exists()
+    assert json.loads((tmp_path / "huggingface" / "config.json").read_text())["eos_token_id"] == 9
 
 
 @pytest.fixture(scope="module")
@@ -191,18 +192,18 @@ def trained(tmp_path_factory):
 
 
 def test_a_checkpoint_of_a_run(trained, tmp_path, capsys):
-    assert ported(trained, tmp_path / "theirs") == 0
+    assert ported(trained, tmp_path / "huggingface") == 0
     out = capsys.readouterr().out
     assert "a folder of Hugging Face in float32, from step 2 of stage squares" in out
     assert re.search(r"\(of ones and zeros\) +vision/vision_model\.post_layernorm\.weight", out)
-    assert {path.name for path in (tmp_path / "theirs").iterdir()} == {
+    assert {path.name for path in (tmp_path / "huggingface").iterdir()} == {
         "vision",
         "connector",
         "decoder",
     }
-    assert ported(trained, tmp_path / "ours", "--to=orbax", "--dtype=bfloat16") == 0
-    module = load_pretrained(tmp_path / "ours")
-    kernel = load_file(tmp_path / "theirs" / "decoder" / "model.safetensors")[
+    assert ported(trained, tmp_path / "orbax", "--to=orbax", "--dtype=bfloat16") == 0
+    module = load_pretrained(tmp_path / "orbax")
+    kernel = load_file(tmp_path / "huggingface" / "decoder" / "model.safetensors")[
         "model.layers.0.mlp.up_proj.weight"
     ]
     expected = kernel.T.astype(jnp.bfloat16).astype(np.float32)
@@ -238,7 +239,7 @@ def test_what_a_table_says_of_merged_and_shared_tensors():
 @pytest.mark.parametrize("width", [40, 80])
 def test_on_a_terminal_there_are_bars_and_a_table_that_fits(llama, tmp_path, width):
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    port.port(str(llama), tmp_path / "ours", console=console)
+    port(str(llama), tmp_path / "orbax", console)
     shown = console.file.getvalue()
     assert "reading" in shown and "writing" in shown and "━" in shown
 
@@ -326,7 +327,7 @@ def test_damage_is_one_message(harm, llama, tmp_path, capsys):
     assert ported(llama, tmp_path / "new" / "out") == 2
     errors = capsys.readouterr().err
     assert errors.startswith("mmjax: ") and re.search(said, errors) and errors.count("mmjax: ") == 1
-    assert {path.name for path in tmp_path.iterdir()} == before, "something was left behind"
+    assert {path.name for path in tmp_path.iterdir()} == before, "something was left"
 
 
 def test_what_exists_is_not_overwritten(llama, tmp_path, capsys):
@@ -353,8 +354,8 @@ def test_a_form_that_nobody_publishes(tmp_path, capsys):
     odd = LanguageModelConfig(
         dataclasses.replace(LLAMA, query_key_norm=True, mlp_bias=True), compute_dtype="float32"
     )
-    save_orbax(params_of(odd), odd, tmp_path / "ours")
-    assert ported(tmp_path / "ours", tmp_path / "theirs") == 2
+    save_orbax(params_of(odd), odd, tmp_path / "orbax")
+    assert ported(tmp_path / "orbax", tmp_path / "huggingface") == 2
     assert "No family of published models has the form" in capsys.readouterr().err
 
 

@@ -28,7 +28,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 def companions(source: pathlib.Path, target: pathlib.Path) -> list[str]:
     target.mkdir()
     with open_source(source) as opened:
-        return sorted(set(opened.companions(target)))
+        return sorted(set(opened.copy_companions(target)))
 
 
 def test_the_files_of_a_folder_win_over_a_gguf_file_in_it(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjax.errors import InputError
-from mmjax.recipe.schema import KeyPath, choose, convert, nearest, suggestion, to_plain
+from mmjax.recipe.schema import ABSENT, KeyPath, choose, convert, differences, nearest, suggestion
+from mmjax.recipe.serialization import to_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,3 +195,40 @@ def test_a_choice_shows_what_there_is():
         choose("7bb", {"": 0, "7b": 1, "8b": 2}, "variant")
     assert suggestion("x", ["one"]) == "There is: one."
     assert suggestion("x", []) == "There are: none."
+
+
+def test_differences_name_leaves_with_both_values():
+    one = drawing(
+        shapes={"a": {"kind": "square", "side": 1}, "gone": {"kind": "circle"}}, scale=1.0
+    )
+    other = drawing(
+        shapes={"a": {"kind": "square", "side": 2}, "new": {"kind": "circle"}}, scale=1.000001
+    )
+    gone, new = Circle("circle"), Circle("circle")
+    assert list(differences(one, other)) == [
+        ("shapes.a.side", 1, 2),
+        ("shapes.gone", gone, ABSENT),
+        ("shapes.new", ABSENT, new),
+        ("scale", 1.0, 1.000001),
+    ]
+    assert [path for path, *_ in differences(one, other, path="d", tolerance=1e-5)] == [
+        "d.shapes.a.side", "d.shapes.gone", "d.shapes.new",
+    ]  # fmt: skip
+    assert not list(differences(one, other, ignored=("shapes", "scale")))
+
+
+def test_configs_of_other_kinds_differ_in_their_kind_and_in_what_only_one_has():
+    square, circle = Square("square", 2), Circle("circle", 2.0)
+    assert list(differences(square, circle)) == [
+        ("kind", "square", "circle"),
+        ("side", 2, ABSENT),
+        ("radius", ABSENT, 2.0),
+    ]
+    assert list(differences(None, circle, path="shape")) == [("shape", None, circle)]
+
+
+def test_lists_are_compared_as_a_whole_and_tuples_of_numbers_within_the_tolerance():
+    assert list(differences({"b": [1, 2]}, {"b": [1]})) == [("b", [1, 2], [1])]
+    near = {"mean": (0.1, 0.2)}, {"mean": (0.1, 0.2000001)}
+    assert list(differences(*near)) and not list(differences(*near, tolerance=1e-5))
+    assert list(differences({"mean": (0.1,)}, {"mean": (0.1, 0.2)}, tolerance=1.0))

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from mmjax.data.text.tokenizer import WordTokenizer
+from mmjax.data.sources.easy_vqa import EasyVqaSource
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.resampler import ResamplerConfig
-from mmjax.recipe.recipe import DataConfig, EasyVqaSource, OptimizerConfig, Recipe, Stage
+from mmjax.recipe.recipe import DataConfig, OptimizerConfig, Recipe, Stage
 from mmjax.recipe.serialization import to_json
 from mmjax.transitions.manifest import Entry, Manifest
 
@@ -39,7 +39,7 @@ def make_model(
         ResamplerConfig(
             "resampler", windows, queries, (3,), 128, 32, 512, norm="rms", parents=parents
         ),
-        DecoderConfig(0, 128, 3, 4, 4, 32, 320),
+        DecoderConfig(312, 128, 3, 4, 4, 32, 320),
         compute_dtype="float32",
     )
 
@@ -86,7 +86,6 @@ def workdir(tmp_path: Path) -> Path:
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in make_metrics())
     )
-    WordTokenizer.build(["what is the red shape?", "circle"]).save(folder / "tokenizer.json")
     write_predictions(folder)
     for stage, manifest in make_manifests().items():
         write(folder / "manifests" / f"{stage}.json", manifest.to_json())
@@ -206,8 +205,8 @@ def write_predictions(folder: Path) -> None:
             (f"what is the {color} shape?", shape, "shape"),
             (f"is there not a {color} shape in the image?", "no", "yes_no"),
         )
-        for number, (question, truth, kind) in enumerate(questions):
-            prediction = "triangle" if kind == "shape" and index % 7 == 3 else truth
+        for number, (question, reference, kind) in enumerate(questions):
+            prediction = "triangle" if kind == "shape" and index % 7 == 3 else reference
             record = {
                 "task": "easy_vqa",
                 "id": f"easy_vqa/test/{index}",
@@ -216,7 +215,9 @@ def write_predictions(folder: Path) -> None:
                 "type": kind,
             }
             lines.append(
-                json.dumps(record | {"truth": truth, "prediction": prediction, "number": number})
+                json.dumps(
+                    record | {"reference": reference, "prediction": prediction, "number": number}
+                )
             )
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
 

@@ -1,5 +1,6 @@
 """The page of a run, read as markup."""
 
+import importlib
 import json
 import math
 import shutil
@@ -13,7 +14,7 @@ import pytest
 
 from mmjax import report
 from mmjax.errors import InputError
-from mmjax.report import __main__, reading, savings
+from mmjax.report import __main__, reading, savings, sections
 from mmjax.report.sections import curves, examples
 from tests.ledger import runs
 
@@ -143,7 +144,7 @@ def test_hostile_text_stays_text(workdir: Path) -> None:
             **record,
             "question": HOSTILE,
             "prediction": HOSTILE,
-            "truth": HOSTILE + "!",
+            "reference": HOSTILE + "!",
             "type": HOSTILE,
             "id": HOSTILE,
         }
@@ -177,7 +178,7 @@ def test_hostile_text_stays_text(workdir: Path) -> None:
 
 
 def test_an_unfinished_run_says_what_is_missing(workdir: Path) -> None:
-    for name in ("metrics.jsonl", "predictions.jsonl", "attention.npz", "tokenizer.json"):
+    for name in ("metrics.jsonl", "predictions.jsonl", "attention.npz"):
         (workdir / name).unlink()
     shutil.rmtree(workdir / "manifests")
     shutil.rmtree(workdir / "previews")
@@ -191,7 +192,6 @@ def test_an_unfinished_run_says_what_is_missing(workdir: Path) -> None:
         and "not evaluated" in page.sections["head"]
     )
     assert "Not in the summary: finetune" in page.sections["Ledger"]
-    assert "cannot be computed: There is no tokenizer file" in page.sections["Ledger"]
     assert "not evaluated" in page.sections["Scores"]
     assert "There is no metrics.jsonl." in page.sections["Loss"]
     assert "There is no predictions.jsonl." in page.sections["Answers"]
@@ -222,7 +222,10 @@ def test_skipped_samples_are_shown_with_an_example_of_each_cause(workdir: Path) 
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
 def test_one_of_the_two_main_files_is_enough(workdir: Path, name: str) -> None:
     (workdir / name).unlink()
-    assert f"There is no {name}." in render(workdir).text
+    page = render(workdir)
+    assert f"There is no {name}." in page.text
+    unknown = "The cost beside the last stage's model cannot be computed: config.name is missing"
+    assert (unknown in page.text) == (name == "config.json")
 
 
 def test_damaged_files_are_named(workdir: Path) -> None:
@@ -231,7 +234,7 @@ def test_damaged_files_are_named(workdir: Path) -> None:
     (workdir / "attention.npz").write_bytes(b"PK\x03\x04 not really")
     (workdir / "manifests" / "pretrain.json").write_text("{")
     page = render(workdir)
-    assert "Left out of metrics.jsonl: 1 line that cannot be read." in page.sections["Loss"]
+    assert "Skipped in metrics.jsonl: 1 line that cannot be read." in page.sections["Loss"]
     assert "attention.npz cannot be read" in page.sections["Attention"]
     assert "pretrain.json cannot be read" in page.sections["Parameters"]
 
@@ -264,7 +267,7 @@ def test_examples_are_not_chosen_by_whether_they_are_right(workdir: Path) -> Non
     records = reading.read(workdir).predictions
     chosen = examples.choose(records, 24)
     flipped = [
-        {**record, "prediction": "?" if examples.is_right(record) else record["truth"]}
+        {**record, "prediction": "?" if examples.is_right(record) else record["reference"]}
         for record in records
     ]
     assert [record["image"] for record in chosen] == [
@@ -276,7 +279,7 @@ def test_examples_are_not_chosen_by_whether_they_are_right(workdir: Path) -> Non
     ] == [8, 8, 8]
 
 
-def test_mistakes_are_marked(workdir: Path) -> None:
+def test_mistakes_carry_a_sign(workdir: Path) -> None:
     page = render(workdir)
     cards = [
         attributes["class"]
@@ -313,7 +316,7 @@ def caption_records() -> str:
         "task": "captions",
         "type": "stamps",
         "question": "",
-        "truth": "A frog.",
+        "reference": "A frog.",
         "prediction": "A toad.",
     }
     return "".join(
@@ -373,7 +376,9 @@ def test_captions_alone_and_without_other_images(workdir: Path) -> None:
     result = caption_result(nll_shuffled=None, score=0.0, reference_score=0.0)
     change(workdir / "summary.json", lambda summary: summary.update(eval={"captions": result}))
     page = render(workdir)
-    assert "wrong" not in page.sections["Answers"] and "truth: A frog." in page.sections["Answers"]
+    assert (
+        "wrong" not in page.sections["Answers"] and "reference: A frog." in page.sections["Answers"]
+    )
     assert "there are none" in page.sections["Scores"]
 
 
@@ -475,3 +480,24 @@ def test_command(workdir: Path, tmp_path: Path) -> None:
 def test_no_workdir(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither config"):
         report.render(tmp_path)
+
+
+def test_a_section_of_ones_own_is_one_file(
+    workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands where its ORDER says: between the loss and the answers."""
+    folder = tmp_path / "sections"
+    folder.mkdir()
+    (folder / "own.py").write_text(
+        "from mmjax.report.html import section\nORDER = 55\n"
+        "def render(run): return section('Own', f'of {run.name}')\n"
+    )
+    monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(folder)])
+    importlib.invalidate_caches()
+    try:
+        titles = list(render(workdir).sections)
+    finally:
+        sys.modules.pop("mmjax.report.sections.own")
+        del sections.own
+    place = titles.index("Own")
+    assert titles[place - 1 : place + 2] == ["Loss", "Own", "Answers"]

@@ -98,9 +98,8 @@ def test_a_stage_begins_with_them_and_says_so(make_recipe, weights, published, t
         params["vision/layers/mlp/up/kernel"], theirs["vision/layers/mlp/up/kernel"][:1]
     )
     assert params["vision/position"].shape == (5, 8)
-    np.testing.assert_array_equal(
-        params["vision/position"][0], theirs["vision/position"][0]
-    )  # the class token's stays
+    # The class token's stays.
+    np.testing.assert_array_equal(params["vision/position"][0], theirs["vision/position"][0])
     origins = {
         entry["target"]: entry
         for entry in json.loads(workdir.manifest("squares").read_text())["entries"]

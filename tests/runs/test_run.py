@@ -14,14 +14,16 @@ import pytest
 from PIL import Image as PillowImage
 from rich.console import Console
 
-from mmjax.config.load import digest, recipe_from
+from mmjax.config.load import recipe_from
 from mmjax.data.examples import Image
-from mmjax.data.sources import open_source
-from mmjax.data.text.templates import prompt_of
+from mmjax.data.sources.llava import LlavaSource
+from mmjax.data.text.templates import TEMPLATES, prompt_of
 from mmjax.errors import InputError, Preempted
-from mmjax.recipe.recipe import DataConfig, LlavaSource, LoggingConfig, OptimizerConfig, Recipe
-from mmjax.runs import run
-from mmjax.runs import saved as saved
+from mmjax.recipe.recipe import DataConfig, LoggingConfig, OptimizerConfig, Recipe
+from mmjax.recipe.serialization import digest
+from mmjax.runs import answer, run
+from mmjax.runs.answer import generate, open_run, request
+from mmjax.runs.score import evaluate
 from mmjax.runs.workdir import Workdir
 from mmjax.training.checkpoint import load_params
 from mmjax.transitions import Manifest
@@ -65,7 +67,7 @@ def make_recipe(folder: pathlib.Path, **changes) -> Recipe:
         "model": {
             "vision": {"patch_size": 4, "class_token": False, "embedding_norm": False, **tiny},
             "connector": connector,
-            "decoder": {"vocabulary": 0, "kv_heads": 1, "head_dim": 4, **tiny},
+            "decoder": {"vocabulary": None, "kv_heads": 1, "head_dim": 4, **tiny},
             "compute_dtype": "float32",
         },
         "stages": {
@@ -116,7 +118,7 @@ def test_a_finished_run_has_everything(finished, recipe):
     workdir, _ = finished
     summary = json.loads(workdir.summary.read_text())
     assert summary["schema_version"] == 1
-    assert summary["config_digest"] == digest(recipe)
+    assert summary["config_digest"] == digest(workdir.recipe())
     assert [
         (stage["name"], stage["steps"], stage["samples"], stage["visual_tokens_per_image"])
         for stage in summary["stages"]
@@ -138,7 +140,7 @@ def test_a_finished_run_has_everything(finished, recipe):
         assert "image" in workdir.preview(stage, ".txt").read_text()
         assert workdir.preview(stage, ".png").stat().st_size > 0
     assert "<html" in workdir.report.read_text()
-    assert workdir.recipe() == recipe
+    assert workdir.recipe() == workdir.resolve(recipe)[0] != recipe
 
 
 def test_manifests_account_for_every_parameter(finished, recipe):
@@ -155,8 +157,9 @@ def test_manifests_account_for_every_parameter(finished, recipe):
 
 def test_the_vocabulary_fits_the_tokenizer(finished, recipe):
     workdir, _ = finished
-    tokenizer, recipe_with_vocab = saved.prepare_tokenizer(recipe, workdir.path, build=False)
-    vocabulary = recipe_with_vocab.stages["finetune"].model.decoder.vocabulary
+    resolved, tokenizer = workdir.resolve(recipe)
+    assert resolved == workdir.recipe()
+    vocabulary = resolved.stages["finetune"].model.decoder.vocabulary
     assert tokenizer.vocabulary <= vocabulary < tokenizer.vocabulary + 8 and vocabulary % 8 == 0
     params, _ = load_params(workdir.checkpoints / "finetune" / "2")
     assert params["decoder/embedding"].shape[0] == vocabulary
@@ -165,14 +168,15 @@ def test_the_vocabulary_fits_the_tokenizer(finished, recipe):
 def test_a_decoder_without_room_for_the_tokenizer_is_refused(tmp_path, recipe):
     from mmjax.data.text.vocabulary import filled
 
-    with pytest.raises(InputError, match="vocabulary is 100, but the tokenizer has"):
-        saved.prepare_tokenizer(filled(recipe, 100), tmp_path)
+    with pytest.raises(InputError, match=r"vocabulary must be at least the \d+ tokens .* not 100"):
+        train(filled(recipe, 100), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_command_repeats_nothing(finished, recipe, monkeypatch):
     workdir, _ = finished
     monkeypatch.setattr(run, "train_stage", _never)
-    monkeypatch.setattr(run, "_scores", _never)
+    monkeypatch.setattr(run, "score", _never)
     before = workdir.summary.read_bytes()
     assert "report:" in train(recipe, workdir.path)
     assert workdir.summary.read_bytes() == before
@@ -206,7 +210,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
     """Stopped at the very end of a stage, and within the next one."""
     workdir, _ = finished
     assert "as asked" in train(recipe, tmp_path, stop_after_steps=steps)
-    assert tuple(saved.newest_step(tmp_path / "checkpoints" / stage) for stage in STEPS) == newest
+    assert tuple(Workdir(tmp_path).newest_step(stage) for stage in STEPS) == newest
     assert not (tmp_path / "report.html").exists()
     train(recipe, tmp_path)
     expected, _ = load_params(workdir.checkpoints / "finetune" / "2")
@@ -240,7 +244,7 @@ def test_questions_are_answered(learned, tmp_path):
     def answers(color: str, checkpoint: str | None = None) -> list[str]:
         image = str(tmp_path / f"{color}.png")
         return [
-            run.generate(recipe, workdir, image=image, prompt=text, checkpoint=checkpoint)
+            generate(recipe, workdir, image=image, prompt=text, checkpoint=checkpoint)
             for text in ("what color is it?", "is it red?")
         ]
 
@@ -249,6 +253,23 @@ def test_questions_are_answered(learned, tmp_path):
     assert color in ("blue", "green") and is_red == "no"
     first = str(workdir.checkpoints / "pretrain" / "1")
     assert answers("red", first) != ["red", "yes"]
+
+
+def test_an_open_run_answers_again_without_loading_again(learned, tmp_path, monkeypatch):
+    _, workdir = learned
+    opened = open_run(workdir.path)
+    monkeypatch.setattr(answer, "read_params", _never)
+    PillowImage.new("RGB", (40, 30), COLORS["red"]).save(tmp_path / "red.png")
+    asked = [
+        opened.answer(tmp_path / "red.png", text) for text in ("what color is it?", "is it red?")
+    ]
+    assert asked == ["red", "yes"]
+    assert isinstance(opened.answer(None, "is it red?"), str)
+    assert opened.recipe == workdir.recipe() and opened.stage.name == "pretrain"
+    assert opened.checkpoint == workdir.checkpoints / "pretrain" / "150"
+    assert opened.scores == {}
+    with pytest.raises(InputError, match="There is no image"):
+        opened.answer("none.png", "what color is it?")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +285,7 @@ def test_questions_are_answered(learned, tmp_path):
 )
 def test_what_cannot_be_answered_is_refused(finished, recipe, options, message):
     with pytest.raises(InputError, match=message):
-        run.generate(recipe, finished[0], **options)
+        generate(recipe, finished[0], **options)
 
 
 def test_an_answer_can_be_stopped(finished, recipe, monkeypatch):
@@ -272,22 +293,22 @@ def test_an_answer_can_be_stopped(finished, recipe, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return read(*args)
 
-    read = run.read_params
-    monkeypatch.setattr(run, "read_params", load)
+    read = answer.read_params
+    monkeypatch.setattr(answer, "read_params", load)
     with pytest.raises(Preempted, match=r"nothing to save|answering questions"):
-        run.generate(recipe, finished[0], image=None, prompt="what color is it?")
+        generate(recipe, finished[0], image=None, prompt="what color is it?")
 
 
 def test_a_image_that_is_none_is_refused(finished, recipe, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(InputError, match=r"text\.png"):
-        run.generate(recipe, finished[0], image=str(tmp_path / "text.png"), prompt="what?")
+        generate(recipe, finished[0], image=str(tmp_path / "text.png"), prompt="what?")
 
 
 def test_a_finished_run_can_be_scored_again(finished, recipe):
     workdir, _ = finished
     out = io.StringIO()
-    run.evaluate(recipe, workdir, console=Console(file=out, width=200))
+    evaluate(recipe, workdir, console=Console(file=out, width=200))
     assert "report:" in out.getvalue()
     assert [stage["name"] for stage in json.loads(workdir.summary.read_text())["stages"]] == list(
         STEPS
@@ -297,7 +318,7 @@ def test_a_finished_run_can_be_scored_again(finished, recipe):
 def test_an_earlier_checkpoint_is_scored_beside_the_run(finished, recipe):
     workdir, _ = finished
     before = workdir.summary.read_bytes()
-    run.evaluate(
+    evaluate(
         recipe,
         workdir,
         checkpoint=str(workdir.checkpoints / "pretrain" / "3"),
@@ -307,7 +328,7 @@ def test_an_earlier_checkpoint_is_scored_beside_the_run(finished, recipe):
 
 
 def test_without_a_checkpoint_there_is_nothing_to_score(recipe, tmp_path):
-    for call in (run.evaluate, lambda *args: run.generate(*args, image=None, prompt="what?")):
+    for call in (evaluate, lambda *args: generate(*args, image=None, prompt="what?")):
         with pytest.raises(InputError, match="There is no checkpoint in"):
             call(recipe, Workdir(tmp_path / "empty"))
     assert not (tmp_path / "empty").exists()
@@ -318,9 +339,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(recipe, tmp_path):
     with pytest.raises(
         InputError, match="is a checkpoint of stage 'other'; the recipe has pretrain, finetune"
     ):
-        saved.find_checkpoint(
-            recipe, Workdir(tmp_path), str(tmp_path / "checkpoints" / "other" / "3")
-        )
+        Workdir(tmp_path).find_checkpoint(recipe, str(tmp_path / "checkpoints" / "other" / "3"))
 
 
 def test_the_checkpoint_of_a_run_with_other_settings_is_refused(finished, recipe, tmp_path):
@@ -329,7 +348,7 @@ def test_the_checkpoint_of_a_run_with_other_settings_is_refused(finished, recipe
     other = dataclasses.replace(recipe, seed=7)
     path = workdir.checkpoints / "finetune" / str(STEPS["finetune"])
     with pytest.raises(InputError, match="was made by another recipe"):
-        run.evaluate(
+        evaluate(
             other,
             Workdir(tmp_path / "other"),
             checkpoint=str(path),
@@ -358,8 +377,8 @@ def test_a_request_is_a_training_conversation_up_to_its_answer(template, tmp_pat
         json.dumps([{"id": 0, "image": "0.png", "conversations": turns}])
     )
     source = LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path))
-    trained = open_source(source, template=template)[0]
-    asked = run.request(
+    trained = source.open(TEMPLATES[template])[0]
+    asked = request(
         DataConfig({"talk": source}, 64, template=template), str(tmp_path / "0.png"), "what is it?"
     )
     assert asked.prefix == trained.prefix == ()

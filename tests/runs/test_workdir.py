@@ -9,14 +9,21 @@ import sys
 import pytest
 
 from mmjax.config.load import load
+from mmjax.data.text.tokenizer import WordTokenizer
+from mmjax.data.text.vocabulary import filled
 from mmjax.errors import InputError
-from mmjax.runs.workdir import Workdir, default_path, differences, write_json
-from tests.golden import update as golden
+from mmjax.runs.workdir import Workdir, default_path, write_json
+from tests import squares
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    return load(golden.CONFIG)
+def settings(tmp_path_factory):
+    return squares.settings(squares.write_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def recipe(settings):
+    return load(squares.__file__, settings)
 
 
 def test_the_default_path_names_config_variant_and_overrides():
@@ -32,29 +39,70 @@ def test_the_default_path_names_config_variant_and_overrides():
 
 def test_a_claimed_workdir_holds_the_recipe(tmp_path, recipe):
     workdir = Workdir(tmp_path / "runs" / "one")
-    with workdir.claim(recipe):
-        assert workdir.recipe() == recipe
-    with workdir.claim(recipe):  # again: it is the same run
+    with workdir.claim(recipe) as (claimed, tokenizer):
+        assert workdir.recipe() == claimed
+    vocabulary = claimed.stages["squares"].model.decoder.vocabulary
+    assert recipe.stages["squares"].model.decoder.vocabulary is None
+    assert tokenizer.vocabulary <= vocabulary < tokenizer.vocabulary + 8
+    with workdir.claim(recipe) as again:  # with the vocabulary still open: it is the same run
+        assert again[0] == claimed
+    with workdir.claim(claimed) as again:
+        assert again[0] == claimed
+
+
+def test_another_vocabulary_is_another_recipe(tmp_path, recipe):
+    with Workdir(tmp_path).claim(recipe) as (claimed, _):
+        vocabulary = claimed.stages["squares"].model.decoder.vocabulary
+    message = f"stages.squares.model.decoder.vocabulary: {vocabulary} there, 4096 here"
+    with pytest.raises(InputError, match=message), Workdir(tmp_path).claim(filled(recipe, 4096)):
         pass
 
 
-def test_another_recipe_is_refused_with_what_differs(tmp_path, recipe):
+def test_a_tokenizer_that_is_there_is_kept(tmp_path):
+    """Its ids are those of the checkpoints, whatever becomes of the data."""
+    data = squares.write_data(tmp_path)
+    recipe, workdir = load(squares.__file__, squares.settings(data)), Workdir(tmp_path / "run")
+    with workdir.claim(recipe) as (claimed, tokenizer):
+        written = workdir.tokenizer.read_bytes()
+    squares.write_records(data, [{"image": "0.png", "text": f"word {n}"} for n in range(50)])
+    with workdir.claim(recipe) as (again, kept):
+        assert again == claimed and kept.vocabulary == tokenizer.vocabulary
+    assert workdir.tokenizer.read_bytes() == written
+
+
+def test_the_tokenizer_of_another_run_is_refused(tmp_path, recipe):
+    workdir = Workdir(tmp_path)
+    with workdir.claim(recipe):
+        before = workdir.config.read_bytes()
+    words = [f"word{number}" for number in range(50)]
+    WordTokenizer.build([" ".join(words)] * 9).save(workdir.tokenizer)
+    with pytest.raises(InputError, match=r"decoder\.vocabulary"), workdir.claim(recipe):
+        pass
+    assert workdir.config.read_bytes() == before
+
+
+def test_without_a_tokenizer_a_run_cannot_be_read(tmp_path, recipe):
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        Workdir(tmp_path).resolve(recipe)
+
+
+def test_another_recipe_is_refused_with_what_differs(tmp_path, recipe, settings):
     workdir = Workdir(tmp_path)
     with workdir.claim(recipe):
         pass
-    other = load(golden.CONFIG, {"stages.pretrain.steps": "7", "seed": "3"})
+    other = load(squares.__file__, settings | {"stages.squares.steps": "7", "seed": "3"})
     before = workdir.config.read_bytes()
     with pytest.raises(InputError) as caught, workdir.claim(other):
         pass
-    assert "stages.pretrain.steps: 2000 there, 7 here" in str(caught.value)
+    assert "stages.squares.steps: 8 there, 7 here" in str(caught.value)
     assert "seed: 0 there, 3 here" in str(caught.value)
     assert workdir.config.read_bytes() == before
 
 
-def test_settings_that_train_nothing_may_change(tmp_path, recipe):
+def test_settings_that_train_nothing_may_change(tmp_path, recipe, settings):
     with Workdir(tmp_path).claim(recipe):
         pass
-    louder = load(golden.CONFIG, {"logging.every": "1"})
+    louder = load(squares.__file__, settings | {"logging.every": "1"})
     with Workdir(tmp_path).claim(louder):
         assert Workdir(tmp_path).recipe().logging.every == 1
 
@@ -125,15 +173,20 @@ def _fail(_) -> None:
     raise KeyboardInterrupt
 
 
-def test_differences_name_leaves():
-    old = {"a": {"b": [1, 2], "c": 3}, "gone": 1}
-    new = {"a": {"b": [1], "c": 3}, "new": 1}
-    assert differences(old, new) == [
-        "a.b: [1, 2] there, [1] here",
-        "gone: only there",
-        "new: only here",
+def test_what_only_one_recipe_has_is_named(tmp_path, recipe):
+    with Workdir(tmp_path).claim(recipe):
+        pass
+    (stage,) = recipe.stages.values()
+    other = dataclasses.replace(stage, name="other")
+    changed = dataclasses.replace(recipe, stages={"other": other})
+    with pytest.raises(InputError) as caught, Workdir(tmp_path).claim(changed):
+        pass
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert lines == [
+        "stages.squares: only there",
+        "stages.other: only here",
+        "order: ['squares'] there, ['other'] here",
     ]
-    assert differences(old, json.loads(json.dumps(old))) == []
 
 
 def test_a_run_keeps_its_recipe_when_the_config_file_changes(tmp_path, recipe):
@@ -155,9 +208,9 @@ def test_wrong_input_before_the_first_checkpoint_leaves_nothing_behind(tmp_path,
     assert [*tmp_path.rglob("*")] == before
 
 
-def test_wrong_input_after_a_checkpoint_removes_nothing(tmp_path):
+def test_wrong_input_after_a_checkpoint_removes_nothing(tmp_path, recipe):
     workdir = Workdir(tmp_path / "run")
-    with pytest.raises(InputError), workdir.claim(load("configs/cos.py")):
+    with pytest.raises(InputError), workdir.claim(recipe):
         (workdir.checkpoints / "pretrain" / "10").mkdir(parents=True)
         raise InputError("too many samples are corrupt")
     assert workdir.config.exists() and (workdir.checkpoints / "pretrain" / "10").is_dir()

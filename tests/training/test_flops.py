@@ -94,9 +94,8 @@ def test_what_lies_before_all_that_is_trained_costs_its_forward_only():
     assert found.parts["vision"].backward == 0
     decoder = found.parts["decoder"]
     assert (decoder.weight_gradient, found.parts["lm_head"].weight_gradient) == (0, 0)
-    assert (
-        decoder.activation_gradient == decoder.forward + decoder.attention / 3
-    )  # linear maps once, attention twice
+    # Linear maps once, attention twice.
+    assert decoder.activation_gradient == decoder.forward + decoder.attention / 3
     assert count(trainable=("decoder/lm_head/*",)).row.backward == found.parts["lm_head"].forward
 
 
@@ -133,9 +132,8 @@ def test_a_low_rank_update_with_nothing_trained_before_it_has_one_activation_gra
     )
     found = count(model, trainable=("*/lora_a", "*/lora_b")).parts["decoder"]
     assert found.weight_gradient == 2 * TOKENS * rank * (640 + 256)
-    assert (
-        found.activation_gradient == 2 * TOKENS * rank * 256
-    )  # of x A, which the gradient of A needs
+    # Of x A, which the gradient of A needs.
+    assert found.activation_gradient == 2 * TOKENS * rank * 256
 
 
 def test_low_rank_updates():

@@ -8,8 +8,7 @@ import pytest
 
 from mmjax.errors import InputError
 from mmjax.recipe.recipe import OptimizerConfig, ParameterGroup
-from mmjax.training import state as optimizer
-from mmjax.training.state import Optimizer
+from mmjax.training.state import Optimizer, global_norm, norms, squared_norms, weight_decay
 
 SHAPES = {
     "vision/class_token": (4,),
@@ -35,7 +34,7 @@ def run(config, steps=3, total=10, scale=1.0):
     state = chosen.init(params)
     for step in range(steps):
         gradient = {path: scale * value for path, value in random_params(step + 1).items()}
-        norm = optimizer.global_norm(optimizer.squared_norms(gradient).values())
+        norm = global_norm(squared_norms(gradient).values())
         params, state = jax.jit(chosen.update)(gradient, state, params, step, norm)
     return params, state
 
@@ -113,8 +112,7 @@ def test_the_first_matching_group_decides():
 def test_a_groups_decay_never_reaches_a_vector():
     group = ParameterGroup("*", weight_decay=0.7)
     found = {
-        path: optimizer.weight_decay(path, value, CONFIG, group)
-        for path, value in random_params(0).items()
+        path: weight_decay(path, value, CONFIG, group) for path, value in random_params(0).items()
     }
     assert found == {path: 0.7 if decayed else 0.0 for path, decayed in DECAYED.items()}
 
@@ -149,7 +147,7 @@ def test_the_schedule_follows_optax_after_warm_up():
 
 def test_norms_by_module():
     params = random_params(0)
-    found = {module: float(value) for module, value in optimizer.parameter_norms(params).items()}
+    found = {module: float(value) for module, value in norms(squared_norms(params)).items()}
     flat = {
         m: np.concatenate([np.ravel(v) for path, v in params.items() if path.startswith(m + "/")])
         for m in ("vision", "decoder")
@@ -157,13 +155,11 @@ def test_norms_by_module():
     assert found == pytest.approx(
         {module: np.linalg.norm(values) for module, values in flat.items()}, rel=1e-6
     )
-    together = optimizer.global_norm(optimizer.squared_norms(params).values())
+    together = global_norm(squared_norms(params).values())
     assert float(together) == pytest.approx(float(optax.tree.norm(params)), rel=1e-6)
 
 
 def test_norms_of_half_precision_are_summed_in_float32():
     value = 1.0078125  # exact in bfloat16; its square is not
     params = {"decoder/embedding": jnp.full((64, 64), value, jnp.bfloat16)}
-    assert float(optimizer.parameter_norms(params)["decoder"]) == pytest.approx(
-        64 * value, rel=1e-6
-    )
+    assert float(norms(squared_norms(params))["decoder"]) == pytest.approx(64 * value, rel=1e-6)

@@ -8,14 +8,16 @@ import pytest
 
 from mmjax.data.loader import batches
 from mmjax.data.packing.rows import make_rows
-from mmjax.data.sources import open_source
+from mmjax.data.sources.easy_vqa import EasyVqaSource
+from mmjax.data.sources.llava import LlavaSource
+from mmjax.data.text.templates import TEMPLATES
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.data.text.vocabulary import MULTIPLE
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.resampler import ResamplerConfig
-from mmjax.recipe.recipe import DataConfig, EasyVqaSource, LlavaSource, OptimizerConfig, Stage
-from mmjax.training import state as training_state
+from mmjax.recipe.recipe import DataConfig, OptimizerConfig, Stage
+from mmjax.training.state import create
 from mmjax.training.step import make_train_step
 
 ROWS = 4
@@ -38,7 +40,7 @@ def mixed(tmp_path_factory):
         flip=True,
     )
     data = dataclasses.replace(data, holdout=5)
-    tokenizer = WordTokenizer.build(open_source(SOURCE, holdout=3950).texts())
+    tokenizer = WordTokenizer.build(SOURCE.open(TEMPLATES["plain"], holdout=3950).texts())
     model = VLMConfig(
         vision=ViTConfig(16, 4, 16, 1, 2, 16, norm="rms", class_token=False, embedding_norm=False),
         connector=ResamplerConfig(
@@ -53,9 +55,7 @@ def mixed(tmp_path_factory):
 
 def train(rows, stage, steps):
     model_def, _ = parameters.abstract(stage.model)
-    state = training_state.create(
-        parameters.initialize(stage.model, jax.random.key(0)), stage, jax.random.key(1)
-    )
+    state = create(parameters.initialize(stage.model, jax.random.key(0)), stage, jax.random.key(1))
     step = make_train_step(model_def, stage)
     losses, kinds = [], set()
     with batches(rows, stage.batch_size, 0, 0) as data:

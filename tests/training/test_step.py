@@ -11,8 +11,8 @@ from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.linear import LinearConfig
 from mmjax.recipe.recipe import DataConfig, OptimizerConfig, Stage
-from mmjax.training import metrics as training_metrics
-from mmjax.training import state as training_state
+from mmjax.training.metrics import merge, summary
+from mmjax.training.state import create
 from mmjax.training.step import make_evaluation_step, make_train_step
 from mmjax.typing import NO_TARGET, Batch
 
@@ -89,7 +89,7 @@ def run(batch, gradient_accumulation_steps=1, params=None, steps=1, **changes):
     stage = dataclasses.replace(
         STAGE, gradient_accumulation_steps=gradient_accumulation_steps, **changes
     )
-    state = training_state.create(params or make_params(), stage, jax.random.key(0))
+    state = create(params or make_params(), stage, jax.random.key(0))
     step = make_train_step(ToyStructure(), stage)
     for _ in range(steps):
         state, metrics = step(state, batch)
@@ -114,10 +114,9 @@ def test_gradient_accumulation_steps_are_one_batch(gradient_accumulation_steps, 
         run(batch, gradient_accumulation_steps),
     )
     assert_close(whole.optimizer.mu, parts.optimizer.mu)  # a tenth of the clipped gradient
-    assert_close(
-        whole.params, parts.params, 1e-4
-    )  # Adam divides by the gradient, and so magnifies the rounding of small ones
-    left, right = training_metrics.summary(whole_metrics), training_metrics.summary(parts_metrics)
+    # Adam divides by the gradient, and so magnifies the rounding of small ones.
+    assert_close(whole.params, parts.params, 1e-4)
+    left, right = summary(whole_metrics), summary(parts_metrics)
     assert left["gradient_norm"] > 0
     assert left == pytest.approx(right, rel=1e-5)
     assert int(parts_metrics.loss.count) == int((batch.targets != NO_TARGET).sum())
@@ -136,7 +135,7 @@ def test_the_gradient_is_of_the_mean_over_targets():
     loss, gradient = jax.value_and_grad(mean)(params)
     _, metrics = run(batch, params=make_params())
     norm = np.sqrt(sum(float((value**2).sum()) for value in gradient.values()))
-    found = training_metrics.summary(metrics)
+    found = summary(metrics)
     assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert found["gradient_norm"] == pytest.approx(norm, rel=1e-5)
     assert found["gradient_norm/vision"] == pytest.approx(
@@ -170,7 +169,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step(where, gradient_
 
 def test_training_goes_on_after_a_step_that_was_not_finite():
     step = make_train_step(ToyStructure(), STAGE)
-    state = training_state.create(make_params(), STAGE, jax.random.key(0))
+    state = create(make_params(), STAGE, jax.random.key(0))
     state, _ = step(state, make_batch(0))
     bias = state.trainable["vision/bias"]
     state, bad = step(
@@ -182,13 +181,13 @@ def test_training_goes_on_after_a_step_that_was_not_finite():
         make_batch(2),
     )
     assert [int(m.nonfinite_steps.compute()) for m in (bad, good)] == [1, 0]
-    assert np.isfinite(training_metrics.summary(good)["loss"])
+    assert np.isfinite(summary(good)["loss"])
     assert (int(state.step), int(state.optimizer.count)) == (3, 2)
 
 
 def test_a_batch_without_targets_moves_nothing():
     step = make_train_step(ToyStructure(), STAGE)
-    state, _ = step(training_state.create(make_params(), STAGE, jax.random.key(0)), make_batch())
+    state, _ = step(create(make_params(), STAGE, jax.random.key(0)), make_batch())
     before = {path: np.array(value) for path, value in state.params.items()}
     state, metrics = step(state, make_batch(empty_rows=range(ROWS)))
     assert_close(state.params, before, 0.0)
@@ -199,7 +198,7 @@ def test_a_batch_without_targets_moves_nothing():
 def test_twenty_varied_batches_compile_once(gradient_accumulation_steps):
     stage = dataclasses.replace(STAGE, gradient_accumulation_steps=gradient_accumulation_steps)
     step = make_train_step(ToyStructure(), stage)
-    state = training_state.create(make_params(), stage, jax.random.key(0))
+    state = create(make_params(), stage, jax.random.key(0))
     for seed in range(20):
         state, _ = step(state, make_batch(seed, empty_rows=range(seed % 4)))
     assert step._cache_size() == 1
@@ -217,9 +216,7 @@ def test_training_lowers_the_loss_and_frozen_parameters_stay():
         )
         for n in (1, 60)
     )
-    assert (
-        training_metrics.summary(last[1])["loss"] < 0.7 * training_metrics.summary(first[1])["loss"]
-    )
+    assert summary(last[1])["loss"] < 0.7 * summary(first[1])["loss"]
     state = last[0]
     assert set(state.frozen) == {"decoder/embedding", "vision/bias"}
     np.testing.assert_array_equal(state.frozen["decoder/embedding"], embedding)
@@ -233,7 +230,7 @@ def test_training_lowers_the_loss_and_frozen_parameters_stay():
 
 def test_the_state_is_consumed():
     step = make_train_step(ToyStructure(), STAGE)
-    state = training_state.create(make_params(), STAGE, jax.random.key(0))
+    state = create(make_params(), STAGE, jax.random.key(0))
     step(state, make_batch())
     assert all(value.is_deleted() for value in state.trainable.values())
 
@@ -244,7 +241,7 @@ def test_frozen_matrices_are_kept_in_the_compute_dtype():
         model=dataclasses.replace(MODEL, compute_dtype="bfloat16"),
         trainable=("decoder/lm_head/*",),
     )
-    state = training_state.create(make_params(), stage, jax.random.key(0))
+    state = create(make_params(), stage, jax.random.key(0))
     assert {path: str(value.dtype) for path, value in state.params.items()} == {
         "decoder/lm_head/kernel": "float32",
         "decoder/embedding": "bfloat16",
@@ -260,7 +257,7 @@ def test_evaluation_sums_merge_to_the_mean_over_all_targets():
     for seed in range(3):
         batch = make_batch(seed, empty_rows=range(2 * seed))
         found = evaluate(params, batch)
-        total = found if total is None else training_metrics.merge(total, found)
+        total = found if total is None else merge(total, found)
         each = Toy(params).supervised_logits(batch)
         logits.append(each[0])
         targets.append(each[1])
@@ -269,7 +266,7 @@ def test_evaluation_sums_merge_to_the_mean_over_all_targets():
     chosen = targets[targets >= 0]
     expected = -log_probabilities[np.arange(len(chosen)), chosen].mean()
     accuracy = (log_probabilities.argmax(-1) == chosen).mean()
-    assert training_metrics.summary(total) == pytest.approx(
+    assert summary(total) == pytest.approx(
         {"loss": expected, "token_accuracy": accuracy, "perplexity": np.exp(expected)}, rel=1e-5
     )
 
@@ -286,6 +283,4 @@ def test_rows_that_do_not_split_are_refused():
 )
 def test_a_glob_that_matches_nothing_is_refused(trainable, message):
     with pytest.raises(InputError, match=message):
-        training_state.create(
-            make_params(), dataclasses.replace(STAGE, trainable=trainable), jax.random.key(0)
-        )
+        create(make_params(), dataclasses.replace(STAGE, trainable=trainable), jax.random.key(0))

@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from mmjax.data.packing.rows import Rows, make_rows
+from mmjax.data.sources.jsonl import JsonlSource
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
@@ -17,15 +18,13 @@ from mmjax.models.connectors.linear import LinearConfig
 from mmjax.recipe.recipe import (
     CheckpointConfig,
     DataConfig,
-    JsonlSource,
     LoggingConfig,
     OptimizerConfig,
     Recipe,
     Stage,
 )
 from mmjax.training.logging import make_trackers
-from mmjax.training.loop import train_stage
-from mmjax.training.result import StageFiles, StageResult
+from mmjax.training.loop import StageFiles, StageResult, train_stage
 from mmjax.training.state import InitialParams
 
 COLOURS = ("red", "green", "blue", "white", "black", "pink")

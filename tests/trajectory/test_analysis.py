@@ -23,5 +23,5 @@ def test_surrogates_have_the_sizes_of_the_published_ones(config, cut, size):
     assert share == pytest.approx(size / whole, abs=3e-4)
 
 
-def test_a_range_of_one_layer_leaves_nothing_out():
+def test_a_range_of_one_layer_saves_nothing():
     assert surrogate_size(LanguageModelConfig(presets.llama31_8b()), 30)[1] == 1

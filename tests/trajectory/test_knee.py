@@ -1,9 +1,9 @@
-"""The fit finds corners that are there, and says how sure it is."""
+"""The fit finds knees that are there, and says how sure it is."""
 
 import numpy as np
 import pytest
 
-from mmjax.trajectory.knee import FEWEST, SHORTEST, confidence, find_knees
+from mmjax.trajectory.knee import MIN_LAYERS, MIN_SAMPLES, confidence, find_knees
 
 LAYERS = 32
 
@@ -24,7 +24,7 @@ def noisy(curve: np.ndarray, samples: int, size: float, seed: int = 0) -> np.nda
 
 
 @pytest.mark.parametrize("corner", [2, 9, 15, 24, 29])
-def test_a_known_corner_is_found(corner):
+def test_a_known_knee_is_found(corner):
     curve = bent(corner)
     knee = find_knees(curve[None])[0]
     assert knee.cut == corner + 1
@@ -50,7 +50,7 @@ def test_of_a_straight_line_the_confidence_is_low(seed):
 
 
 def test_few_samples_are_not_trusted():
-    curves = noisy(bent(15), FEWEST - 1, 0.01)
+    curves = noisy(bent(15), MIN_SAMPLES - 1, 0.01)
     knee = find_knees(np.median(curves, axis=0)[None])[0]
     assert confidence(curves, knee).near == 1
     assert confidence(curves, knee).verdict == "low"
@@ -64,16 +64,16 @@ def test_few_samples_are_not_trusted():
         np.linspace(1, 0, LAYERS) ** 2,  # bends up everywhere
     ],
 )
-def test_no_corner(curve):
+def test_no_knee(curve):
     assert find_knees(curve[None]) == [None]
 
 
 def test_each_line_has_its_layers():
     """A drop at the very end, or one at the very beginning, is no phase."""
-    assert find_knees(bent(LAYERS - 2)[None])[0].corner == LAYERS - SHORTEST
+    assert find_knees(bent(LAYERS - 2)[None])[0].layer == LAYERS - MIN_LAYERS
     assert find_knees(bent(0, early=0)[None] + 1e-3 * np.arange(LAYERS) ** 0.5) != [None]
-    assert find_knees(bent(1, layers=2 * SHORTEST - 2)[None]) == [None]
-    assert find_knees(bent(2, layers=2 * SHORTEST - 1)[None])[0].cut == SHORTEST
+    assert find_knees(bent(1, layers=2 * MIN_LAYERS - 2)[None]) == [None]
+    assert find_knees(bent(2, layers=2 * MIN_LAYERS - 1)[None])[0].cut == MIN_LAYERS
 
 
 def test_curves_are_fitted_each_for_itself():
@@ -83,7 +83,7 @@ def test_curves_are_fitted_each_for_itself():
     assert [knee and knee.cut for knee in found] == [10, None, 21]
 
 
-def test_resamples_without_a_corner_do_not_count_as_near():
+def test_resamples_without_a_knee_do_not_count_as_near():
     curves = np.concatenate(
         [
             np.repeat(bent(15)[None], 11, axis=0),

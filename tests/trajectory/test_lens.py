@@ -11,8 +11,7 @@ from flax import nnx
 from mmjax.kernels.attention import IntervalMask
 from mmjax.models import parameters
 from mmjax.models.attention import rope_cos_sin
-from mmjax.trajectory import lens as lens_module
-from mmjax.trajectory.lens import Lens
+from mmjax.trajectory.lens import Lens, read_padded
 from tests.chat import tiny_models
 
 CONFIG = tiny_models.language_model(layers=5)
@@ -40,14 +39,14 @@ def states(model_def, params):
     decoder = model_def.merge(params).decoder
     graph, stacked = nnx.split(decoder.layers)
     x = decoder.embed_tokens(TOKENS[None])
-    mask, turn = (
+    mask, cos_sin = (
         IntervalMask.from_segments(jnp.ones((1, 20), jnp.int32)),
         rope_cos_sin(jnp.arange(20)[None], 8, 10_000.0, None),
     )
     found = []
     for index in range(5):
         block = nnx.merge(graph, jax.tree.map(lambda array, index=index: array[index], stacked))
-        x, _ = block(x, turn, mask, None, None)
+        x, _ = block(x, cos_sin, mask, None, None)
         found.append(x[0])
     return np.stack(found)
 
@@ -76,7 +75,7 @@ def test_the_last_of_them_is_what_the_model_predicts_from(model_def, params):
 
 
 def test_a_decoder_in_several_stacks_has_the_states_of_all_of_them(params):
-    """Of five blocks, the second to the fourth are left out but for one: the states are those of a decoder of these three."""
+    """Of five blocks, the second to the fourth are removed but for one: the states are those of a decoder of these three."""
     chosen = {
         "decoder/kept_layers/0/": [0],
         "decoder/translators/0/": [3],
@@ -130,21 +129,19 @@ def test_divergence_over_the_vocabulary(model_def, params, scores):
 @pytest.mark.parametrize("measure", ["positions", "vocabulary"])
 def test_padding_changes_nothing(model_def, params, measure):
     """However long it is, whatever stands in it, and however the row is cut into chunks."""
-    plain = np.asarray(lens_module._read(model_def, measure, params, TOKENS, 20))[:, :19]
+    plain = np.asarray(read_padded(model_def, measure, params, TOKENS, 20))[:, :19]
     for length in (21, 32, 256):
         row = np.full(length, 7, np.int32)
         row[:20] = TOKENS
-        padded = np.asarray(lens_module._read(model_def, measure, params, row, 20))[:, :19]
+        padded = np.asarray(read_padded(model_def, measure, params, row, 20))[:, :19]
         np.testing.assert_allclose(padded, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_few_lengths_are_compiled(model_def, params):
     lens = Lens(model_def, params, "positions", 300)
-    assert {lens._padded(count) for count in range(3, 301)} == {32, 64, 128, 256, 320}
-    assert all(lens._padded(count) >= count for count in range(3, 301))
-    assert {Lens(model_def, params, "positions", 9)._padded(count) for count in range(3, 10)} == {
-        32
-    }
+    assert {lens.padded(count) for count in range(3, 301)} == {32, 64, 128, 256, 320}
+    assert all(lens.padded(count) >= count for count in range(3, 301))
+    assert {Lens(model_def, params, "positions", 9).padded(count) for count in range(3, 10)} == {32}
 
 
 def test_no_array_of_all_scores_exists():
@@ -155,7 +152,7 @@ def test_no_array_of_all_scores_exists():
     model_def, shapes = parameters.abstract(config)
     row = jax.ShapeDtypeStruct((512,), jnp.int32)
     for measure in ("positions", "vocabulary"):
-        text = lens_module._read.lower(
+        text = read_padded.lower(
             model_def, measure, shapes, row, jax.ShapeDtypeStruct((), jnp.int32)
         ).as_text()
         assert "128x1000x" in text

@@ -36,14 +36,14 @@ def test_one_object_a_line(file):
     assert list(read_texts(path)) == ["one\n\ntwo", ""]
 
 
-def test_cut_counted_and_left_out(file):
+def test_cut_counted_and_skipped(file):
     path = file("one two\n\none two three four five\n\nfive\n\none two three\n\nfour three two one")
     found = read_samples(path, TOKENIZER, **SIZES | {"count": 2})
     assert [TOKENIZER.decode(tokens) for tokens in found.tokens] == [
         "one two three four",
         "one two three",
     ]
-    assert (found.left_out, found.total) == (2, 7)
+    assert (found.skipped, found.total) == (2, 7)
     again = read_samples(path, TOKENIZER, **SIZES)
     assert len(again.tokens) == 3
     assert again.digest != found.digest

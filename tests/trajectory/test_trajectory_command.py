@@ -72,7 +72,7 @@ def test_it_writes_what_it_measured(folder, text, tmp_path, capsys, measure):
     )
     assert record["text"] | {"digest": "", "file": ""} == {
         "samples": 4,
-        "left_out": 0,
+        "skipped": 0,
         "tokens": 96,
         "longest": 24,
         "digest": "",
@@ -136,7 +136,7 @@ def test_lines_of_json_fewer_samples_and_a_whole_model(tmp_path):
         == 0
     )
     record = json.loads((tmp_path / "out" / "trajectory.json").read_text())
-    assert (record["text"]["samples"], record["text"]["left_out"], record["model"]["dtype"]) == (
+    assert (record["text"]["samples"], record["text"]["skipped"], record["model"]["dtype"]) == (
         2,
         1,
         "bfloat16",
@@ -175,7 +175,7 @@ def test_a_folder_that_holds_something_keeps_it(folder, text, tmp_path):
     ],
 )
 def test_the_folder_is_named_after_the_weights(weights, folder):
-    assert trajectory._name(weights) == folder
+    assert trajectory.folder_name(weights) == folder
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_the_folder_is_named_after_the_weights(weights, folder):
         ),
         (
             ["--weights={folder}", "--text={text}", "--samples=0"],
-            "--samples is 0; it must be positive",
+            "--samples must be positive, not 0",
         ),
         (["--weights={folder}", "--text={text}", "--samples=many"], "--samples: invalid int value"),
         (
             ["--weights={folder}", "--text={text}", "--length=2"],
-            "--length is 2; it must be 3 or more",
+            "--length must be 3 or more, not 2",
         ),
         (["--weights={folder}", "--text={text}", "--out={text}"], "there is a file in its place"),
         (

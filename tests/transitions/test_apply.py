@@ -217,4 +217,4 @@ def test_the_summary_groups_and_counts():
         ["decoder", "copied", "2", "1,006"],
         ["vision", "resized", "1", "4", "2", "x", "2", "to", "4", "x", "4"],
     ]
-    assert lines[3] == "left behind: decoder/c"
+    assert lines[3] == "dropped: decoder/c"

@@ -206,7 +206,7 @@ def test_a_scale_without_children_is_left_behind_and_said_so(make_model, random_
     assert not any(path.startswith("connector/scales/1") for path in after)
     assert "connector/scales/1/queries" in manifest.dropped
     assert all(path.startswith("connector/scales/1/") for path in manifest.dropped)
-    assert "left behind: connector/scales/1/" in manifest.summary()
+    assert "dropped: connector/scales/1/" in manifest.summary()
 
 
 REFUSED = {

@@ -8,8 +8,7 @@ import pytest
 from mmjax.errors import InputError
 from mmjax.models.config import DynamicScaling, LanguageModelConfig, LinearScaling, YarnScaling
 from mmjax.weights import load_pretrained
-from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families import BY_MODEL_TYPE
+from mmjax.weights.families.base import ConfigJson, find_family
 from mmjax.weights.load import open_pretrained
 from mmjax.weights.save import save_params
 from tests.weights.models import LLAMA, params_of, saved
@@ -70,7 +69,8 @@ ROPE = {
 
 
 def read(settings, model_type="llama"):
-    return BY_MODEL_TYPE[model_type].read(ConfigJson(SMALL | settings, "config.json"))
+    given = ConfigJson(SMALL | settings | {"model_type": model_type}, "config.json")
+    return find_family(given).read(given)
 
 
 @pytest.mark.parametrize("case", ROPE)

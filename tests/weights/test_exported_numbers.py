@@ -3,17 +3,19 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from mmjax.errors import InputError
-from mmjax.port import __main__ as port
+from mmjax.port import __main__ as command
+from mmjax.port.port import port
 from mmjax.weights import load_pretrained, placing, save_pretrained
 from mmjax.weights.orbax_folder import save_orbax
 from mmjax.weights.save import save_params
 from tests.weights.models import CONFIGS, params_of, saved
 
 NORM, UP = "decoder/norm/scale", "decoder/layers/mlp/up/kernel"
-THEIRS = {NORM: "model.norm.weight", UP: "model.layers.1.mlp.up_proj.weight"}
+TENSORS = {NORM: "model.norm.weight", UP: "model.layers.1.mlp.up_proj.weight"}
 PLACES = {NORM: (3,), UP: (1, 5, 7)}
 
 
@@ -27,7 +29,7 @@ def params(path, value):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_what_is_not_finite_is_not_written(path, value, dtype, tmp_path):
     with pytest.raises(
-        InputError, match=f"Tensor '{THEIRS[path]}' has numbers that are not finite"
+        InputError, match=f"Tensor '{TENSORS[path]}' has numbers that are not finite"
     ):
         save_params(params(path, value), CONFIGS["llama"], tmp_path / "new" / "out", dtype=dtype)
     assert not list(tmp_path.iterdir())
@@ -38,7 +40,7 @@ def test_what_would_not_be_finite_is_not_written(path, tmp_path):
     found = params(path, -1e6)
     with pytest.raises(
         InputError,
-        match=f"Tensor '{THEIRS[path]}' cannot be written as float16: its largest number, 1e\\+06, would be",
+        match=f"Tensor '{TENSORS[path]}' cannot be written as float16: its largest number, 1e\\+06, would be",
     ):
         save_params(found, CONFIGS["llama"], tmp_path / "out", dtype="float16")
     assert not list(tmp_path.iterdir())
@@ -57,10 +59,10 @@ def test_nor_by_orbax(value, tmp_path):
 def test_nor_by_port(to, tmp_path, capsys):
     folder = saved("llama", tmp_path / "llama")
     tensors = load_file(folder / "model.safetensors")
-    tensors[THEIRS[UP]][0, 0] = 1e6
+    tensors[TENSORS[UP]][0, 0] = 1e6
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert port.main([str(folder), str(tmp_path / "out"), f"--to={to}", "--dtype=float16"]) == 2
-    assert THEIRS[UP] in (said := capsys.readouterr().err) or UP in said
+    assert command.main([str(folder), str(tmp_path / "out"), f"--to={to}", "--dtype=float16"]) == 2
+    assert TENSORS[UP] in (said := capsys.readouterr().err) or UP in said
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 
@@ -108,5 +110,5 @@ def test_other_dtypes_are_refused(dtype, tmp_path):
 def test_nor_by_port_as_a_function(tmp_path):
     folder = saved("llama", tmp_path / "llama")
     with pytest.raises(ValueError, match="it must be one of float32, bfloat16, float16"):
-        port.port(str(folder), tmp_path / "out", dtype="int8")
+        port(str(folder), tmp_path / "out", Console(), dtype="int8")
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]

@@ -116,11 +116,11 @@ def same_as_package(path: pathlib.Path, source: Any) -> None:
 
 def same_as_reader(path: pathlib.Path, source: Any) -> None:
     try:
-        theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        listed = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     except Exception:
         return  # It refuses more, such as a version of which it knows nothing, and not by one kind of error.
-    assert set(theirs) == set(source.tensors)
-    for name, tensor in theirs.items():
+    assert set(listed) == set(source.tensors)
+    for name, tensor in listed.items():
         assert (
             gguf.dequantize(tensor.data, tensor.tensor_type).tobytes()
             == source.read(name).tobytes()

@@ -93,7 +93,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.mark.parametrize("kind", [*KINDS, "experts"])
 def test_every_kind_is_read_as_the_package_reads_it(model: pathlib.Path, kind: str):
-    theirs = next(tensor for tensor in gguf.GGUFReader(model).tensors if tensor.name == kind)
+    listed = next(tensor for tensor in gguf.GGUFReader(model).tensors if tensor.name == kind)
     with open_weights(model) as source:
         found = source.read(kind)
         assert source.tensors[kind] == TensorInfo(found.shape, np.dtype(np.float32))
@@ -103,7 +103,7 @@ def test_every_kind_is_read_as_the_package_reads_it(model: pathlib.Path, kind: s
         and np.isfinite(found).all()
         and found.std() > 0.1
     )
-    np.testing.assert_array_equal(found, gguf.dequantize(theirs.data, theirs.tensor_type))
+    np.testing.assert_array_equal(found, gguf.dequantize(listed.data, listed.tensor_type))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
@@ -120,7 +120,7 @@ def test_shapes_are_out_in(model: pathlib.Path):
         assert source.tensors["Q4_K"].shape == SHAPE
         assert source.tensors["experts"].shape == (3, 4, 64)
         np.testing.assert_array_equal(source.read("norm.weight"), np.arange(5))
-        assert source.kind_of("experts") == "Q8_0" and source.files == (model,)
+        assert source.stored_as("experts") == "Q8_0" and source.files == (model,)
 
 
 def test_fields_are_plain_values(model: pathlib.Path):
@@ -138,12 +138,12 @@ def test_fields_are_plain_values(model: pathlib.Path):
         and fields["types"] == [1, 2, 3]
     )
     assert fields["flags"] == [True, False]
-    theirs = {
+    listed = {
         key: field.contents()
         for key, field in gguf.GGUFReader(model).fields.items()
         if not key.startswith("GGUF.")
     }
-    assert fields == theirs
+    assert fields == listed
 
 
 @hypothesis.given(

@@ -77,7 +77,7 @@ def write(folder, architecture, config, fields=None, tensors=None):
     """A model with random numbers as a GGUF file. Returns its path and its parameters."""
     whole = LanguageModelConfig(config, compute_dtype="float32")
     params = params_of(whole)
-    save_params(params, whole, folder / "theirs")
+    save_params(params, whole, folder / "transformers")
     own = {
         "block_count": config.layers,
         "embedding_length": config.width,
@@ -104,7 +104,7 @@ def write(folder, architecture, config, fields=None, tensors=None):
     for key, value in (own | (fields or {})).items():
         add[type(value)](key if key.startswith("tokenizer") else f"{architecture}.{key}", value)
     for name, array in (
-        converted(load_file(folder / "theirs" / "model.safetensors"), architecture, config)
+        converted(load_file(folder / "transformers" / "model.safetensors"), architecture, config)
         | (tensors or {})
     ).items():
         writer.add_tensor(name, np.ascontiguousarray(array))
@@ -115,10 +115,10 @@ def write(folder, architecture, config, fields=None, tensors=None):
     return folder / "model.gguf", params
 
 
-def converted(theirs, architecture, config):
+def converted(tensors, architecture, config):
     """Tensors of transformers as llama.cpp has them."""
     found, experts = {}, {}
-    for name, array in theirs.items():
+    for name, array in tensors.items():
         module, _, leaf = name.rpartition(".")
         layer = f"blk.{name.split('.')[2]}." if ".layers." in name else ""
         module = ".".join(module.split(".")[3:]) if layer else module

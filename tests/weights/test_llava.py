@@ -10,13 +10,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mmjax.errors import InputError
+from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
 from mmjax.models.connectors.mlp import MLPConfig
 from mmjax.weights import load_pretrained
-from mmjax.weights.families import LLAVA
+from mmjax.weights.families import llava
+from mmjax.weights.families.base import find_writer
 from mmjax.weights.families.llama import write_decoder
 from mmjax.weights.families.siglip import write as write_siglip
-from mmjax.weights.rules import pieces
+from mmjax.weights.rules import tensor_slices
 from tests.weights.models import LLAMA, SIGLIP, params_of
 
 CLIP = pathlib.Path(__file__).parents[1] / "parity" / "references" / "pretrained" / "llava"
@@ -28,13 +30,14 @@ CONFIG = VLMConfig(
 )
 
 
-def of_siglip(folder, **settings):
+def of_siglip(folder, model=CONFIG, **settings):
     folder.mkdir()
-    params = params_of(CONFIG)
-    found = pieces(LLAVA.rules(CONFIG), params)
+    params = params_of(model)
     tensors = {
-        piece.name: np.array(piece.layout.to_theirs(np.asarray(params[piece.target])[piece.index]))
-        for piece in found
+        found.name: np.ascontiguousarray(
+            found.layout.to_checkpoint(np.asarray(params[found.param_path])[found.index])
+        )
+        for found in tensor_slices(llava.rules(model), params)
     }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     vision = write_siglip(CONFIG.vision) | {"model_type": "siglip_vision_model"}
@@ -67,10 +70,10 @@ def test_an_encoder_without_a_class_token_gives_all_of_its_patches(tmp_path):
     "settings",
     [{}, {"vision_feature_select_strategy": None}, {"vision_feature_select_strategy": "default"}],
 )
-def test_without_a_class_token_there_is_nothing_to_leave_out(settings, tmp_path):
+def test_without_a_class_token_there_is_nothing_to_remove(settings, tmp_path):
     with pytest.raises(
         InputError,
-        match='"default", which leaves out the first feature, but this encoder has no class token',
+        match='"default", which removes the first feature, but this encoder has no class token',
     ):
         load_pretrained(of_siglip(tmp_path / "siglip", **settings))
 
@@ -89,3 +92,34 @@ def test_tied_by_the_config_of_the_whole(tmp_path):
     del found["language_model.lm_head.weight"]
     save_file(found, folder / "model.safetensors", {"format": "pt"})
     assert load_pretrained(folder).config.decoder.tie_word_embeddings
+
+
+FAMILIES = {
+    "qwen3": dataclasses.replace(LLAMA, query_key_norm=True),
+    "mixtral": dataclasses.replace(LLAMA, experts=2),
+    "dinov2": dataclasses.replace(
+        CONFIG.vision, activation="gelu", class_token=True, layer_scale=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parts_of_any_family(name, tmp_path):
+    """Under the names that the family itself has, and with the spellings that it knows."""
+    part = FAMILIES[name]
+    which = "vision" if name == "dinov2" else "decoder"
+    config = dataclasses.replace(CONFIG, **{which: part})
+    family = find_writer(part)
+    assert family.model_types[0] == name
+    settings = {f"{'vision' if which == 'vision' else 'text'}_config": family.write(part)}
+    settings[next(iter(settings))]["model_type"] = name
+    strategy = "default" if config.vision.class_token else "full"
+    folder = of_siglip(
+        tmp_path / "model", config, vision_feature_select_strategy=strategy, **settings
+    )
+    model = load_pretrained(folder)
+    assert getattr(model.config, which).layers == part.layers
+    assert [origin.family for origin in model.origins if origin.part == which] == [family.name]
+    found = parameters.split(model)[1]
+    for path, value in params_of(config).items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)

@@ -161,9 +161,8 @@ def test_a_number_that_is_not_finite_is_refused_by_name(tmp_path, monkeypatch):
     params = params_of(CONFIGS["llama"])
     params["decoder/norm/scale"] = params["decoder/norm/scale"].at[3].set(np.nan)
     with monkeypatch.context() as patched:
-        patched.setattr(
-            orbax_folder, "_is_finite", lambda value: True
-        )  # else it would not be written
+        # Else it would not be written.
+        patched.setattr(orbax_folder, "_is_finite", lambda value: True)
         save_orbax(params, CONFIGS["llama"], tmp_path / "model")
     with pytest.raises(InputError, match="decoder/norm/scale has numbers that are not finite"):
         load_pretrained(tmp_path / "model")

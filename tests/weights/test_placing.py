@@ -55,12 +55,12 @@ class Counting:
 def counted(folder, shardings=None, dtype=np.float32):
     """The parameters of a folder; what was read for them; the bytes of its tensors."""
     with open_pretrained(folder) as opened:
-        for part in opened.parts:
-            part.source = Counting(part.source)
+        for group in opened.groups:
+            group.source = Counting(group.source)
         params = opened.read(stored(opened.config, opened.shapes, dtype), shardings, dtype=dtype)
         return (
             params,
-            [read for part in opened.parts for read in part.source.read_parts],
+            [read for group in opened.groups for read in group.source.read_parts],
             opened.nbytes,
         )
 
@@ -220,10 +220,10 @@ def one_device(root):
         ("norm", "norm/scale"),
     ):
         with open_pretrained(root / "llama") as opened:
-            opened.parts[0].source = Counting(opened.parts[0].source)
+            opened.groups[0].source = Counting(opened.groups[0].source)
             wanted = {f"decoder/{path}": opened.shapes[f"decoder/{path}"]}
             opened.read(wanted, shardings)
-            read = sum(size for *_, size in opened.parts[0].source.read_parts)
+            read = sum(size for *_, size in opened.groups[0].source.read_parts)
         shares[name] = read / (4 * int(np.prod(wanted[f"decoder/{path}"].shape)))
     return shares
 
@@ -235,7 +235,7 @@ def memory_worker(folder, dtype, kind):
     with open_pretrained(folder) as opened:  # what is made once: traces, thread pools
         path = "decoder/norm/scale"
         opened.read({path: opened.shapes[path]})
-        opened.lines  # noqa: B018
+        opened.mappings  # noqa: B018
     before = high_water()
     params = parameters.split(load_pretrained(folder, dtype=dtype))[1]
     jax.block_until_ready(params)

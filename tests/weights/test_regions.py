@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from mmjax.weights.placing import boxes, within
 from mmjax.weights.rules import (
     IDENTITY,
     TRANSPOSED,
@@ -17,17 +18,17 @@ from mmjax.weights.rules import (
     Patches,
     TensorSlice,
 )
-from mmjax.weights.targets import boxed, in_file, lengths, turned, within
+from mmjax.weights.targets import region_shape
 
 LAYOUTS: dict[str, tuple[Layout, tuple[int, ...]]] = {
-    "same": (IDENTITY, (6, 4)),
-    "same vector": (IDENTITY, (6,)),
+    "identity": (IDENTITY, (6, 4)),
+    "identity of a vector": (IDENTITY, (6,)),
     "transposed": (TRANSPOSED, (6, 4)),
     "transposed stack": (TRANSPOSED, (3, 6, 4)),
     "interleaved": (Interleaved(2), (6, 8)),
     "interleaved vector": (InterleavedVector(2), (8,)),
     "patches": (Patches(2), (12, 5)),
-    "led": (LeadingOnes(2), (6,)),
+    "leading ones": (LeadingOnes(2), (6,)),
 }
 
 
@@ -36,10 +37,10 @@ LAYOUTS: dict[str, tuple[Layout, tuple[int, ...]]] = {
 @hypothesis.settings(deadline=None, max_examples=30)
 def test_a_part_is_made_of_what_is_read_for_it(name: str, data: st.DataObject):
     layout, shape = LAYOUTS[name]
-    ours = np.arange(math.prod(shape)).reshape(shape)
-    theirs = layout.to_theirs(ours)
-    assert theirs.shape == layout.theirs(shape)
-    piece = TensorSlice("x", theirs.shape, "x", (), layout)
+    param = np.arange(math.prod(shape)).reshape(shape)
+    tensor = layout.to_checkpoint(param)
+    assert tensor.shape == layout.checkpoint_shape(shape)
+    found = TensorSlice("x", tensor.shape, "x", (), layout)
     own = tuple(
         data.draw(
             st.integers(0, size - 1).flatmap(
@@ -48,35 +49,36 @@ def test_a_part_is_made_of_what_is_read_for_it(name: str, data: st.DataObject):
         )
         for size in shape
     )
-    part = in_file(piece, own)
-    value = turned(piece, own, theirs[tuple(slice(*ends) for ends in part)])
-    np.testing.assert_array_equal(value, ours[tuple(slice(*ends) for ends in own)])
+    value = found.to_param(own, tensor[tuple(slice(*ends) for ends in found.needed(own))])
+    np.testing.assert_array_equal(value, param[tuple(slice(*ends) for ends in own)])
 
 
 def test_where_the_layout_allows_only_the_part_is_read():
-    piece = TensorSlice("x", (8, 6), "x", (), TRANSPOSED)
-    assert in_file(piece, ((1, 3), (4, 8))) == ((4, 8), (1, 3))
-    assert in_file(TensorSlice("x", (8, 6), "x", (), Interleaved(2)), ((1, 3), (4, 8))) == (
-        (0, 8),
-        (1, 3),
-    )
+    region = ((1, 3), (4, 8))
+    transposed = TensorSlice("x", (8, 6), "x", (), TRANSPOSED)
+    assert transposed.needed(region) == ((4, 8), (1, 3))
+    assert transposed.needed(region, rows=(1, 2)) == ((5, 6), (1, 3))
+    interleaved = TensorSlice("x", (8, 6), "x", (), Interleaved(2))
+    assert interleaved.needed(region) == ((0, 8), (1, 3))
+    second_of_two = TensorSlice("x", (16, 6), "x", (0,), TRANSPOSED, start=8, count=8)
+    assert second_of_two.needed(((0, 1), *region)) == ((12, 16), (1, 3))
 
 
 def test_columns_of_the_same_rows_are_read_together_and_rows_apart():
     columns = [((0, 4), (0, 3)), ((0, 4), (3, 6))]
-    assert boxed(columns) == [((0, 4), (0, 6))]
+    assert boxes(columns) == [((0, 4), (0, 6))]
     rows = [((0, 4), (0, 6)), ((8, 12), (0, 6))]
-    assert boxed(rows) == rows
-    assert boxed([*columns, ((8, 12), (0, 3)), ((8, 12), (3, 6))]) == rows
-    assert boxed([columns[0], columns[0]]) == [columns[0]]
+    assert boxes(rows) == rows
+    assert boxes([*columns, ((8, 12), (0, 3)), ((8, 12), (3, 6))]) == rows
+    assert boxes([columns[0], columns[0]]) == [columns[0]]
     gap = [((0, 4), (0, 1)), ((0, 4), (5, 6))]
-    assert boxed(gap) == gap
-    assert boxed([(), ()]) == [()]
+    assert boxes(gap) == gap
+    assert boxes([(), ()]) == [()]
 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8))
 def test_every_part_is_in_a_box_and_no_more_is_read_than_the_parts(places: list[tuple[int, int]]):
     parts = [((2 * row, 2 * row + 2), (3 * column, 3 * column + 3)) for row, column in places]
-    boxes = boxed(parts)
-    assert all(any(within(part, box) is not None for box in boxes) for part in parts)
-    assert sum(math.prod(lengths(box)) for box in boxes) == 6 * len(set(parts))
+    found = boxes(parts)
+    assert all(any(within(part, box) is not None for box in found) for part in parts)
+    assert sum(math.prod(region_shape(box)) for box in found) == 6 * len(set(parts))

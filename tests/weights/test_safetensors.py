@@ -35,29 +35,29 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def test_a_file_has_the_bytes_that_the_package_writes(tmp_path: pathlib.Path):
-    write_safetensors(tmp_path / "ours.safetensors", listed(arrays()))
-    safetensors.numpy.save_file(arrays(), tmp_path / "theirs.safetensors", {"format": "pt"})
-    assert (tmp_path / "ours.safetensors").read_bytes() == (
-        tmp_path / "theirs.safetensors"
+    write_safetensors(tmp_path / "written.safetensors", listed(arrays()))
+    safetensors.numpy.save_file(arrays(), tmp_path / "package.safetensors", {"format": "pt"})
+    assert (tmp_path / "written.safetensors").read_bytes() == (
+        tmp_path / "package.safetensors"
     ).read_bytes()
 
 
 def test_what_was_written_is_read(tmp_path: pathlib.Path):
     write_safetensors(
-        tmp_path / "ours.safetensors", listed(arrays()), {"format": "pt", "by": "a test"}
+        tmp_path / "written.safetensors", listed(arrays()), {"format": "pt", "by": "a test"}
     )
-    found = everything(tmp_path / "ours.safetensors")
+    found = everything(tmp_path / "written.safetensors")
     assert set(found) == set(arrays())
     assert all(same(found[name], array) for name, array in arrays().items())
-    with open_weights(tmp_path / "ours.safetensors") as source:
+    with open_weights(tmp_path / "written.safetensors") as source:
         assert source.metadata == {"format": "pt", "by": "a test"}
-        assert source.files == (tmp_path / "ours.safetensors",)
+        assert source.files == (tmp_path / "written.safetensors",)
         assert source.tensors["scale"] == TensorInfo((), np.dtype(np.float32))
 
 
 def test_what_the_package_wrote_is_read(tmp_path: pathlib.Path):
-    safetensors.numpy.save_file(arrays(), tmp_path / "theirs.safetensors")
-    found = everything(tmp_path / "theirs.safetensors")
+    safetensors.numpy.save_file(arrays(), tmp_path / "package.safetensors")
+    found = everything(tmp_path / "package.safetensors")
     assert set(found) == set(arrays())
     assert all(same(found[name], array) for name, array in arrays().items())
 

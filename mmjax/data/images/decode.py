@@ -37,7 +37,13 @@ def load_image(
     """
     if resize not in get_args(Resize):
         raise ValueError(f"unknown resize {resize!r}")
-    return load_fitted(source, lambda image: _fitted(image, size, resize))
+
+    def fit(image: Pillow.Image) -> Pillow.Image:
+        if resize == "crop":
+            return centre_crop(resize_shorter(image, size, Pillow.Resampling.BICUBIC), size, size)
+        return image.resize((size, size), Pillow.Resampling.BICUBIC)
+
+    return load_fitted(source, fit)
 
 
 def load_fitted(
@@ -52,7 +58,11 @@ def load_fitted(
         else str(source)
     )
     try:
-        with _open(source) as image:
+        if isinstance(source, np.ndarray):
+            opened = Pillow.fromarray(source)
+        else:
+            opened = Pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with opened as image:
             if image.width * image.height > MAX_PIXELS:
                 raise SampleError(
                     "oversized image", f"{where} has {image.width} x {image.height} pixels"
@@ -73,12 +83,6 @@ def load_fitted(
         raise SampleError("corrupt image", f"{where}: {error}") from None
 
 
-def _open(source: Path | str | bytes | np.ndarray) -> Pillow.Image:
-    if isinstance(source, np.ndarray):
-        return Pillow.fromarray(source)
-    return Pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-
-
 def _to_rgb(image: Pillow.Image) -> Pillow.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would clip at 255
         return Pillow.fromarray(
@@ -88,12 +92,6 @@ def _to_rgb(image: Pillow.Image) -> Pillow.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Pillow.alpha_composite(Pillow.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _fitted(image: Pillow.Image, size: int, resize: Resize) -> Pillow.Image:
-    if resize == "crop":
-        return centre_crop(resize_shorter(image, size, Pillow.Resampling.BICUBIC), size, size)
-    return image.resize((size, size), Pillow.Resampling.BICUBIC)
 
 
 def resize_shorter(image: Pillow.Image, size: int, resample: Pillow.Resampling) -> Pillow.Image:
@@ -147,9 +145,8 @@ class ImageCache:
         return pixels
 
     def __getstate__(self) -> dict:
-        return {
-            "_free": self._free + sum(pixels.nbytes for pixels in self._images.values())
-        }  # another process starts with an empty one
+        # Another process starts with an empty one.
+        return {"_free": self._free + sum(pixels.nbytes for pixels in self._images.values())}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["_free"])  # type: ignore[misc]

@@ -59,14 +59,15 @@ class ImageProcessor:
 
     def load(self, source: Path | str | bytes | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
         """The pixels of an image as the encoder wants them, but for mean and std. Source and errors as in `load_image`."""
-        return load_fitted(source, self._fit)
 
-    def _fit(self, image: Pillow.Image) -> Pillow.Image:
-        if isinstance(self.size, int):
-            image = resize_shorter(image, self.size, self.resample)
-        elif self.size is not None:
-            image = image.resize(self.size[::-1], self.resample)
-        return image if self.crop is None else centre_crop(image, *self.crop)
+        def fit(image: Pillow.Image) -> Pillow.Image:
+            if isinstance(self.size, int):
+                image = resize_shorter(image, self.size, self.resample)
+            elif self.size is not None:
+                image = image.resize(self.size[::-1], self.resample)
+            return image if self.crop is None else centre_crop(image, *self.crop)
+
+        return load_fitted(source, fit)
 
 
 def open_image_processor(path: Path | str) -> ImageProcessor:
@@ -86,69 +87,64 @@ class _Reader:
     """One file, and what its class does where it says nothing."""
 
     def __init__(self, file: Path, content: Mapping[str, Any]):
-        self._file = file
-        self._content = self._defaults(content) | {
-            name: value for name, value in content.items() if value is not None
-        }
-
-    def read(self) -> ImageProcessor:
-        self._check_steps()
-        normalizes = self._step("do_normalize")
-        return ImageProcessor(
-            size=self._size() if self._step("do_resize") else None,
-            resample=self._resample(),
-            crop=self._rectangle("crop_size", self._content.get("crop_size", 224))
-            if self._step("do_center_crop", False)
-            else None,
-            mean=self._channels("image_mean") if normalizes else (0.0, 0.0, 0.0),
-            std=self._channels("image_std") if normalizes else (1.0, 1.0, 1.0),
-        )
-
-    def _defaults(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        name = str(
-            content.get("image_processor_type") or content.get("feature_extractor_type") or ""
-        )
+        name = content.get("image_processor_type") or content.get("feature_extractor_type") or ""
+        name = str(name)
         stem = next(
             (name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name
         )
         if stem not in _DEFAULTS:
             known = ", ".join(f"{stem}ImageProcessor" for stem in _DEFAULTS)
             raise InputError(
-                f"{self._file} is for {name or 'an image processor without a name'}, which mmjax does not know; it knows {known}."
+                f"{file} is for {name or 'an image processor without a name'}, which mmjax does not know; it knows {known}."
             )
-        return _DEFAULTS[stem]
+        self._file, self._defaults = file, _DEFAULTS[stem]
+        given = {name: value for name, value in content.items() if value is not None}
+        self._content = self._defaults | given
 
-    def _check_steps(self) -> None:
-        for name, value in self._content.items():
+    def read(self) -> ImageProcessor:
+        content = self._content
+        for name, value in content.items():
             if name.startswith("do_") and name not in _KNOWN_STEPS and value:
-                raise self._refused(f"{name} is {value}, a step that mmjax does not know")
-        factor = self._content.get("rescale_factor", 1 / 255)
-        if (
-            not self._step("do_rescale")
-            or not _is_number(factor)
-            or not math.isclose(factor, 1 / 255, rel_tol=1e-6)
-        ):
-            raise self._refused("pixels are not divided by 255, which mmjax always does")
+                raise self.refused(f"{name} is {value}, a step that mmjax does not know")
+        factor = content.get("rescale_factor", 1 / 255)
+        scaled = self.step("do_rescale") and _is_number(factor)
+        if not scaled or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+            raise self.refused("pixels are not divided by 255, which mmjax always does")
+        size = content["size"]
+        if isinstance(size, int) and "shortest_edge" in self._defaults["size"]:
+            size = {"shortest_edge": size}  # as files of some years ago have it
+        chosen: int | Size | None = None
+        normalizes = self.step("do_normalize")
+        if self.step("do_resize"):
+            shorter = isinstance(size, dict) and set(size) == {"shortest_edge"}
+            if shorter and _is_side(size["shortest_edge"]):
+                chosen = int(size["shortest_edge"])
+            else:
+                chosen = self.rectangle("size", size)
+        try:
+            resample = Pillow.Resampling(content["resample"])
+        except ValueError:
+            raise self.refused(
+                f"resample must be a filter of Pillow, not {content['resample']!r}"
+            ) from None
+        crop = None
+        if self.step("do_center_crop", False):
+            crop = self.rectangle("crop_size", content.get("crop_size", 224))
+        return ImageProcessor(
+            size=chosen,
+            resample=resample,
+            crop=crop,
+            mean=self.channels("image_mean") if normalizes else (0.0, 0.0, 0.0),
+            std=self.channels("image_std") if normalizes else (1.0, 1.0, 1.0),
+        )
 
-    def _step(self, name: str, default: bool = True) -> bool:
+    def step(self, name: str, default: bool = True) -> bool:
         value = self._content.get(name, default)
         if not isinstance(value, bool):
-            raise self._refused(f"{name} is {value!r}, neither true nor false")
+            raise self.refused(f"{name} must be true or false, not {value!r}")
         return value
 
-    def _size(self) -> int | Size:
-        size = self._content["size"]
-        if isinstance(size, int) and "shortest_edge" in self._defaults(self._content)["size"]:
-            size = {"shortest_edge": size}  # as files of some years ago have it
-        if (
-            isinstance(size, dict)
-            and set(size) == {"shortest_edge"}
-            and _is_side(size["shortest_edge"])
-        ):
-            return int(size["shortest_edge"])
-        return self._rectangle("size", size)
-
-    def _rectangle(self, name: str, value: Any) -> Size:
+    def rectangle(self, name: str, value: Any) -> Size:
         if _is_side(value):
             return value, value
         if (
@@ -156,29 +152,21 @@ class _Reader:
             or set(value) != {"height", "width"}
             or not all(map(_is_side, value.values()))
         ):
-            raise self._refused(
-                f"{name} is {value!r}; mmjax knows a height and a width, or for size a shortest edge"
+            raise self.refused(
+                f"{name} must be a height and a width, or for size a shortest edge, not {value!r}"
             )
         return value["height"], value["width"]
 
-    def _resample(self) -> Pillow.Resampling:
-        try:
-            return Pillow.Resampling(self._content["resample"])
-        except ValueError:
-            raise self._refused(
-                f"resample is {self._content['resample']!r}, which is no filter of Pillow"
-            ) from None
-
-    def _channels(self, name: str) -> Channels:
+    def channels(self, name: str) -> Channels:
         value = self._content[name]
         value = [value] * 3 if _is_number(value) else value
         if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
-            raise self._refused(f"{name} is {value!r}, not three numbers")
+            raise self.refused(f"{name} must be three numbers, not {value!r}")
         if name == "image_std" and min(value) <= 0:
-            raise self._refused(f"{name} is {value!r}, which must be positive")
+            raise self.refused(f"{name} must be positive, not {value!r}")
         return float(value[0]), float(value[1]), float(value[2])
 
-    def _refused(self, reason: str) -> InputError:
+    def refused(self, reason: str) -> InputError:
         return InputError(f"{self._file} cannot be used: {reason}.")
 
 

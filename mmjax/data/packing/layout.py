@@ -1,12 +1,10 @@
-"""One packed row: where segments, positions, targets and images go.
-
-A packed row made visible: what the model reads, which tokens it sees from where, and which tokens carry loss.
-"""
+"""One row: its shape, how segments are written into it, and how it is shown to people: what the model reads, which tokens see which, and
+which carry loss."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image as Pillow
@@ -110,7 +108,7 @@ class RowWriter:
 
     def write(
         self,
-        piece: TokenizedSegment,
+        segment: TokenizedSegment,
         *,
         prefix: int = 0,
         start: int = 0,
@@ -119,50 +117,43 @@ class RowWriter:
         """Adds a segment.
 
         Args:
-            piece: what to write.
-            prefix: the segment that this one also sees, or 0.
+            segment: what to write.
+            prefix: the number of the segment that this one also sees, or 0.
             start: position of its first token.
-            drop_targets: leave out all targets: what the segment depends on is missing.
+            drop_targets: write no targets: what the segment depends on is missing.
 
         Returns:
             The number of the segment, and the first error of an image in it. Such an image's slot stays masked, and nothing after it in
             the segment has a target.
         """
-        where = slice(self._used, self._used + len(piece.tokens))
+        where = slice(self._used, self._used + len(segment.tokens))
         if where.stop > self._shape.length:
             raise InputError(f"A row is longer than planned: {CHANGED}")
         self._used = where.stop
         self._segment += 1
         row = self.row
-        row.tokens[where] = piece.tokens
+        row.tokens[where] = segment.tokens
         row.segment_ids[where] = self._segment
         row.prefix_segment_ids[where] = prefix
-        row.positions[where] = np.arange(start, start + len(piece.tokens))
+        row.positions[where] = np.arange(start, start + len(segment.tokens))
         if not drop_targets:
-            row.targets[where] = piece.targets
-        problem = None
-        for offset, image in piece.images:
-            error = self._place(image, where.start + offset)
-            if error is not None and problem is None:
-                problem = error
-                row.targets[where.start + offset : where.stop] = NO_TARGET
+            row.targets[where] = segment.targets
+        problem: SampleError | None = None
+        for offset, image in segment.images:
+            slot, first, count = self._images, where.start + offset, self._shape.visual_tokens
+            if slot == self._shape.images_per_row:
+                raise InputError(f"A row has more images than planned: {CHANGED}")
+            self._images += 1
+            visual = np.arange(slot * count, (slot + 1) * count)
+            row.visual_embedding_index[first : first + count] = visual
+            try:
+                row.images[slot] = self._load(image)
+                row.image_mask[slot] = True
+            except SampleError as error:
+                if problem is None:
+                    problem = error
+                    row.targets[first : where.stop] = NO_TARGET
         return self._segment, problem
-
-    def _place(self, image: Image, offset: int) -> SampleError | None:
-        """Puts an image into the next slot and its visual tokens at `offset`."""
-        slot, tokens = self._images, self._shape.visual_tokens
-        if slot == self._shape.images_per_row:
-            raise InputError(f"A row has more images than planned: {CHANGED}")
-        self._images += 1
-        self.row.visual_embedding_index[offset : offset + tokens] = np.arange(
-            slot * tokens, (slot + 1) * tokens
-        )
-        try:
-            self.row.images[slot] = self._load(image)
-        except SampleError as error:
-            return error
-        self.row.image_mask[slot] = True
-        return None
 
 
 Kind = Literal["context", "special", "visual", "target"]
@@ -177,14 +168,14 @@ class PreviewToken:
 
 
 @dataclass(frozen=True)
-class Segment:
+class PreviewSegment:
     """One segment of a row, decoded."""
 
     number: int
     prefix: int
     first: int
     last: int
-    parts: tuple[PreviewToken, ...]
+    tokens: tuple[PreviewToken, ...]
 
     @property
     def title(self) -> str:
@@ -193,85 +184,56 @@ class Segment:
         return f"segment {self.number}{sees}, positions {self.first}-{self.last}"
 
 
+def decode(row: Row, tokenizer: Tokenizer) -> Iterator[PreviewSegment]:
+    """The segments of a row. Each target is shown where the token stands that it should be: what one reads is what the loss is taken on."""
+    names = {
+        tokenizer.pad: "<pad>",
+        tokenizer.bos: "<bos>",
+        tokenizer.eos: "<eos>",  # which may be the padding too
+        tokenizer.image: "<image>",
+    }
+
+    def shown(token: int, kind: Kind) -> PreviewToken:
+        return PreviewToken(tokenizer.decode([token]) or names.get(token, f"<{token}>"), kind)
+
+    for number in range(1, int(row.segment_ids.max(initial=PADDING_SEGMENT)) + 1):
+        where = np.flatnonzero(row.segment_ids == number)
+        tokens = []
+        target = NO_TARGET  # of the position before
+        for index in where:
+            token, visual = int(row.tokens[index]), int(row.visual_embedding_index[index])
+            slot, within = divmod(visual, row.visual_tokens)
+            if visual != NO_IMAGE and not within:
+                note = "" if row.image_mask[slot] else ", unreadable and masked"
+                text = f"<image {slot}: {row.visual_tokens} visual tokens{note}>"
+                tokens.append(PreviewToken(text, "visual"))
+            elif visual == NO_IMAGE and target != NO_TARGET:
+                tokens.append(shown(target, "target"))
+            elif visual == NO_IMAGE:
+                tokens.append(shown(token, "context" if tokenizer.decode([token]) else "special"))
+            target = int(row.targets[index])
+        if target != NO_TARGET:  # the last target is not among the inputs
+            tokens.append(shown(target, "target"))
+        yield PreviewSegment(
+            number,
+            int(row.prefix_segment_ids[where[0]]),
+            int(row.positions[where[0]]),
+            int(row.positions[where[-1]]),
+            tuple(tokens),
+        )
+
+
 def preview(row: Row, tokenizer: Tokenizer) -> str:
     """The row as plain text, a line per segment. Each token that carries loss stands in [brackets]; special tokens in <angles>."""
     segments = list(decode(row, tokenizer))
     width = max((len(segment.title) for segment in segments), default=0)
-    lines = [
-        _headline(row),
-        *(f"{segment.title:<{width}} | {_plain(segment.parts)}" for segment in segments),
-    ]
-    return "\n".join(lines)
-
-
-def save_preview(row: Row, tokenizer: Tokenizer, path: Path | str) -> None:
-    """Draws the row as a PNG file: its images as the encoder reads them, beside its segments. A tint marks the tokens that carry loss."""
-    segments = list(decode(row, tokenizer))
-    images = [
-        pixels if shown else None for pixels, shown in zip(row.images, row.image_mask, strict=True)
-    ]
-    _Drawing().draw(_headline(row), images, segments).save(path, format="PNG")
-
-
-def decode(row: Row, tokenizer: Tokenizer) -> Iterator[Segment]:
-    """The segments of a row. Each target is shown where the token stands that it should be: what one reads is what the loss is taken on."""
-    count = int(row.segment_ids.max(initial=PADDING_SEGMENT))
-    for number in range(1, count + 1):
-        where = np.flatnonzero(row.segment_ids == number)
-        positions = row.positions[where]
-        parts = tuple(_parts(row, where, tokenizer))
-        yield Segment(
-            number,
-            int(row.prefix_segment_ids[where[0]]),
-            int(positions[0]),
-            int(positions[-1]),
-            parts,
+    lines = [_headline(row)]
+    for segment in segments:
+        text = "".join(
+            f"[{token.text}]" if token.kind == "target" else token.text for token in segment.tokens
         )
-
-
-def _parts(row: Row, where: np.ndarray, tokenizer: Tokenizer) -> Iterator[PreviewToken]:
-    predicted = NO_TARGET
-    for index in where:
-        slot = int(row.visual_embedding_index[index])
-        if slot == NO_IMAGE:
-            yield (
-                _context(int(row.tokens[index]), tokenizer)
-                if predicted == NO_TARGET
-                else PreviewToken(_token(predicted, tokenizer), "target")
-            )
-        elif slot % row.visual_tokens == 0:
-            yield _image(row, slot // row.visual_tokens)
-        predicted = int(row.targets[index])
-    if predicted != NO_TARGET:
-        yield PreviewToken(
-            _token(predicted, tokenizer), "target"
-        )  # the last target is not among the inputs
-
-
-def _image(row: Row, number: int) -> PreviewToken:
-    note = "" if row.image_mask[number] else ", unreadable and masked"
-    return PreviewToken(f"<image {number}: {row.visual_tokens} visual tokens{note}>", "visual")
-
-
-def _context(token: int, tokenizer: Tokenizer) -> PreviewToken:
-    text = _token(token, tokenizer)
-    return PreviewToken(text, "context" if tokenizer.decode([token]) else "special")
-
-
-def _token(token: int, tokenizer: Tokenizer) -> str:
-    names = {
-        tokenizer.pad: "<pad>",
-        tokenizer.bos: "<bos>",
-        tokenizer.eos: "<eos>",
-        tokenizer.image: "<image>",
-    }  # eos may be the padding too
-    return tokenizer.decode([token]) or names.get(token, f"<{token}>")
-
-
-def _plain(parts: tuple[PreviewToken, ...]) -> str:
-    return "".join(
-        f"[{part.text}]" if part.kind == "target" else part.text for part in parts
-    ).replace("\n", "\\n")
+        lines.append(f"{segment.title:<{width}} | " + text.replace("\n", "\\n"))
+    return "\n".join(lines)
 
 
 def _headline(row: Row) -> str:
@@ -282,73 +244,49 @@ def _headline(row: Row) -> str:
     )
 
 
-class _Drawing:
-    """Lays a preview out: images in a column at the left, segments as lines of tinted tokens at the right."""
+_WIDTH, _SIDE, _MARGIN, _LINE = 1100, 224, 16, 24
+_LEFT = 2 * _MARGIN + _SIDE  # of the texts
+_INK: dict[Kind, str] = {
+    "context": "#24292f",
+    "special": "#8c959f",
+    "visual": "#0550ae",
+    "target": "#0a5a1e",
+}
+_TINT: dict[Kind, str] = {"visual": "#ddf4ff", "target": "#aceebb"}
 
-    WIDTH, SIDE, MARGIN, LINE = 1100, 224, 16, 24
-    INK: ClassVar[dict[Kind, str]] = {
-        "context": "#24292f",
-        "special": "#8c959f",
-        "visual": "#0550ae",
-        "target": "#0a5a1e",
-    }
-    TINT: ClassVar[dict[Kind, str]] = {"visual": "#ddf4ff", "target": "#aceebb"}
 
-    def __init__(self) -> None:
-        self._font = ImageFont.load_default(size=16)
-        self._small = ImageFont.load_default(size=13)
-        self._left = 2 * self.MARGIN + self.SIDE
-
-    def draw(
-        self, headline: str, images: list[np.ndarray | None], segments: list[Segment]
-    ) -> Pillow.Image:
-        """The drawing, as high as it needs to be."""
-        height = self._paint(None, headline, segments)
-        column = self.MARGIN + len(images) * (self.SIDE + self.MARGIN)
-        canvas = Pillow.new("RGB", (self.WIDTH, max(height, column)), "white")
-        self._paint(ImageDraw.Draw(canvas), headline, segments)
-        for slot, pixels in enumerate(images):
-            corner = (self.MARGIN, self.MARGIN + slot * (self.SIDE + self.MARGIN))
-            canvas.paste(self._image(pixels), corner)
-        return canvas
-
-    def _image(self, pixels: np.ndarray | None) -> Pillow.Image:
-        size = (self.SIDE, self.SIDE)
-        if pixels is not None:
-            return Pillow.fromarray(pixels).resize(size, Pillow.Resampling.NEAREST)
-        empty = Pillow.new("RGB", size, "#eaeef2")
-        ImageDraw.Draw(empty).text(
-            (self.SIDE // 2, self.SIDE // 2), "no image", "#57606a", self._small, anchor="mm"
-        )
-        return empty
-
-    def _paint(
-        self, ink: ImageDraw.ImageDraw | None, headline: str, segments: list[Segment]
-    ) -> int:
-        """Paints the texts (or only measures, without ink), and returns the height that they take."""
-        y = self.MARGIN
-        if ink:
-            ink.text((self._left, y), headline, "#24292f", self._font)
-        y += self.LINE + self.MARGIN // 2
-        for segment in segments:
-            if ink:
-                ink.text((self._left, y), segment.title, "#57606a", self._small)
-            y = self._paint_parts(ink, segment.parts, y + self.LINE - 4) + self.LINE + 6
-        return y + self.MARGIN
-
-    def _paint_parts(
-        self, ink: ImageDraw.ImageDraw | None, parts: tuple[PreviewToken, ...], y: int
-    ) -> int:
-        """Paints parts from the left, with line breaks, and returns the top of the last line."""
-        x = float(self._left)
-        for part in parts:
-            text = part.text.replace("\n", "\\n")
-            width = self._font.getlength(text)
-            if x + width > self.WIDTH - self.MARGIN and x > self._left:
-                x, y = float(self._left), y + self.LINE
-            if ink:
-                if part.kind in self.TINT:
-                    ink.rectangle((x, y - 1, x + width, y + self.LINE - 4), self.TINT[part.kind])
-                ink.text((x, y), text, self.INK[part.kind], self._font)
-            x += width + (2 if part.kind in self.TINT else 0)
-        return y
+def save_preview(row: Row, tokenizer: Tokenizer, path: Path | str) -> None:
+    """Draws the row as a PNG file: in a column at the left its images as the encoder reads them, at the right its segments as lines of
+    tokens, tinted where they carry loss."""
+    font, small = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
+    texts = [(float(_LEFT), _MARGIN, _headline(row), font, "#24292f", "")]
+    y = _MARGIN + _LINE + _MARGIN // 2
+    for segment in decode(row, tokenizer):
+        texts.append((float(_LEFT), y, segment.title, small, "#57606a", ""))
+        x, y = float(_LEFT), y + _LINE - 4
+        for token in segment.tokens:
+            text = token.text.replace("\n", "\\n")
+            width = font.getlength(text)
+            if x + width > _WIDTH - _MARGIN and x > _LEFT:
+                x, y = float(_LEFT), y + _LINE
+            tint = _TINT.get(token.kind, "")
+            texts.append((x, y, text, font, _INK[token.kind], tint))
+            x += width + (2 if tint else 0)
+        y += _LINE + 6
+    column = _MARGIN + len(row.images) * (_SIDE + _MARGIN)
+    canvas = Pillow.new("RGB", (_WIDTH, max(y + _MARGIN, column)), "white")
+    ink = ImageDraw.Draw(canvas)
+    for x, top, text, face, colour, tint in texts:
+        if tint:
+            ink.rectangle((x, top - 1, x + face.getlength(text), top + _LINE - 4), tint)
+        ink.text((x, top), text, colour, face)
+    for slot, (pixels, shown) in enumerate(zip(row.images, row.image_mask, strict=True)):
+        corner = (_MARGIN, _MARGIN + slot * (_SIDE + _MARGIN))
+        if shown:
+            image = Pillow.fromarray(pixels).resize((_SIDE, _SIDE), Pillow.Resampling.NEAREST)
+            canvas.paste(image, corner)
+        else:
+            middle = (corner[0] + _SIDE // 2, corner[1] + _SIDE // 2)
+            canvas.paste("#eaeef2", (*corner, corner[0] + _SIDE, corner[1] + _SIDE))
+            ink.text(middle, "no image", "#57606a", small, anchor="mm")
+    canvas.save(path, format="PNG")

@@ -1,24 +1,24 @@
-"""Which source a row comes from: weights turned into a fixed periodic order, so that the ratio holds in any window of rows.
+"""Which rows a source becomes, and from which source each row comes.
 
-The packing plan of a source: which examples stand in which row, made once from the lengths of all of them.
+`make_plan` decides once, from the lengths of all examples of a source, which of them stand in which row. An example becomes one unit or
+several: its prefix with as many continuations as a row has room for, in order; each further unit repeats the prefix, and the
+continuations that the example wants repeated; a continuation that has no room beside these stands in a unit without them. Units are put
+into rows first-fit. The plan is a handful of index arrays; texts and images are read again when a row is loaded.
 
-An example becomes one unit or several: its prefix with as many continuations as a row has room for, in order; each further unit repeats the
-prefix, and the continuations that the example wants repeated; what has no room beside these stands in units without them. Units are put
-into
-rows first-fit. The plan is a handful of index arrays; texts and images are read again when a row is loaded.
+`Mixture` turns the weights of sources into a fixed periodic order, so that the ratio holds in any window of rows.
 """
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from absl import logging
 
 from mmjax.data.examples import Example, Report, SampleError, Skips, describe, listed
-from mmjax.data.sources import Source
+from mmjax.data.sources.base import Source
 from mmjax.data.text.tokenizer import SegmentTokenizer, TokenizedSegment
 from mmjax.errors import InputError
 
@@ -44,17 +44,19 @@ class Mixture:
         for name, weight in zip(names, weights, strict=True):
             if not (weight > 0 and math.isfinite(weight)):
                 raise InputError(
-                    f"The weight of source {name!r} is {weight}; it must be positive. To skip a source, leave it out."
+                    f"The weight of source {name!r} must be positive, not {weight}. To skip a source, remove it."
                 )
         self.counts = _count(weights)
         self.period = sum(self.counts)
         for name, count in zip(names, self.counts, strict=True):
             if not count:
                 raise InputError(
-                    f"The weight of source {name!r} is under 1 / {2 * MAX_PERIOD} of all weights; it would never be read."
+                    f"The weight of source {name!r} must be at least 1 / {2 * MAX_PERIOD} of all weights; it would never be read."
                 )
         self._source = _order(self.counts)
-        self._rank = _rank(self._source)
+        self._rank = np.empty(self.period, np.int32)  # rows of the same source before each
+        for source, count in enumerate(self.counts):
+            self._rank[self._source == source] = np.arange(count)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -79,10 +81,8 @@ def _count(weights: Sequence[float]) -> tuple[int, ...]:
     if same and sum(simple) == 1 and period <= MAX_PERIOD:
         return tuple(int(share * period) for share in simple)
     counts = [math.floor(share * MAX_PERIOD) for share in shares]
-    remainders = sorted(
-        range(len(shares)), key=lambda source: counts[source] - shares[source] * MAX_PERIOD
-    )
-    for source in remainders[: MAX_PERIOD - sum(counts)]:
+    surplus = [count - share * MAX_PERIOD for count, share in zip(counts, shares, strict=True)]
+    for source in sorted(range(len(shares)), key=surplus.__getitem__)[: MAX_PERIOD - sum(counts)]:
         counts[source] += 1
     return tuple(counts)
 
@@ -93,29 +93,15 @@ def _order(counts: Sequence[int]) -> np.ndarray:
     In whole numbers: `due` is (n * share - rows so far) * period, and the bound 1 - 1 / (2K - 2) is scaled alike by 2K - 2.
     """
     share = np.array(counts, np.int64)
-    if len(share) == 1:
-        return np.zeros(counts[0], np.int32)
-    period, scale = int(share.sum()), 2 * len(share) - 2
-    due = np.zeros_like(share)
-    order = np.empty(period, np.int32)
+    period, scale = int(share.sum()), max(1, 2 * len(share) - 2)
+    due, order = np.zeros_like(share), np.empty(period, np.int32)
     for place in range(period):
         due += share
-        deadline = np.where(
-            due * scale >= period, ((scale - 1) * period - due * scale) / share, np.inf
-        )
-        order[place] = chosen = int(np.argmin(deadline))
+        slack = ((scale - 1) * period - due * scale) / share
+        order[place] = chosen = int(np.argmin(np.where(due * scale >= period, slack, np.inf)))
         due[chosen] -= period
     assert not due.any()
     return order
-
-
-def _rank(order: np.ndarray) -> np.ndarray:
-    """[period] how many rows of the same source stand before each."""
-    rank = np.empty(len(order), np.int32)
-    for source in np.unique(order):
-        mine = order == source
-        rank[mine] = np.arange(mine.sum())
-    return rank
 
 
 OPEN_ROWS = 512
@@ -123,12 +109,17 @@ OPEN_ROWS = 512
 _PROGRESS_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowCapacity:
     """What one row has room for: tokens of text, and images."""
 
     text: int
     images: int
+
+    @classmethod
+    def of(cls, segment: TokenizedSegment) -> "RowCapacity":
+        """What a segment takes of it."""
+        return cls(segment.text, len(segment.images))
 
     def __add__(self, other: "RowCapacity") -> "RowCapacity":
         return RowCapacity(self.text + other.text, self.images + other.images)
@@ -145,8 +136,7 @@ class PackingPlan:
     Attributes:
         rows: [R + 1]; row r consists of the units rows[r] .. rows[r + 1] - 1.
         examples: [U] the example of each unit.
-        continuations: [U + 1]; unit u consists of the continuations numbers[continuations[u]] .. numbers[continuations[u + 1] - 1] of
-        its example.
+        continuations: [U + 1]; unit u consists of the continuations numbers[continuations[u] : continuations[u + 1]] of its example.
         numbers: [n] continuation numbers within an example.
         text, images, supervised: text tokens, images and targets in all rows together.
         report: samples seen and skipped.
@@ -167,13 +157,11 @@ class PackingPlan:
 
     def units(self, row: int) -> list[tuple[int, list[int]]]:
         """(index of the example, numbers of its continuations) of each unit of a row."""
-        return [
-            (
-                int(self.examples[unit]),
-                self.numbers[self.continuations[unit] : self.continuations[unit + 1]].tolist(),
-            )
-            for unit in range(self.rows[row], self.rows[row + 1])
-        ]
+        found = []
+        for unit in range(self.rows[row], self.rows[row + 1]):
+            numbers = self.numbers[self.continuations[unit] : self.continuations[unit + 1]]
+            found.append((int(self.examples[unit]), numbers.tolist()))
+        return found
 
 
 def make_plan(
@@ -196,144 +184,137 @@ def make_plan(
     Raises:
         InputError: nothing in the source carries loss, or too many samples cannot be used.
     """
-    units = _Units(limit)
+    report = Report()
+    examples: list[int] = []
+    units: list[_Unit] = []
     started = shown = time.monotonic()
     for index in range(len(source)):
         try:
             example = source[index]
         except SampleError as error:
-            units.report.seen += 1
-            units.report.skip(error.cause, error.detail or f"{name}[{index}]")
+            report.seen += 1
+            report.skip(error.cause, error.detail or f"{name}[{index}]")
             continue
-        units.add(index, example, segment_tokenizer)
+        found = [unit for unit in _units(example, segment_tokenizer, limit, report) if unit.numbers]
+        examples.extend([index] * len(found))
+        units.extend(found)
         if time.monotonic() - shown > _PROGRESS_SECONDS:
             shown = time.monotonic()
-            logging.info(
-                "Source %s: measured %d of %d examples in %.0f s",
-                name,
-                index + 1,
-                len(source),
-                shown - started,
-            )
-    if not units.supervised:
-        raise InputError(_nothing_to_learn(name, source, segment_tokenizer, units.report))
+            done = f"{index + 1} of {len(source)} examples in {shown - started:.0f} s"
+            logging.info("Source %s: measured %s", name, done)
+    if not any(unit.supervised for unit in units):
+        raise InputError(_nothing_to_learn(name, source, segment_tokenizer, report))
     skips = Skips(skip_budget, f"Source {name!r}")
-    skips.add([units.report])
+    skips.add([report])
     skips.check(final=True)
-    return units.pack(seed)
+    return _packed(examples, units, limit, seed, report)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Unit:
     """Some continuations of an example: their numbers, the room they take with their prefix, and the targets among them."""
 
-    numbers: list[int]
+    numbers: tuple[int, ...]
     capacity: RowCapacity
     supervised: int
 
     def extended(self, number: int, continuation: TokenizedSegment) -> "_Unit":
-        return _Unit(
-            [*self.numbers, number],
-            self.capacity + _room(continuation),
-            self.supervised + continuation.supervised,
-        )
+        capacity = self.capacity + RowCapacity.of(continuation)
+        supervised = self.supervised + continuation.supervised
+        return _Unit((*self.numbers, number), capacity, supervised)
 
 
-@dataclass(eq=False)
-class _Units:
-    """The units found so far."""
-
-    limit: RowCapacity
-    examples: list[int] = field(default_factory=list)
-    continuations: list[list[int]] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    supervised: int = 0
-    report: Report = field(default_factory=Report)
-
-    def add(self, index: int, example: Example, segment_tokenizer: SegmentTokenizer) -> None:
-        """Splits an example into units. A continuation that fits into no row, or teaches nothing, is skipped and counted."""
-        prefix = segment_tokenizer.prefix(example.prefix)
-        bare = _Unit([], _room(prefix), prefix.supervised)
-        begun = unit = bare  # with the repeated continuations
-        apart: list[tuple[int, TokenizedSegment]] = []  # have no room beside them
-        self.report.seen += max(1, len(example.continuations))
-        if not example.continuations:
-            self.report.skip("no supervised token", example.id)
-        for number, segments in enumerate(example.continuations):
-            continuation = segment_tokenizer.continuation(segments)
-            alone = bare.capacity + _room(continuation)
-            if cause := self._unusable(prefix, continuation, alone):
-                self.report.skip(
-                    cause, f"{example.id}, continuation {number}, with {alone.text} tokens"
-                )
-            elif not (begun.capacity + _room(continuation)).fits(self.limit):
-                apart.append((number, continuation))
-            elif number < example.repeated:
-                begun = unit = begun.extended(number, continuation)
-            else:
-                unit = self._extend(index, unit, begun, number, continuation)
-        self._close(index, unit)
-        unit = bare
-        for number, continuation in apart:
-            unit = self._extend(index, unit, bare, number, continuation)
-        self._close(index, unit)
-
-    def _extend(
-        self, index: int, unit: "_Unit", begun: "_Unit", number: int, continuation: TokenizedSegment
-    ) -> "_Unit":
-        """The unit with one more continuation; where it has no room for it, it is closed, and the continuation comes to what each unit
-        begins with."""
-        if not (unit.capacity + _room(continuation)).fits(self.limit):
-            self._close(index, unit)
-            unit = begun
-        return unit.extended(number, continuation)
-
-    def _unusable(
-        self, prefix: TokenizedSegment, continuation: TokenizedSegment, capacity: RowCapacity
-    ) -> str | None:
+def _units(
+    example: Example, segment_tokenizer: SegmentTokenizer, limit: RowCapacity, report: Report
+) -> Iterator[_Unit]:
+    """Splits an example into units; some may be empty. A continuation that fits into no row, or teaches nothing, is skipped and counted."""
+    prefix = segment_tokenizer.prefix(example.prefix)
+    bare = _Unit((), RowCapacity.of(prefix), prefix.supervised)
+    begun = unit = bare  # `begun`: with the repeated continuations alone
+    apart: list[tuple[int, TokenizedSegment]] = []  # have no room beside those
+    report.seen += max(1, len(example.continuations))
+    if not example.continuations:
+        report.skip("no supervised token", example.id)
+    for number, segments in enumerate(example.continuations):
+        continuation = segment_tokenizer.continuation(segments)
+        size = RowCapacity.of(continuation)
+        alone = bare.capacity + size
+        cause = None
         if not prefix.supervised + continuation.supervised:
-            return "no supervised token"
-        if capacity.text > self.limit.text:
-            return "longer than text_length"
-        if capacity.images > self.limit.images:
-            return "more images than images_per_row"
-        return None
+            cause = "no supervised token"
+        elif alone.text > limit.text:
+            cause = "longer than text_length"
+        elif alone.images > limit.images:
+            cause = "more images than images_per_row"
+        if cause is not None:
+            report.skip(cause, f"{example.id}, continuation {number}, with {alone.text} tokens")
+        elif not (begun.capacity + size).fits(limit):
+            apart.append((number, continuation))
+        elif number < example.repeated:
+            begun = unit = begun.extended(number, continuation)
+        elif (unit.capacity + size).fits(limit):
+            unit = unit.extended(number, continuation)
+        else:
+            yield unit
+            unit = begun.extended(number, continuation)
+    yield unit
+    unit = bare
+    for number, continuation in apart:
+        if not (unit.capacity + RowCapacity.of(continuation)).fits(limit):
+            yield unit
+            unit = bare
+        unit = unit.extended(number, continuation)
+    yield unit
 
-    def _close(self, index: int, unit: "_Unit") -> None:
-        if not unit.numbers:
-            return
-        self.examples.append(index)
-        self.continuations.append(unit.numbers)
-        self.sizes.append((unit.capacity.text, unit.capacity.images))
-        self.supervised += unit.supervised
 
-    def pack(self, seed: Sequence[int] | None) -> PackingPlan:
-        """Packs the units into rows, in seeded order."""
-        sizes = np.array(self.sizes, np.int64)
-        count = len(sizes)
-        order = (
-            np.arange(count)
-            if seed is None
-            else np.random.default_rng(list(seed)).permutation(count)
-        )
-        row_of = first_fit(sizes[order], self.limit)
-        by_row = np.argsort(row_of, kind="stable")
-        order = order[by_row]
-        lengths = [len(self.continuations[unit]) for unit in order]
-        return PackingPlan(
-            rows=np.searchsorted(row_of[by_row], np.arange(row_of.max() + 2)),
-            examples=np.array(self.examples, np.int64)[order],
-            continuations=np.concatenate([[0], np.cumsum(lengths)]),
-            numbers=np.concatenate([self.continuations[unit] for unit in order]).astype(np.int32),
-            text=int(sizes[:, 0].sum()),
-            images=int(sizes[:, 1].sum()),
-            supervised=self.supervised,
-            report=self.report,
-        )
+def _nothing_to_learn(
+    name: str, source: Source, segment_tokenizer: SegmentTokenizer, report: Report
+) -> str:
+    """What the user reads of a source of which no sample can be used."""
+    found = f"Source {name!r} has no token to learn from: of {report.seen:,} samples none can be used ({describe(report.causes)})."
+    for index in range(len(source)):
+        try:
+            example = source[index]
+        except SampleError:
+            continue
+        continuations = map(segment_tokenizer.continuation, example.continuations)
+        segments = [segment_tokenizer.prefix(example.prefix), *continuations]
+        decode = segment_tokenizer.tokenizer.decode
+        texts = ["(image)" * len(segment.images) + decode(segment.tokens) for segment in segments]
+        return f"{found} Its first readable example, {example.id}, is: {' | '.join(texts)[:500]!r}."
+    return f"{found} No example could be read:\n{listed(report.examples)}"
+
+
+def _packed(
+    examples: list[int],
+    units: list[_Unit],
+    limit: RowCapacity,
+    seed: Sequence[int] | None,
+    report: Report,
+) -> PackingPlan:
+    """Packs units, of which those examples are, into rows, in seeded order."""
+    sizes = np.array([(unit.capacity.text, unit.capacity.images) for unit in units], np.int64)
+    order = np.arange(len(units))
+    if seed is not None:
+        order = np.random.default_rng(list(seed)).permutation(len(units))
+    row_of = first_fit(sizes[order], limit)
+    by_row = np.argsort(row_of, kind="stable")
+    order = order[by_row]
+    numbers = [units[unit].numbers for unit in order]
+    return PackingPlan(
+        rows=np.searchsorted(row_of[by_row], np.arange(row_of.max() + 2)),
+        examples=np.array(examples, np.int64)[order],
+        continuations=np.concatenate([[0], np.cumsum(list(map(len, numbers)))]),
+        numbers=np.concatenate(numbers).astype(np.int32),
+        text=int(sizes[:, 0].sum()),
+        images=int(sizes[:, 1].sum()),
+        supervised=sum(unit.supervised for unit in units),
+        report=report,
+    )
 
 
 def first_fit(sizes: np.ndarray, limit: RowCapacity) -> np.ndarray:
-    """Puts each unit into the first row that has capacity, among the OPEN_ROWS latest that are not full.
+    """Puts each unit into the first row that has room, among the OPEN_ROWS latest that are not full.
 
     Args:
         sizes: [U, 2] text tokens and images of each unit; none exceeds the limit.
@@ -342,54 +323,27 @@ def first_fit(sizes: np.ndarray, limit: RowCapacity) -> np.ndarray:
         [U] the row of each unit; rows are numbered in the order in which they were begun.
     """
     least = sizes.min(axis=0)
-    free = np.zeros(
-        (OPEN_ROWS, 2), np.int64
-    )  # room left in the open rows, in the order of their numbers
-    numbers = np.zeros(OPEN_ROWS, np.int64)
+    # Of the open rows, in order: the room left in them, and their numbers.
+    free, numbers = np.zeros((OPEN_ROWS, 2), np.int64), np.zeros(OPEN_ROWS, np.int64)
     opened, begun = 0, 0
     rows = np.empty(len(sizes), np.int64)
+
+    def close(place: int) -> int:
+        """Takes a row off the list of open rows and returns how many are left."""
+        for array in (free, numbers):
+            array[place : opened - 1] = array[place + 1 : opened].copy()
+        return opened - 1
+
     for unit, size in enumerate(sizes):
         fits = (free[:opened] >= size).all(axis=1)
         place = int(fits.argmax()) if fits.any() else opened
         if place == opened:
             if opened == OPEN_ROWS:
-                place = opened = _forget(0, free, numbers, opened)
+                place = opened = close(0)
             free[place], numbers[place] = (limit.text, limit.images), begun
             opened, begun = opened + 1, begun + 1
         rows[unit] = numbers[place]
         free[place] -= size
         if (free[place] < least).any():
-            opened = _forget(place, free, numbers, opened)
+            opened = close(place)
     return rows
-
-
-def _forget(place: int, free: np.ndarray, numbers: np.ndarray, opened: int) -> int:
-    """Takes a row off the list of open rows and returns how many are left."""
-    free[place : opened - 1] = free[place + 1 : opened].copy()
-    numbers[place : opened - 1] = numbers[place + 1 : opened].copy()
-    return opened - 1
-
-
-def _room(piece: TokenizedSegment) -> RowCapacity:
-    return RowCapacity(piece.text, len(piece.images))
-
-
-def _nothing_to_learn(
-    name: str, source: Source, segment_tokenizer: SegmentTokenizer, report: Report
-) -> str:
-    found = f"Source {name!r} has no token to learn from: of {report.seen:,} samples none can be used ({describe(report.causes)})."
-    for index in range(len(source)):
-        try:
-            example = source[index]
-        except SampleError:
-            continue
-        pieces = [
-            segment_tokenizer.prefix(example.prefix),
-            *map(segment_tokenizer.continuation, example.continuations),
-        ]
-        texts = [
-            "(image)" * len(piece.images) + segment_tokenizer.tokenizer.decode(piece.tokens)
-            for piece in pieces
-        ]
-        return f"{found} Its first readable example, {example.id}, is: {' | '.join(texts)[:500]!r}."
-    return f"{found} No example could be read:\n{listed(report.examples)}"

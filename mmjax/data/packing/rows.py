@@ -1,6 +1,6 @@
-"""A shuffled order that is never stored: the place of any one index is computed on its own.
+"""Packed rows by index: any row of the endless stream that a stage trains on, computed on its own from (seed, index).
 
-Packed rows by index: any row of the endless stream that a stage trains on, computed on its own from (seed, index).
+The order within a pass is a permutation that is never stored: `shuffled` computes the place of any one index.
 """
 
 import zlib
@@ -14,7 +14,8 @@ from mmjax.data.examples import Example, Image, Report, SampleError, Skips, desc
 from mmjax.data.images.decode import ImageCache
 from mmjax.data.packing.layout import CHANGED, Row, RowShape, RowWriter
 from mmjax.data.packing.packing import Mixture, PackingPlan, RowCapacity, make_plan
-from mmjax.data.sources import Part, Source, open_source
+from mmjax.data.sources.base import Part, Source
+from mmjax.data.text.templates import find_template
 from mmjax.data.text.tokenizer import SegmentTokenizer, Tokenizer
 from mmjax.errors import InputError
 from mmjax.models.config import VLMConfig
@@ -28,7 +29,8 @@ def shuffled(index: int, count: int, key: tuple[int, ...]) -> int:
     """Element `index` of a permutation of 0 .. count - 1 that `key` (non-negative integers) selects, in constant time and memory.
 
     A Feistel network permutes the smallest range of 4^n numbers that holds them; a result outside of `count` is permuted again until it
-    falls inside (cycle walking: Black & Rogaway, "Ciphers with arbitrary finite domains", 2002), under four times on average.
+    falls inside (cycle walking: Black & Rogaway, "Ciphers with arbitrary finite domains", 2002), under four times on average. Its rounds
+    mix with the finaliser of SplitMix64 (Steele, Lea & Flood, 2014): every bit of the input reaches every bit of the output.
     """
     assert 0 <= index < count
     half = max(1, ((count - 1).bit_length() + 1) // 2)
@@ -36,7 +38,11 @@ def shuffled(index: int, count: int, key: tuple[int, ...]) -> int:
     while True:
         left, right = index >> half, index & ((1 << half) - 1)
         for round_key in keys:
-            left, right = right, left ^ (_mix(right ^ round_key) >> (64 - half))
+            value = right ^ round_key
+            value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+            value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
+            value ^= value >> 31
+            left, right = right, left ^ (value >> (64 - half))
         index = left << half | right
         if index < count:
             return index
@@ -45,13 +51,6 @@ def shuffled(index: int, count: int, key: tuple[int, ...]) -> int:
 @lru_cache(maxsize=256)
 def _round_keys(key: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(int, np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)))
-
-
-def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood, 2014): every bit of the input reaches every bit of the output."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
-    return value ^ (value >> 31)
 
 
 # What a random number is drawn for; with the seed and the source's name it makes the key of a stream of its own.
@@ -66,7 +65,7 @@ class Statistics:
         rows: in one pass. samples: captions, questions or conversations trained on in one pass.
         fill: the share of a row's T tokens that is not padding; text_fill: of its text_length; image_fill: of its image slots.
         supervised: targets per row.
-        skipped: samples left out, by cause.
+        skipped: samples that cannot be used, by cause.
         sources: the same for each source.
     """
 
@@ -111,10 +110,8 @@ class SourceRows:
         self._source = source
         self._segment_tokenizer = segment_tokenizer
         self._shape = shape
-        self._key = (
-            seed,
-            zlib.crc32(name.encode()),
-        )  # by name: another source in the config changes nothing here
+        # By name: another source in the config changes nothing here.
+        self._key = (seed, zlib.crc32(name.encode()))
         self._shuffle = shuffle
         self._flip = flip
         self._images = images
@@ -131,8 +128,15 @@ class SourceRows:
     def load(self, index: int) -> tuple[Row, Report]:
         """Row `index` >= 0, and what was skipped in it."""
         rng = np.random.default_rng((*self._key, _ROW, index))
-        writer = RowWriter(self._shape, lambda image: self._load_image(image, rng))
-        report = Report()
+
+        def load_image(image: Image) -> np.ndarray:
+            # Drawn before the image is read: a corrupt one changes no other.
+            mirrored = self._flip and rng.random() < 0.5
+            size, resize = self._shape.image_size, self._shape.resize
+            pixels = self._images.load(image.source, size, resize=resize)
+            return pixels[:, ::-1] if mirrored else pixels
+
+        writer, report = RowWriter(self._shape, load_image), Report()
         for example, continuations in self._units(index, rng):
             report.seen += len(continuations)
             try:
@@ -145,8 +149,13 @@ class SourceRows:
 
     def sample_ids(self, index: int) -> list[str]:
         """The ids of the examples in row `index`, in order."""
-        units = self._units(index, np.random.default_rng((*self._key, _ROW, index)))
-        return [self._sample_id(example) for example, _ in units]
+        ids = []
+        for example, _ in self._units(index, np.random.default_rng((*self._key, _ROW, index))):
+            try:
+                ids.append(self._source[example].id)
+            except SampleError:
+                ids.append(f"{self.name}[{example}]")
+        return ids
 
     def statistics(self) -> Statistics:
         """What the rows hold."""
@@ -180,29 +189,16 @@ class SourceRows:
             raise InputError(f"{example.id} has fewer continuations than planned: {CHANGED}")
         prefix, start, drop_targets = 0, 0, False
         if example.prefix:
-            piece = self._segment_tokenizer.prefix(example.prefix)
-            prefix, error = writer.write(piece)
-            start, drop_targets = len(piece.tokens), error is not None
+            segment = self._segment_tokenizer.prefix(example.prefix)
+            prefix, error = writer.write(segment)
+            start, drop_targets = len(segment.tokens), error is not None
             if error is not None:
                 report.skip(error.cause, f"{example.id}: {error.detail}", len(continuations))
         for number in continuations:
-            piece = self._segment_tokenizer.continuation(example.continuations[number])
-            _, error = writer.write(piece, prefix=prefix, start=start, drop_targets=drop_targets)
+            segment = self._segment_tokenizer.continuation(example.continuations[number])
+            _, error = writer.write(segment, prefix=prefix, start=start, drop_targets=drop_targets)
             if error is not None and not drop_targets:
                 report.skip(error.cause, f"{example.id}: {error.detail}")
-
-    def _load_image(self, image: Image, rng: np.random.Generator) -> np.ndarray:
-        mirrored = (
-            self._flip and rng.random() < 0.5
-        )  # drawn before the image is read: a corrupt one changes no other
-        pixels = self._images.load(image.source, self._shape.image_size, resize=self._shape.resize)
-        return pixels[:, ::-1] if mirrored else pixels
-
-    def _sample_id(self, example: int) -> str:
-        try:
-            return self._source[example].id
-        except SampleError:
-            return f"{self.name}[{example}]"
 
 
 class Rows:
@@ -213,17 +209,17 @@ class Rows:
 
     def __init__(
         self,
-        parts: Sequence[SourceRows],
+        sources: Sequence[SourceRows],
         shape: RowShape,
         mixture: Mixture | None,
         skip_budget: float,
     ):
-        """mixture: of the parts; None: a single pass over the first, then the second, and so on."""
+        """mixture: of the sources; None: a single pass over the first, then the second, and so on."""
         self.shape = shape
         self.skips = Skips(skip_budget, "Data")
-        self._parts = list(parts)
+        self._sources = list(sources)
         self._mixture = mixture
-        self._ends = np.cumsum([len(part) for part in parts])
+        self._ends = np.cumsum([len(source) for source in sources])
 
     @property
     def endless(self) -> bool:
@@ -242,38 +238,36 @@ class Rows:
 
     def load(self, index: int) -> tuple[Row, Report]:
         """Row `index`, and what was skipped in it; counts nothing."""
-        part, place = self._locate(index)
-        return part.load(place)
+        source, place = self._locate(index)
+        return source.load(place)
 
     def sample_ids(self, index: int) -> list[str]:
         """The ids of the examples in row `index`."""
-        part, place = self._locate(index)
-        return part.sample_ids(place)
+        source, place = self._locate(index)
+        return source.sample_ids(place)
 
     @property
     def skipped(self) -> dict[str, int]:
         """Samples skipped so far by cause: when planning, once, and when loading, each time they were met."""
         causes = self.skips.total.causes.copy()
-        for part in self._parts:
-            causes.update(part.plan.report.causes)
+        for source in self._sources:
+            causes.update(source.plan.report.causes)
         return dict(causes)
 
     @property
     def skip_examples(self) -> dict[str, str]:
         """The first skipped sample of each cause, and what is wrong with it."""
         examples = self.skips.examples
-        for part in reversed(self._parts):
-            examples = examples | part.plan.report.examples
+        for source in reversed(self._sources):
+            examples = examples | source.plan.report.examples
         return examples
 
     def statistics(self) -> Statistics:
         """What an average row holds, and each source's rows."""
-        sources = {part.name: part.statistics() for part in self._parts}
-        shares = (
-            self._mixture.shares
-            if self._mixture
-            else [len(part) / len(self) for part in self._parts]
-        )
+        sources = {source.name: source.statistics() for source in self._sources}
+        shares: Sequence[float] = [len(source) / len(self) for source in self._sources]
+        if self._mixture is not None:
+            shares = self._mixture.shares
 
         def mean(name: str) -> float:
             return sum(
@@ -297,9 +291,9 @@ class Rows:
             raise IndexError(f"row {index}" if self.endless else f"row {index} of {len(self)}")
         if self._mixture is not None:
             number, place = self._mixture.locate(index)
-            return self._parts[number], place
+            return self._sources[number], place
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[number], index - int(self._ends[number] - len(self._parts[number]))
+        return self._sources[number], index - int(self._ends[number] - len(self._sources[number]))
 
 
 def make_rows(
@@ -316,7 +310,7 @@ def make_rows(
     """
     train = part == "train"
     if seed < 0:
-        raise InputError(f"seed is {seed}; it must not be negative.")
+        raise InputError(f"seed must not be negative, but it is {seed}.")
     if not data.sources:
         raise InputError("A stage needs at least one data source.")
     if not train and not data.holdout:
@@ -332,15 +326,14 @@ def make_rows(
     segment_tokenizer = SegmentTokenizer(
         tokenizer, model.visual_tokens, data.train_on_special_tokens
     )
+    template = find_template(data.template, tokenizer)
     weights = [config.weight for config in data.sources.values()]
     mixture = Mixture(weights, list(data.sources)) if train else None
     images = ImageCache()
-    parts = [
+    sources = [
         SourceRows(
             name,
-            open_source(
-                config, holdout=data.holdout, part=part, template=data.template, tokenizer=tokenizer
-            ),
+            config.open(template, holdout=data.holdout, part=part),
             segment_tokenizer,
             shape,
             images,
@@ -351,4 +344,4 @@ def make_rows(
         )
         for name, config in data.sources.items()
     ]
-    return Rows(parts, shape, mixture, data.skip_budget)
+    return Rows(sources, shape, mixture, data.skip_budget)

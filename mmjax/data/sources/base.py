@@ -1,10 +1,17 @@
-"""What every source of examples has in common."""
+"""What every source of examples says of itself.
 
+A source is one file in this folder: a config (a frozen dataclass derived from `SourceConfig`) and the `Source` that it opens. Nothing
+outside the folder knows which kinds there are. This file is light, because every recipe imports it.
+"""
+
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from mmjax.data.examples import Example, SampleError, Text
+from mmjax.base.registry import Component
+from mmjax.data.examples import Example, SampleError, Template, Text
 from mmjax.errors import InputError
 
 Part = Literal["train", "holdout"]
@@ -24,6 +31,12 @@ class Source(ABC):
     def __getitem__(self, index: int) -> Example:
         """Example `index`, images not decoded. Raises SampleError for an unusable one and IndexError outside 0 .. len - 1."""
 
+    def captioned(self, index: int) -> tuple[Path, str] | None:
+        """The image file of an example and its caption; None if it lacks one of them. Errors as of `source[index]`.
+
+        Only sources whose config has `captions` need it."""
+        raise NotImplementedError
+
     def texts(self) -> Iterator[str]:
         """Every text of every usable example, each as it will be tokenised: what a tokenizer is built from."""
         for index in range(len(self)):
@@ -34,11 +47,50 @@ class Source(ABC):
             yield from (segment.text for segment in example.segments() if isinstance(segment, Text))
 
 
+class SourceConfig(Component):
+    """Where a stage's examples come from.
+
+    Attributes:
+        kind: its name in a config, of the type Literal["name"].
+        weight: rows of several sources are mixed in proportion to their weights. A field of every kind, 1.0 by default.
+        conversations: an image stands within what the user says, not in front of everything.
+        captions: captions that it holds out can be scored: the source has `captioned`.
+        holdout_by: what decides which examples are held out. A kind that gives a choice has it as a field.
+    """
+
+    package: ClassVar[str] = "mmjax.data.sources"
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    kind: str
+    weight: float
+    conversations: ClassVar[bool] = False
+    captions: ClassVar[bool] = False
+    holdout_by: str = "position"
+
+    @property
+    def reads(self) -> str:
+        """The name of what it reads, such as a path: sources with the same one hold the same examples. "": not known."""
+        return ""
+
+    def open(self, template: Template, *, holdout: int = 0, part: Part = "train") -> Source:
+        """Opens the source.
+
+        Args:
+            template: how its captions, questions and conversations become text.
+            holdout: examples that are kept from training: those at its end, or as the config says.
+            part: "train": all but those; "holdout": those alone.
+
+        Raises:
+            InputError: a file, folder or package is missing, or the config asks for what the data do not have.
+        """
+        raise NotImplementedError
+
+
 def split_part(count: int, holdout: int, part: Part, what: str) -> range:
     """The indices of a part: the last `holdout` of `count` examples, or those before. Raises InputError if none are left to train on."""
     if holdout < 0 or holdout >= count:
         raise InputError(
-            f"{what} has {count} examples; holdout={holdout} leaves none to train on (or is negative)."
+            f"holdout must be less than the {count} examples of {what}, and not negative, but it is {holdout}."
         )
     return range(count - holdout) if part == "train" else range(count - holdout, count)
 

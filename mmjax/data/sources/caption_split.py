@@ -1,13 +1,13 @@
-"""Held out by caption: no caption and no image stands both in training and in what is held out. A function of the captions alone.
+"""Splits examples by caption, so that no caption and no image stands both in training and in what is held out.
 
 Examples that share a caption (see `normalised`) or an image make a group, and groups stay whole. In the order of a digest of their
-captions they are held out, as long as that makes no more than `holdout` examples; a group that is larger than what is missing is passed
-over. So there are exactly `holdout` examples, or fewer where only larger groups are left.
+captions they are held out, as long as that makes no more than `holdout` examples; a group that is larger than what is missing is skipped.
+So there are exactly `holdout` examples, or fewer where only larger groups are left. The split depends on the captions alone.
 """
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +27,12 @@ class CaptionKey:
 
     @classmethod
     def of(cls, caption: str | None, image: str | None) -> "CaptionKey":
-        return cls(
-            None if caption is None else _digest(normalised(caption)),
-            None if image is None else _digest(image),
-        )
+        def digest(text: str | None) -> bytes | None:
+            if text is None:
+                return None
+            return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST]
+
+        return cls(digest(caption if caption is None else normalised(caption)), digest(image))
 
 
 def normalised(text: str) -> str:
@@ -43,13 +45,11 @@ def normalised(text: str) -> str:
     )
 
 
-def split_by_caption(
-    lines: Sequence[CaptionKey], holdout: int, part: Part, what: str
-) -> np.ndarray:
+def split_by_caption(keys: Sequence[CaptionKey], holdout: int, part: Part, what: str) -> np.ndarray:
     """The indices of a part.
 
     Args:
-        lines: of all examples. Those without a caption are trained on, unless their image is held out.
+        keys: of all examples. Those without a caption are trained on, unless their image is held out.
         what: the name of the source.
 
     Returns:
@@ -58,9 +58,9 @@ def split_by_caption(
     Raises:
         InputError: holdout leaves nothing to train on, or no group is small enough to be held out.
     """
-    split_part(len(lines), holdout, part, what)
+    split_part(len(keys), holdout, part, what)
     held: list[int] = []
-    for group in _groups_in_order(lines) if holdout else ():
+    for group in _groups_in_order(keys) if holdout else ():
         if len(group) <= holdout - len(held):
             held.extend(group)
     if holdout and not held:
@@ -69,41 +69,29 @@ def split_by_caption(
             f"are more than holdout={holdout} each."
         )
     found = np.array(held, np.int64)
-    return found if part == "holdout" else np.setdiff1d(np.arange(len(lines)), found)
+    return found if part == "holdout" else np.setdiff1d(np.arange(len(keys)), found)
 
 
-def _groups_in_order(lines: Sequence[CaptionKey]) -> list[list[int]]:
+def _groups_in_order(keys: Sequence[CaptionKey]) -> list[list[int]]:
     """The groups that have a caption, by the smallest digest of their captions."""
+    parents = list(range(len(keys)))  # towards one example that stands for the group
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = index = parents[parents[index]]
+        return index
+
     first: dict[tuple[str, bytes], int] = {}
-    links = []
-    for index, line in enumerate(lines):
-        for kind, value in (("caption", line.caption), ("image", line.image)):
+    for index, key in enumerate(keys):
+        for kind, value in (("caption", key.caption), ("image", key.image)):
             if value is not None:
-                links.append((index, first.setdefault((kind, value), index)))
+                parents[root(index)] = root(first.setdefault((kind, value), index))
     groups: dict[int, list[int]] = {}
-    for index, root in enumerate(_roots(len(lines), links)):
-        groups.setdefault(root, []).append(index)
+    for index in range(len(keys)):
+        groups.setdefault(root(index), []).append(index)
     keyed = []
     for group in groups.values():
-        captions = [caption for index in group if (caption := lines[index].caption) is not None]
+        captions = [caption for index in group if (caption := keys[index].caption) is not None]
         if captions:
             keyed.append((min(captions), group))
     return [group for _, group in sorted(keyed)]
-
-
-def _roots(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of `count` items one item of its group, the same for all that are linked, directly or through others."""
-    parents = list(range(count))
-
-    def root(item: int) -> int:
-        while parents[item] != item:
-            parents[item] = item = parents[parents[item]]
-        return item
-
-    for one, other in links:
-        parents[root(one)] = root(other)
-    return [root(item) for item in range(count)]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST]

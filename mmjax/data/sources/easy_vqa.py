@@ -1,5 +1,6 @@
 """The easy-vqa package: images of one coloured shape, with questions (https://pypi.org/project/easy-vqa/, MIT)."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -7,11 +8,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from mmjax.data.examples import Example, Image
-from mmjax.data.sources.base import Part, Source, check_index, split_part
-from mmjax.data.text.templates import Template
+from mmjax.data.examples import Example, Image, Template
+from mmjax.data.sources.base import Part, Source, SourceConfig, check_index, split_part
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import EasyVqaSource
 
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
 COLORS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
@@ -24,6 +23,25 @@ Pair = tuple[str, str]
 """A question and its answer."""
 
 
+@dataclasses.dataclass(frozen=True)
+class EasyVqaSource(SourceConfig):
+    """The easy-vqa package: 64 x 64 images of one shape, 38,575 training questions (https://pypi.org/project/easy-vqa/, MIT).
+
+    Attributes:
+        tasks: what is made of an image: "caption" (composed from what its questions determine), "question", or both side by side.
+        split: "train" or "test" of the official split. The last `holdout` images of the training split (DataConfig) are kept for held-out
+            loss.
+    """
+
+    kind: Literal["easy_vqa"]
+    tasks: tuple[str, ...] = ("question",)
+    split: Literal["train", "test"] = "train"
+    weight: float = 1.0
+
+    def open(self, template: Template, *, holdout: int = 0, part: Part = "train") -> "EasyVqa":
+        return EasyVqa(self, template, holdout=holdout, part=part)
+
+
 class EasyVqa(Source):
     """One example per image: the image is the prefix; its caption (if composed) and its questions, in file order, are the continuations;
     the caption is repeated in every row that the questions need.
@@ -33,9 +51,7 @@ class EasyVqa(Source):
     source of captions alone.
     """
 
-    def __init__(
-        self, config: EasyVqaSource, template: Template, *, holdout: int = 0, part: Part = "train"
-    ):
+    def __init__(self, config: EasyVqaSource, template: Template, *, holdout: int, part: Part):
         """Reads the questions of the split. Raises InputError if the package is missing or broken, or a task is unknown."""
         unknown = [task for task in config.tasks if task not in TASKS]
         if unknown or not config.tasks:
@@ -43,7 +59,13 @@ class EasyVqa(Source):
                 f"An easy_vqa source has the tasks {' and '.join(TASKS)}, not {', '.join(unknown) or 'none'}."
             )
         self._config = config
-        self._folder = _data_folder() / config.split
+        # Located, not imported: only the files of the package are of use.
+        spec = importlib.util.find_spec("easy_vqa")
+        if spec is None or spec.origin is None:
+            raise InputError(
+                "The easy_vqa source needs the package easy-vqa: pip install mmjax[demo]."
+            )
+        self._folder = Path(spec.origin).parent / "data" / config.split
         self._pairs = _read_questions(self._folder / "questions.json")
         kept = split_part(len(self._pairs), holdout, part, f"easy_vqa ({config.split})")
         images = sorted(self._pairs)[kept.start : kept.stop]
@@ -71,11 +93,10 @@ class EasyVqa(Source):
             continuations.append(self._caption_continuations[caption])
         if "question" in self._config.tasks:
             continuations.extend(self._questions[pair] for pair in self.questions(index))
-        name = f"easy_vqa/{self._config.split}/{image}"
         return Example(
             (Image(self.image_path(index)),),
             tuple(continuations),
-            name,
+            id=f"easy_vqa/{self._config.split}/{image}",
             repeated=int(caption is not None),
         )
 
@@ -112,8 +133,10 @@ def compose_caption(pairs: tuple[Pair, ...]) -> str | None:
     shapes, colors = SHAPES, COLORS
     for question, answer in pairs:
         is_there, named = _evidence(question, answer)
-        shapes = _eliminate(shapes, named & SHAPES, is_there)
-        colors = _eliminate(colors, named & COLORS, is_there)
+        if named & SHAPES:
+            shapes = shapes & named if is_there else shapes - named
+        if named & COLORS:
+            colors = colors & named if is_there else colors - named
     assert shapes and colors, "the answers of one image contradict each other"
     if len(shapes) > 1 and len(colors) > 1:
         return None
@@ -126,23 +149,9 @@ def _evidence(question: str, answer: str) -> tuple[bool, frozenset[str]]:
     """What one answer tells: the words in the set are there in the image, or are not."""
     words = frozenset(_WORD.findall(question))
     if question_type(answer) != "yes_no":
-        return True, words | {
-            answer
-        }  # "what is the red shape?" names a colour that is there, and its answer a shape
+        # "what is the red shape?" names a colour that is there, and its answer a shape.
+        return True, words | {answer}
     return (answer == "yes") != bool(words & _NEGATIONS), words
-
-
-def _eliminate(candidates: frozenset[str], named: frozenset[str], is_there: bool) -> frozenset[str]:
-    if not named:
-        return candidates
-    return candidates & named if is_there else candidates - named
-
-
-def _data_folder() -> Path:
-    spec = importlib.util.find_spec("easy_vqa")  # located, not imported: only its files are of use
-    if spec is None or spec.origin is None:
-        raise InputError("The easy_vqa source needs the package easy-vqa: pip install mmjax[demo].")
-    return Path(spec.origin).parent / "data"
 
 
 def _read_questions(path: Path) -> dict[int, tuple[Pair, ...]]:

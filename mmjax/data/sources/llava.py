@@ -1,13 +1,12 @@
 """Conversations in the JSON format of LLaVA (arXiv:2304.08485)."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from mmjax.data.examples import Example, Image, SampleError, Text
-from mmjax.data.sources.base import Part, Source, check_index, split_part
+from mmjax.data.examples import Example, Image, Role, SampleError, Template, Text, Turn
+from mmjax.data.sources.base import Part, Source, SourceConfig, check_index, split_part
 from mmjax.data.sources.readers import check_folder, open_list
-from mmjax.data.text.templates import Role, Template, Turn
-from mmjax.recipe.recipe import LlavaSource
 
 IMAGE_PLACEHOLDER = "<image>"
 _ROLES: dict[str, Role] = {
@@ -19,13 +18,29 @@ _ROLES: dict[str, Role] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class LlavaSource(SourceConfig):
+    """A LLaVA conversation file: a JSON list of {"id", "image": path or list of paths or absent, "conversations": [{"from", "value"}]}."""
+
+    kind: Literal["llava"]
+    path: str
+    image_dir: str
+    weight: float = 1.0
+    conversations: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> str:
+        return self.path
+
+    def open(self, template: Template, *, holdout: int = 0, part: Part = "train") -> "Llava":
+        return Llava(self, template, holdout=holdout, part=part)
+
+
 class Llava(Source):
     """One example per conversation: a single continuation with each image where its placeholder stands. Only what the assistant says
     carries loss."""
 
-    def __init__(
-        self, config: LlavaSource, template: Template, *, holdout: int = 0, part: Part = "train"
-    ):
+    def __init__(self, config: LlavaSource, template: Template, *, holdout: int, part: Part):
         """Finds the records. Raises InputError if the file or the image folder is missing, or the file is no JSON list."""
         self._folder = check_folder(config.image_dir, "image_dir")
         self._template = template
@@ -40,30 +55,35 @@ class Llava(Source):
         row = self._indices[check_index(index, len(self))]
         record = self._records[row]
         name = f"{self._name}/{record.get('id', row)}"
-        images = [Image(self._folder / path) for path in _image_paths(record, name)]
-        turns = _read_turns(record, name)
+        paths = record.get("image")
+        paths = [] if paths is None else [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or any(
+            not isinstance(path, str) or not path for path in paths
+        ):
+            raise SampleError("bad image", f"{name}: a path or a list of paths is expected")
+        turns = _turns(record, name)
         placeholders = sum(text.count(IMAGE_PLACEHOLDER) for _, text in turns)
-        if placeholders != len(images):
+        if placeholders != len(paths):
             raise SampleError(
                 "image placeholders do not match images",
-                f"{name} has {placeholders} {IMAGE_PLACEHOLDER} for {len(images)} images",
+                f"{name} has {placeholders} {IMAGE_PLACEHOLDER} for {len(paths)} images",
             )
-        continuation = self._template.conversation(_place_images(turns, images))
-        return Example((), (continuation,), name)
+        remaining = iter(paths)
+        placed = []
+        for role, text in turns:
+            first, *others = text.split(IMAGE_PLACEHOLDER)
+            content: list[Text | Image] = [Text(first)] if first else []
+            for other in others:
+                content.append(Image(self._folder / next(remaining)))
+                content.extend([Text(other)] if other else [])
+            placed.append(Turn(role, tuple(content)))
+        return Example((), (self._template.conversation(placed),), name)
 
 
-def _image_paths(record: dict[str, Any], name: str) -> list[str]:
-    paths = record.get("image")
-    paths = [] if paths is None else [paths] if isinstance(paths, str) else paths
-    if not isinstance(paths, list) or any(not isinstance(path, str) or not path for path in paths):
-        raise SampleError("bad image", f"{name}: a path or a list of paths is expected")
-    return paths
+def _turns(record: dict[str, Any], name: str) -> list[tuple[Role, str]]:
+    """(role, text) of each turn. After an optional system turn, user and assistant alternate.
 
-
-def _read_turns(record: dict[str, Any], name: str) -> list[tuple[Role, str]]:
-    """(role, text) of each turn. After an optional system turn, user and assistant speak in turn.
-
-    What the assistant says before the user has said anything is left out, as LLaVA does: it answers nothing."""
+    What the assistant says before the user has said anything is dropped, as LLaVA does: it answers nothing."""
     conversation = record.get("conversations")
     if not isinstance(conversation, list) or not conversation:
         raise SampleError("no conversation", name)
@@ -84,17 +104,3 @@ def _read_turns(record: dict[str, Any], name: str) -> list[tuple[Role, str]]:
     if not any(role == "assistant" and text for role, text in turns):
         raise SampleError("no answer", name)
     return turns
-
-
-def _place_images(turns: list[tuple[Role, str]], images: list[Image]) -> list[Turn]:
-    """Cuts each text at its placeholders and puts the images there, in order."""
-    remaining = iter(images)
-    placed = []
-    for role, text in turns:
-        first, *others = text.split(IMAGE_PLACEHOLDER)
-        content: list[Text | Image] = [Text(first)] if first else []
-        for other in others:
-            content.append(next(remaining))
-            content.extend([Text(other)] if other else [])
-        placed.append(Turn(role, tuple(content)))
-    return placed

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from mmjax.data.examples import SampleError
 from mmjax.errors import InputError
 
-_SPACE = (" ", "\t", "\r", "\n")
+_SPACE = re.compile(r"[ \t\r\n]*")
 _BYTE_ORDER_MARK = "\xef\xbb\xbf"  # as Latin-1
 
 
@@ -24,6 +25,9 @@ class RecordFile:
     """
 
     def __init__(self, path: Path, spans: list[tuple[int, int]]):
+        """Raises InputError if there are no records."""
+        if not spans:
+            raise InputError(f"The data file {path} holds no records.")
         self.path = path
         self.spans = np.array(spans, np.int64).reshape(-1, 2)
 
@@ -39,9 +43,8 @@ class RecordFile:
         where = f"{self.path}, byte {start}"
         try:
             record = json.loads(data.decode("utf-8"))
-            if (
-                b"\\ud" in data or b"\\uD" in data
-            ):  # an escaped half of a surrogate pair is no text either
+            # An escaped half of a surrogate pair is no text either.
+            if b"\\ud" in data or b"\\uD" in data:
                 json.dumps(record, ensure_ascii=False).encode("utf-8")
         except UnicodeError as error:
             raise SampleError("bad UTF-8", f"{where}: {error}") from None
@@ -53,7 +56,7 @@ class RecordFile:
 
 
 def open_lines(path: str | os.PathLike) -> RecordFile:
-    """A file with one JSON object a line; blank lines are left out. Raises InputError if it cannot be read or is empty."""
+    """A file with one JSON object a line; blank lines are skipped. Raises InputError if it cannot be read or is empty."""
     path = Path(path)
     spans, offset = [], 0
     try:
@@ -64,7 +67,7 @@ def open_lines(path: str | os.PathLike) -> RecordFile:
                 offset += len(line)
     except OSError as error:
         raise InputError(f"The data file {path} cannot be read: {error.strerror}.") from None
-    return _not_empty(RecordFile(path, spans))
+    return RecordFile(path, spans)
 
 
 def open_list(path: str | os.PathLike) -> RecordFile:
@@ -75,7 +78,7 @@ def open_list(path: str | os.PathLike) -> RecordFile:
         text = path.read_bytes().decode("latin-1")
     except OSError as error:
         raise InputError(f"The data file {path} cannot be read: {error.strerror}.") from None
-    return _not_empty(RecordFile(path, list(_list_items(text, path))))
+    return RecordFile(path, list(_list_items(text, path)))
 
 
 def check_folder(path: str | os.PathLike, field: str) -> Path:
@@ -88,13 +91,17 @@ def check_folder(path: str | os.PathLike, field: str) -> Path:
 
 def _list_items(text: str, path: Path) -> Iterator[tuple[int, int]]:
     """Yields where each item of a JSON list starts and ends."""
+
+    def skip_space(at: int) -> int:
+        return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+
     decoder = json.JSONDecoder()
-    at = _skip_space(text, len(_BYTE_ORDER_MARK) if text.startswith(_BYTE_ORDER_MARK) else 0)
+    at = skip_space(len(_BYTE_ORDER_MARK) if text.startswith(_BYTE_ORDER_MARK) else 0)
     if text[at : at + 1] != "[":
         raise InputError(
             f"{path} does not hold a JSON list; a file with one object a line is for the jsonl source."
         )
-    at = _skip_space(text, at + 1)
+    at = skip_space(at + 1)
     if text[at : at + 1] == "]":
         return
     while True:
@@ -103,23 +110,11 @@ def _list_items(text: str, path: Path) -> Iterator[tuple[int, int]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not valid JSON: {error}.") from None
         yield at, end
-        after = _skip_space(text, end)
+        after = skip_space(end)
         if text[after : after + 1] == "]":
             return
         if text[after : after + 1] != ",":
             raise InputError(
                 f"{path} is not valid JSON: no comma or closing bracket after the item that ends at byte {end}."
             )
-        at = _skip_space(text, after + 1)
-
-
-def _skip_space(text: str, at: int) -> int:
-    while text[at : at + 1] in _SPACE:
-        at += 1
-    return at
-
-
-def _not_empty(records: RecordFile) -> RecordFile:
-    if not len(records):
-        raise InputError(f"The data file {records.path} holds no records.")
-    return records
+        at = skip_space(after + 1)

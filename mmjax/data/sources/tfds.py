@@ -1,25 +1,45 @@
 """TensorFlow Datasets sets in array_record files, read without TensorFlow."""
 
+import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mmjax.data.examples import Example, Image, SampleError
-from mmjax.data.sources.base import Part, Source, check_index, split_part
+from mmjax.data.examples import Example, Image, SampleError, Template
+from mmjax.data.sources.base import Part, Source, SourceConfig, check_index, split_part
 from mmjax.data.sources.readers import check_folder
-from mmjax.data.text.templates import Continuation, Template
 from mmjax.errors import InputError
-from mmjax.recipe.recipe import TfdsSource
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource(SourceConfig):
+    """A TensorFlow Datasets set stored as array_record, read without TensorFlow.
+
+    Attributes:
+        name: such as "my_captions:1.0.0"; data_dir: where it was prepared.
+        image, text: feature names of a caption set; question, answer: of a question set (leave the other pair empty).
+    """
+
+    kind: Literal["tfds"]
+    name: str
+    data_dir: str
+    split: str = "train"
+    image: str = "image"
+    text: str = ""
+    question: str = ""
+    answer: str = ""
+    weight: float = 1.0
+
+    def open(self, template: Template, *, holdout: int = 0, part: Part = "train") -> "Tfds":
+        return Tfds(self, template, holdout=holdout, part=part)
 
 
 class Tfds(Source):
     """One example per record: its image is the prefix; its caption, or its question, is the continuation. Images stay encoded."""
 
-    def __init__(
-        self, config: TfdsSource, template: Template, *, holdout: int = 0, part: Part = "train"
-    ):
+    def __init__(self, config: TfdsSource, template: Template, *, holdout: int, part: Part):
         """Opens the prepared set. Raises InputError if the set, split or features do not exist, or its files are not array_record."""
         if bool(config.question) != bool(config.answer) or not (config.text or config.question):
             raise InputError(
@@ -34,24 +54,29 @@ class Tfds(Source):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Example:
+        config, template = self._config, self._template
         row = self._indices[check_index(index, len(self))]
-        name = f"{self._config.name}/{self._config.split}/{row}"
+        name = f"{config.name}/{config.split}/{row}"
         record = self._records[row]
-        prefix = (Image(bytes(record[self._config.image])),) if self._config.image else ()
-        return Example(prefix, tuple(self._continuations(record, name)), name)
 
-    def _continuations(self, record: dict[str, Any], name: str) -> list[Continuation]:
-        config, continuations = self._config, []
+        def text(feature: str) -> str:
+            value = record[feature]
+            if isinstance(value, bytes):
+                try:
+                    value = value.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise SampleError("bad UTF-8", f"{name}, {feature}: {error.reason}") from None
+            if not isinstance(value, str) or not value.strip():
+                raise SampleError(f"bad {feature}", f"{name}: {value!r} is no text")
+            return value
+
+        prefix = (Image(bytes(record[config.image])),) if config.image else ()
+        continuations = []
         if config.text:
-            continuations.append(
-                self._template.caption(_text(record[config.text], config.text, name))
-            )
+            continuations.append(template.caption(text(config.text)))
         if config.question:
-            question = _text(record[config.question], config.question, name)
-            continuations.append(
-                self._template.question(question, _text(record[config.answer], config.answer, name))
-            )
-        return continuations
+            continuations.append(template.question(text(config.question), text(config.answer)))
+        return Example(prefix, tuple(continuations), name)
 
 
 def _open_records(config: TfdsSource) -> Any:
@@ -62,12 +87,8 @@ def _open_records(config: TfdsSource) -> Any:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # tfds has no error of its own for a folder that it cannot read
         raise InputError(f"{folder} is no prepared data set: {error}") from None
-    wanted = [
-        feature
-        for feature in (config.image, config.text, config.question, config.answer)
-        if feature
-    ]
-    missing = [feature for feature in wanted if feature not in builder.info.features]
+    features = (config.image, config.text, config.question, config.answer)
+    missing = [feature for feature in features if feature and feature not in builder.info.features]
     if missing:
         raise InputError(
             f"{config.name} has no feature {', '.join(missing)}; it has {', '.join(builder.info.features)}."
@@ -89,26 +110,10 @@ def _version_folder(config: TfdsSource) -> Path:
     """data_dir/name/version; without a version in the name, the newest that is there."""
     name, _, version = config.name.partition(":")
     folder = check_folder(config.data_dir, "data_dir") / name
-    versions = sorted(
-        (path.name for path in folder.glob("*") if _VERSION.fullmatch(path.name)), key=_version_key
-    )
+    found = (path.name for path in folder.glob("*") if _VERSION.fullmatch(path.name))
+    versions = sorted(found, key=lambda version: tuple(map(int, version.split("."))))
     if not versions or (version and version not in versions):
         raise InputError(
             f"data_dir: {folder} holds no version {version or 'at all'}; it has {', '.join(versions) or 'none'}."
         )
     return folder / (version or versions[-1])
-
-
-def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
-
-
-def _text(value: Any, field: str, name: str) -> str:
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise SampleError("bad UTF-8", f"{name}, {field}: {error.reason}") from None
-    if not isinstance(value, str) or not value.strip():
-        raise SampleError(f"bad {field}", f"{name}: {value!r} is no text")
-    return value

@@ -1,8 +1,8 @@
 """Chat templates in the language of jinja, as published models carry them: rendered in a sandbox, with what transformers gives them.
 
-Of a conversation, a template sees texts and roles. It cannot reach Python's objects. What it writes, how often its loops and macros run,
-and how long the texts are that +, *, ~ and padding make is bounded. What is not: the work of one expression, such as filters over a long
-range, and `replace` and `join`, which can make a text as long as the product of two.
+Of a conversation, a template sees texts and roles. It cannot reach Python's objects. Bounded is what it writes, how often its loops and
+macros run, and how long the texts are that +, *, ~ and padding make. Not bounded is the work of one expression, such as filters over a
+long range, and `replace` and `join`, which can make a text as long as the product of two.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from mmjax.errors import InputError
 MAX_CHARACTERS = 4 * 1024 * 1024
 
 BUDGET = 16 * 1024 * 1024
-"""What a rendering may do: it costs one for each character, also of what is kept in a variable, and `_TURN` for each turn of a loop and
-each call of a macro: that makes a hundred thousand turns, a second of work."""
-_TURN = 160
+"""What a rendering may do: it costs one for each character, also of what is kept in a variable, and `_ITERATION` for each iteration of a
+loop and each call of a macro: that makes a hundred thousand iterations, a second of work."""
+_ITERATION = 160
 _INDENT = 64
 
 _PADDING = frozenset({"center", "expandtabs", "format_map", "ljust", "rjust", "zfill"})
@@ -35,7 +35,7 @@ _WIDTH = re.compile(r"\d+")
 _GIVEN_WIDTH = re.compile(r"\*|\{[^{}]*\{")
 
 GENERATION_BEGIN, GENERATION_END = "\x00[", "\x00]"
-"""Stand in a rendering around what a template marks as written by the assistant, in {% generation %} ... {% endgeneration %}."""
+"""Stand in a rendering around what a template says to be written by the assistant, in {% generation %} ... {% endgeneration %}."""
 
 DATE = datetime.datetime(2024, 7, 26)
 """Today, for templates that write the date. It is fixed, so that a text has the same tokens every day; Llama 3 falls back on this one."""
@@ -55,10 +55,10 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+        return jinja2.nodes.CallBlock(self.call_method("enclosed"), [], [], body).set_lineno(line)
 
     @staticmethod
-    def _mark(caller: Any) -> str:
+    def enclosed(caller: Any) -> str:
         return GENERATION_BEGIN + caller() + GENERATION_END
 
 
@@ -96,29 +96,25 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
-        """Loops and macros count their turns; ~ is bounded."""
+        """Loops and macros count their iterations; ~ is bounded."""
+
+        def call_of(method: str, arguments: list[jinja2.nodes.Expr]) -> jinja2.nodes.Call:
+            attribute = jinja2.nodes.EnvironmentAttribute(method)
+            return jinja2.nodes.Call(attribute, arguments, [], None, None)
+
         tree = super()._parse(source, name, filename)
         for node in tree.find_all((jinja2.nodes.For, jinja2.nodes.Macro, jinja2.nodes.CallBlock)):
             assert isinstance(node, jinja2.nodes.For | jinja2.nodes.Macro | jinja2.nodes.CallBlock)
-            cost = _TURN + sum(
-                len(data.data)
-                for part in node.body
-                for data in part.find_all(jinja2.nodes.TemplateData)
-            )
-            count = self._call_of("spend", [jinja2.nodes.Const(cost)])
+            texts = (part.find_all(jinja2.nodes.TemplateData) for part in node.body)
+            cost = _ITERATION + sum(len(data.data) for found in texts for data in found)
+            count = call_of("spend", [jinja2.nodes.Const(cost)])
             node.body.insert(0, jinja2.nodes.ExprStmt(count))
             if isinstance(node, jinja2.nodes.For) and node.test is not None:
                 node.test = jinja2.nodes.And(count, node.test)
         for concat in list(tree.find_all(jinja2.nodes.Concat)):
-            concat.nodes = [self._call_of("concatenated", concat.nodes)]
+            concat.nodes = [call_of("concatenated", concat.nodes)]
         tree.set_environment(self)
         return tree
-
-    @staticmethod
-    def _call_of(method: str, arguments: list[jinja2.nodes.Expr]) -> jinja2.nodes.Call:
-        return jinja2.nodes.Call(
-            jinja2.nodes.EnvironmentAttribute(method), arguments, [], None, None
-        )
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         _check_method(obj, attribute)
@@ -142,13 +138,9 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 def _length(value: Any) -> int:
     """How often a factor repeats the other, or how long the other is."""
-    return (
-        len(value)
-        if isinstance(value, str | list | tuple)
-        else abs(value)
-        if isinstance(value, int)
-        else 1
-    )
+    if isinstance(value, str | list | tuple):
+        return len(value)
+    return abs(value) if isinstance(value, int) else 1
 
 
 @jinja2.pass_context
@@ -170,7 +162,7 @@ def _bounded(name: str, function: Any) -> Any:
             raise TooLong(f"{name} of large values is not allowed")
         return function(value, *arguments, **named)
 
-    return functools.update_wrapper(run, function)  # with what jinja marks it by
+    return functools.update_wrapper(run, function)  # with the attributes by which jinja knows it
 
 
 def _check_method(value: Any, name: Any) -> None:
@@ -210,13 +202,17 @@ class Renderer:
         Raises:
             InputError: it is no jinja template.
         """
+
+        def raise_exception(message: str) -> NoReturn:
+            raise jinja2.TemplateError(message)
+
         self._where = where
         self._variables = dict(variables)
         self._environment = environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
+        environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = today.strftime
         try:
             self._template = environment.from_string(source)
@@ -271,7 +267,3 @@ def _to_json(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

@@ -15,7 +15,7 @@ _QUESTION = Turn("user", (Text("question"),))
 class ChatTemplate(Template):
     """A published model's own format: the tokens of `apply_chat_template` of transformers.
 
-    Loss falls on what the template marks with {% generation %}. A template without that mark: on all that follows the generation prompt, up
+    Loss falls on what the template encloses in {% generation %}. A template without this: on all that follows the generation prompt, up
     to and with the special token that ends the turn. Texts are cut where the loss begins, so that a prompt has the same tokens with and
     without its answer; transformers, which tokenises across, has others where an answer begins with a line feed.
     """
@@ -34,16 +34,12 @@ class ChatTemplate(Template):
                 f"{tokenizer.path} comes with no chat template; choose another template, such as 'vicuna_v1'."
             )
         renderer = Renderer(tokenizer.chat_template, tokenizer.names, where=str(tokenizer.path))
-        self._chat = _with_header(
-            _with_images(_with_contents(ChatFormat(renderer, tokenizer, labels)))
-        )
+        self._chat = _probed(ChatFormat(renderer, tokenizer, labels))
         self.stop = self._chat.stop or "eos"
 
     def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[HuggingFaceTokenizer, bool]]:
-        return type(self), (
-            self._chat.tokenizer,
-            self._chat.labels,
-        )  # compiled templates cannot be pickled
+        # Compiled templates cannot be pickled.
+        return type(self), (self._chat.tokenizer, self._chat.labels)
 
     def question(self, question: str, answer: str) -> Continuation:
         return self.conversation(
@@ -65,38 +61,29 @@ class ChatTemplate(Template):
         return rendering.continuation()
 
 
-def _with_contents(chat: ChatFormat) -> ChatFormat:
-    """How the template wants contents: as texts if it takes them, else as lists of parts."""
+def _probed(chat: ChatFormat) -> ChatFormat:
+    """What small conversations tell of a template: how it wants contents and images, and what it writes around an answer."""
+    # Contents: as texts if it takes them, else as lists of parts.
     in_parts = dataclasses.replace(chat, in_parts=True)
     try:
         Rendering(chat, [_QUESTION, ANSWER], prompt=False)
-        return chat
     except InputError as error:
         try:
             Rendering(in_parts, [_QUESTION, ANSWER], prompt=False)
         except InputError:
             raise error from None
-        return in_parts
-
-
-def _with_images(chat: ChatFormat) -> ChatFormat:
-    """Whether the template writes the tokenizer's token of an image where it is given one as a part."""
-    tokenizer = chat.tokenizer
-    name = next(
-        (name for name, index in tokenizer.special_tokens.items() if index == tokenizer.image), ""
-    )
+        chat = in_parts
+    # Images: does it write the tokenizer's token of an image where it is given one as a part?
+    specials, image = chat.tokenizer.special_tokens.items(), chat.tokenizer.image
+    name = next((name for name, index in specials if index == image), "")
     with_images = dataclasses.replace(chat, image=name)
+    asked_of_image = Turn("user", (Image(b""), *_QUESTION.content))
     try:
-        Rendering(
-            with_images, [Turn("user", (Image(b""), *_QUESTION.content)), ANSWER], prompt=False
-        )
+        Rendering(with_images, [asked_of_image, ANSWER], prompt=False)
+        chat = with_images
     except InputError:
-        return chat
-    return with_images
-
-
-def _with_header(chat: ChatFormat) -> ChatFormat:
-    """What the template writes before an answer and after it."""
+        pass
+    # The header before an answer, and the token that ends it.
     whole = Rendering(chat, [_QUESTION, ANSWER], prompt=False)
     between = whole.text[whole.turns[0].end : whole.turns[1].start]
     asked, silent = (Rendering(chat, [_QUESTION], prompt=prompt) for prompt in (True, False))
@@ -109,10 +96,9 @@ def _with_header(chat: ChatFormat) -> ChatFormat:
             "ends what the assistant says with no special token, so that a model could not learn where to stop; train it with another "
             "one: --config.stages.NAME.data.template=vicuna_v1, or plain, short_prompt or llama3"
         )
-    stop = (end.special if end is not None else None) or ""
     return dataclasses.replace(
         chat,
         header=header if writes_header else between.rstrip(),
         writes_header=writes_header,
-        stop=stop,
+        stop=(end.special if end is not None else None) or "",
     )

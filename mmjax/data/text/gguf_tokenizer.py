@@ -29,10 +29,9 @@ def read_gguf(path: Path) -> tuple[Content, dict[str, Any]]:
     Raises:
         InputError: the file is damaged, or has no tokenizer or one of a kind that mmjax does not know.
     """
+    # Their package brings the models along, which loader processes do without.
     from mmjax.weights.gguf import parse_header
-    from mmjax.weights.tensors import (
-        DiskFile,  # its package brings the models along, which loader processes do without
-    )
+    from mmjax.weights.tensors import DiskFile
 
     file = DiskFile(path)
     try:
@@ -46,10 +45,35 @@ def from_fields(fields: Mapping[str, Any], path: Path) -> tuple[Content, dict[st
     """The same, from the fields of a file. `path` is for messages."""
     reader = _Fields(fields, path)
     model = reader.value("model", str)
+    vocabulary = {token: index for index, token in enumerate(reader.tokens)}
+    merges = reader.merges()
     if model == "gpt2":
-        content = _byte_level(reader)
+        cut = reader.value("pre", str, "default")
+        if cut not in _CUTS:
+            known = ", ".join(map(repr, _CUTS))
+            raise InputError(
+                f"{path} cuts texts in the manner of {cut!r}, which mmjax does not know; it knows {known}."
+            )
+        content = tokenizer_json.byte_level(
+            vocabulary, merges, _CUTS[cut], reader.added(), whole_words=cut in _WHOLE_WORDS
+        )
     elif model == "llama":
-        content = _sentence_piece(reader)
+        if not merges:
+            scores = reader.items("scores", float)
+            if len(scores) != len(reader.tokens):
+                raise reader.damaged(f"it has {len(scores)} scores for {len(reader.tokens)} tokens")
+            rows = zip(reader.tokens, scores, reader.types, strict=True)
+            merges = tokenizer_json.merges_by_score(
+                {token: score for token, score, kind in rows if kind == _NORMAL}
+            )
+        content = tokenizer_json.sentence_piece(
+            vocabulary,
+            merges,
+            reader.added(),
+            unknown=reader.token("unknown_token_id"),
+            byte_fallback=_BYTE in reader.types,
+            space="first" if reader.value("add_space_prefix", bool, True) else "never",
+        )
     else:
         raise InputError(
             f"{path} has a tokenizer of the kind {model!r}; mmjax reads 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)."
@@ -59,9 +83,7 @@ def from_fields(fields: Mapping[str, Any], path: Path) -> tuple[Content, dict[st
     }
     template = fields.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
-        raise InputError(
-            f"The tokenizer in {path} is damaged: tokenizer.chat_template is {str(template)[:40]!r}."
-        )
+        raise reader.damaged(f"tokenizer.chat_template is {str(template)[:40]!r}")
     return content, settings | {"chat_template": template}
 
 
@@ -75,7 +97,7 @@ class _Fields:
             self.tokens
         )
         if len(types) != len(self.tokens) or len(set(self.tokens)) != len(self.tokens):
-            raise self._wrong("its tokens are not distinct, or not as many as their types")
+            raise self.damaged("its tokens are not distinct, or not as many as their types")
         self.types = types
 
     def value[T](self, name: str, kind: type[T], default: T | None = None) -> T:
@@ -85,26 +107,26 @@ class _Fields:
                 f"{self.path} has no tokenizer: the field tokenizer.ggml.{name} is missing."
             )
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self._wrong(f"tokenizer.ggml.{name} is {str(value)[:40]!r}")
+            raise self.damaged(f"tokenizer.ggml.{name} is {str(value)[:40]!r}")
         return value
 
     def items[T](self, name: str, kind: type[T], *, optional: bool = False) -> list[T]:
         items: list[T] = self.value(name, list, [] if optional else None)
         if not all(isinstance(item, kind) for item in items):
-            raise self._wrong(f"tokenizer.ggml.{name} is no list of {kind.__name__}")
+            raise self.damaged(f"tokenizer.ggml.{name} is no list of {kind.__name__}")
         return items
 
     def token(self, name: str) -> str | None:
         """The token that a field gives the id of."""
         index = self.value(name, int, -1)
         if index >= len(self.tokens):
-            raise self._wrong(f"tokenizer.ggml.{name} is {index}, of {len(self.tokens)} tokens")
+            raise self.damaged(f"tokenizer.ggml.{name} is {index}, of {len(self.tokens)} tokens")
         return self.tokens[index] if index >= 0 else None
 
     def merges(self) -> list[tuple[str, str]]:
         pairs = [merge.split(" ") for merge in self.items("merges", str, optional=True)]
         if any(len(pair) != 2 for pair in pairs):
-            raise self._wrong("tokenizer.ggml.merges has an entry that is no pair")
+            raise self.damaged("tokenizer.ggml.merges has an entry that is no pair")
         return [(left, right) for left, right in pairs]
 
     def added(self) -> list[Added]:
@@ -117,40 +139,5 @@ class _Fields:
             if kind in named
         ]
 
-    def _wrong(self, what: str) -> InputError:
+    def damaged(self, what: str) -> InputError:
         return InputError(f"The tokenizer in {self.path} is damaged: {what}.")
-
-
-def _byte_level(fields: _Fields) -> Content:
-    cut = fields.value("pre", str, "default")
-    if cut not in _CUTS:
-        known = ", ".join(map(repr, _CUTS))
-        raise InputError(
-            f"{fields.path} cuts texts in the manner of {cut!r}, which mmjax does not know; it knows {known}."
-        )
-    vocabulary = {token: index for index, token in enumerate(fields.tokens)}
-    return tokenizer_json.byte_level(
-        vocabulary, fields.merges(), _CUTS[cut], fields.added(), whole_words=cut in _WHOLE_WORDS
-    )
-
-
-def _sentence_piece(fields: _Fields) -> Content:
-    merges = fields.merges()
-    if not merges:
-        scores = fields.items("scores", float)
-        if len(scores) != len(fields.tokens):
-            raise InputError(
-                f"The tokenizer in {fields.path} is damaged: it has {len(scores)} scores for {len(fields.tokens)} tokens."
-            )
-        rows = zip(fields.tokens, scores, fields.types, strict=True)
-        merges = tokenizer_json.merges_by_score(
-            {token: score for token, score, kind in rows if kind == _NORMAL}
-        )
-    return tokenizer_json.sentence_piece(
-        {token: index for index, token in enumerate(fields.tokens)},
-        merges,
-        fields.added(),
-        unknown=fields.token("unknown_token_id"),
-        byte_fallback=_BYTE in fields.types,
-        space="first" if fields.value("add_space_prefix", bool, True) else "never",
-    )

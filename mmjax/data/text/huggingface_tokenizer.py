@@ -1,4 +1,4 @@
-"""Tokenizers of published models, in the hands of the `tokenizers` package."""
+"""Tokenizers of published models, run by the `tokenizers` package."""
 
 import json
 from collections.abc import Iterable
@@ -51,7 +51,11 @@ class HuggingFaceTokenizer:
         self._settings = files.settings
         try:
             self.prefix_space = _prefix_space(files.content)
-            content = _without_dummy_prefix(files.content)
+            # Without what puts a space before a text and takes it off again, the ids of two texts in a row mean just these texts.
+            parts = ("normalizer", "pre_tokenizer", "decoder")
+            content = files.content | {
+                name: _without_prefix_space(files.content.get(name)) for name in parts
+            }
         except (AttributeError, KeyError, StopIteration, TypeError):
             raise InputError(
                 f"{self.path} is not a tokenizer: its normalizer, pre_tokenizer or decoder is damaged."
@@ -70,22 +74,20 @@ class HuggingFaceTokenizer:
         self.pad = eos if pad is None else pad
         self.image = self.vocabulary if image is None else image
         self.vocabulary = max(self.vocabulary, self.image + 1)
-        self._specials = self._special_ids(files.content)
+        added = files.content.get("added_tokens") or ()
+        unknown = self._ids.get((files.content.get("model") or {}).get("unk_token") or "")
+        specials = {token["id"] for token in added if token.get("special")}
+        specials |= {self.pad, self.bos, self.eos, self.image}
+        self._specials = frozenset(specials - ({unknown} - {self.eos}))
         self.special_tokens = {
             name: index for name, index in self._ids.items() if index in self._specials
         }
         self.names = self._role_names()
-        self.begins = next(
-            (
-                name
-                for name in self._tokenizer.encode("").tokens[:1]
-                if self._ids.get(name) == self.bos != self.eos
-            ),
-            "",
-        )
+        first = next(iter(self._tokenizer.encode("").tokens), "")
+        self.begins = first if self._ids.get(first) == self.bos != self.eos else ""
         self.swallows = {
             token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip")))
-            for token in files.content.get("added_tokens") or ()
+            for token in added
             if token.get("special") and (token.get("lstrip") or token.get("rstrip"))
         }
 
@@ -96,9 +98,8 @@ class HuggingFaceTokenizer:
         except Exception as error:  # the package raises no narrower type
             raise InputError(f"{self.path} cannot encode {text[:40]!r}: {error}.") from None
         for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if (
-                index in self._specials and end - start > 1
-            ):  # its name stood in the text: cut within it, so that no token covers it
+            # Its name stood in the text: cut within it, so that no token covers it.
+            if index in self._specials and end - start > 1:
                 return self.encode(text[: start + 1]) + self.encode(text[start + 1 :])
         return encoding.ids
 
@@ -116,9 +117,8 @@ class HuggingFaceTokenizer:
         return self._ids[name]
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
-        return type(self), (
-            self.path,
-        )  # another process reads the file again: the settings do not survive pickling
+        # Another process reads the file again: the settings do not survive pickling.
+        return type(self), (self.path,)
 
     def _named(self, role: str) -> str | None:
         """The token that tokenizer_config.json gives a role."""
@@ -156,16 +156,9 @@ class HuggingFaceTokenizer:
             if (index := self._find(role)) is not None
         }
 
-    def _special_ids(self, content: dict[str, Any]) -> frozenset[int]:
-        added = {token["id"] for token in content.get("added_tokens") or () if token.get("special")}
-        unknown = self._ids.get((content.get("model") or {}).get("unk_token") or "")
-        return frozenset(
-            (added | {self.pad, self.bos, self.eos, self.image}) - ({unknown} - {self.eos})
-        )
-
 
 def _prefix_space(content: dict[str, Any]) -> PrefixSpace:
-    """What `_without_dummy_prefix` takes out."""
+    """What `_without_prefix_space` takes out."""
     for part in _parts(content.get("normalizer")):
         if part["type"] == "Prepend":
             return "again"
@@ -205,13 +198,8 @@ def _build(content: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _without_dummy_prefix(content: dict[str, Any]) -> dict[str, Any]:
-    """Takes out what puts a space before a text, and what takes it off again: the ids of two texts in a row then mean just these texts."""
-    parts = {name: _clean(content.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder")}
-    return {**content, **parts}
-
-
-def _clean(part: dict[str, Any] | None) -> dict[str, Any] | None:
+def _without_prefix_space(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer, pre-tokenizer or decoder without what puts a space before a text, or takes it off again."""
     if (
         part is None
         or part["type"] == "Prepend"
@@ -224,6 +212,6 @@ def _clean(part: dict[str, Any] | None) -> dict[str, Any] | None:
         return {**part, "add_prefix_space": False}
     if part["type"] == "Sequence":
         name = next(name for name in ("normalizers", "pretokenizers", "decoders") if name in part)
-        kept = [clean for clean in map(_clean, part[name]) if clean is not None]
+        kept = [clean for clean in map(_without_prefix_space, part[name]) if clean is not None]
         return {**part, name: kept} if kept else None
     return part

@@ -1,10 +1,8 @@
-"""Conversations as a chat template writes them, cut into segments.
+"""Conversations as a chat template writes them, cut into segments, and where in them the loss is.
 
-A conversation is rendered with a sentinel in the place of what each turn says, and then cut at the sentinels: between them stands what
-the template
-writes, in which names of special tokens are special tokens; what people wrote takes the place of its sentinel, and names in it stay
-text. Where
-the loss is follows from where the sentinels stand.
+A conversation is rendered with a sentinel in the place of what each turn says, and then cut at the sentinels. What the template writes
+stands between them, and names of special tokens in it are special tokens; what people wrote takes the place of its sentinel, and names in
+it stay text. Where the loss is follows from where the sentinels stand.
 """
 
 import functools
@@ -28,8 +26,6 @@ from mmjax.data.text.chat_rendering import GENERATION_BEGIN, GENERATION_END, Ren
 from mmjax.data.text.huggingface_tokenizer import HuggingFaceTokenizer
 from mmjax.data.text.tokenizer_json import SPACE
 from mmjax.errors import InputError
-
-Span = tuple[int, int]
 
 ANSWER = Turn("assistant", (Text("answer"),))
 """Some answer, for renderings that need one."""
@@ -62,34 +58,33 @@ class ChatFormat:
         self, turns: Sequence[Turn], contents: Sequence[Sequence[str | Image]], *, prompt: bool
     ) -> str:
         """The text of a conversation whose turns say `contents`. Raises InputError where the template refuses it."""
-        messages = [
-            {"role": turn.role, "content": self._content(said)}
-            for turn, said in zip(turns, contents, strict=True)
-        ]
+        messages = []
+        for turn, said in zip(turns, contents, strict=True):
+            content: str | list[dict[str, str]]
+            if not self.in_parts and len(said) == 1 and isinstance(said[0], str):
+                content = said[0]
+            else:
+                content = [
+                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                    for part in said
+                ]
+            messages.append({"role": turn.role, "content": content})
         return self.renderer.render(messages, prompt=prompt)
 
-    def _content(self, said: Sequence[str | Image]) -> str | list[dict[str, str]]:
-        if not self.in_parts and len(said) == 1 and isinstance(said[0], str):
-            return said[0]
-        return [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-            for part in said
-        ]
-
-    def parts(self, turn: Turn) -> "list[_Content | Image]":
+    def parts(self, turn: Turn) -> "list[_Content]":
         """What the template is given of a turn: one text with images in it, or texts and images as parts.
 
-        In the latter case the template writes what separates them: a line feed next to an image is left out.
+        In the latter case the template writes what separates them: a line feed next to an image is dropped.
         """
         content = turn.content
         if not self.image or not any(isinstance(part, Image) for part in content):
             return [_Content.of(content)]
-        found: list[_Content | Image] = []
+        found: list[_Content] = []
         for before, part, after in zip(
             (None, *content), content, (*content[1:], None), strict=False
         ):
             if isinstance(part, Image):
-                found.append(part)
+                found.append(_Content("", (part,), "", image=part))
                 continue
             text = part.text.removeprefix("\n") if isinstance(before, Image) else part.text
             text = text.removesuffix("\n") if isinstance(after, Image) else text
@@ -116,11 +111,16 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a turn says, or one part of it, and the white space around it, which templates may take off."""
+    """What a turn says, or one part of it, and the white space around it, which templates may take off.
+
+    Attributes:
+        image: the image that it is, where the template is given one as a part; None: a text, which may have images in it.
+    """
 
     before: str
     core: tuple[Text | Image, ...]
     after: str
+    image: Image | None = None
 
     @classmethod
     def of(cls, content: Sequence[Text | Image]) -> "_Content":
@@ -137,6 +137,13 @@ class _Content:
         return cls(before, tuple(core), after)
 
 
+class Span(NamedTuple):
+    """A part of a rendering."""
+
+    start: int
+    end: int
+
+
 class Sentinel(NamedTuple):
     """A special token, or the place of something that is said, in a rendering."""
 
@@ -144,13 +151,6 @@ class Sentinel(NamedTuple):
     end: int
     special: str | None
     part: int = -1
-
-
-class _Place(NamedTuple):
-    """From the beginning to the end of what a turn says."""
-
-    start: int
-    end: int
 
 
 class Rendering:
@@ -170,57 +170,65 @@ class Rendering:
             InputError: the template refuses the conversation, or does not write what a turn says, or writes it twice.
         """
         self._chat = chat
-        self._ends_open = (
-            prompt and not chat.writes_header
-        )  # then an answer to come makes the template write what stands before it
+        # Then an answer to come makes the template write what stands before it.
+        self._ends_open = prompt and not chat.writes_header
         self._prompt = prompt and chat.writes_header
         self._said = [*turns, ANSWER] if self._ends_open else list(turns)
         self._parts = [chat.parts(turn) for turn in self._said]
         self._flat = [part for parts in self._parts for part in parts]
-        self._key = self._unused_key()
-        self._rendered = self._render(
-            [f"{self._key}{number}q" for number in range(len(self._flat))]
-        )
-        self.text, self._generated = _without_generation_marks(self._rendered)
-        self._sentinels = list(self._find_marks())
+        texts = [chat.tokenizer.chat_template or ""]
+        texts += [
+            part.text for content in self._flat for part in content.core if isinstance(part, Text)
+        ]
+        self._key = "sentinel"  # a word that nobody says
+        while any(self._key in text for text in texts):
+            self._key += "x"
+        numbers = range(len(self._flat))
+        self._rendered = self._render([f"{self._key}{number}q" for number in numbers])
+        # Taken out of the rendering: the delimiters around what the template says to be generated.
+        kept: list[str] = []
+        self._generated: list[Span] = []
+        length, begins = 0, []
+        delimiters = f"({re.escape(GENERATION_BEGIN)}|{re.escape(GENERATION_END)})"
+        for text in re.split(delimiters, self._rendered):
+            if text == GENERATION_BEGIN:
+                begins.append(length)
+            elif text == GENERATION_END and begins:
+                begin = begins.pop()
+                self._generated += [Span(begin, length)] if begin < length else []
+            else:
+                kept.append(text)
+                length += len(text)
+        self.text = "".join(kept)
+        self._sentinels = list(self._find_sentinels())
         self.turns = list(self._places())
 
     def _render(self, cores: Sequence[str]) -> str:
         """What the template makes of the conversation if `cores` are said, one for each part; those of images do not matter."""
         core = iter(cores)
-        said = [[_around(part, next(core)) for part in parts] for parts in self._parts]
+        said: list[list[str | Image]] = []
+        for parts in self._parts:
+            texts = [(part, f"{part.before}{next(core)}{part.after}") for part in parts]
+            said.append([text if part.image is None else part.image for part, text in texts])
         return self._chat.render(self._said, said, prompt=self._prompt)
 
-    def _unused_key(self) -> str:
-        """A word that nobody says."""
-        said = [
-            part.text for content in self._flat for part in _said(content) if isinstance(part, Text)
-        ]
-        key = "turnmark"
-        while any(key in text for text in [*said, self._chat.tokenizer.chat_template or ""]):
-            key += "x"
-        return key
-
-    def _find_marks(self) -> Iterator[Sentinel]:
+    def _find_sentinels(self) -> Iterator[Sentinel]:
         pattern = re.compile(f"{self._key}(?P<number>\\d{{1,9}})q|{self._chat.special_names}")
-        images = [number for number, part in enumerate(self._flat) if isinstance(part, Image)]
+        images = [number for number, part in enumerate(self._flat) if part.image is not None]
+        specials = self._chat.tokenizer.special_tokens
         written = 0
         for match in pattern.finditer(self.text):
-            number, name = (
-                match["number"],
-                match[0] if match[0] in self._chat.tokenizer.special_tokens else match[0].strip(),
-            )
-            if number:
-                yield Sentinel(match.start(), match.end(), None, int(number))
+            start, end = match.span()
+            name = match[0] if match[0] in specials else match[0].strip()
+            if match["number"]:
+                yield Sentinel(start, end, None, int(match["number"]))
             elif images and name == self._chat.image:
-                yield Sentinel(
-                    match.start(), match.end(), None, images[min(written, len(images) - 1)]
-                )
+                yield Sentinel(start, end, None, images[min(written, len(images) - 1)])
                 written += 1
             else:
-                yield Sentinel(match.start(), match.end(), name)
+                yield Sentinel(start, end, name)
 
-    def _places(self) -> Iterator[_Place]:
+    def _places(self) -> Iterator[Span]:
         """Where the content of each turn stands."""
         numbers = itertools.count()
         for turn, parts in zip(self._said, self._parts, strict=True):
@@ -228,15 +236,13 @@ class Rendering:
             for part, number in zip(parts, numbers, strict=False):
                 here = [sentinel for sentinel in self._sentinels if sentinel.part == number]
                 if len(here) != 1:
-                    what = f"writes {len(here)} times" if here else "leaves out or changes"
-                    shown = "shows" if isinstance(part, Image) else "says"
+                    what = f"writes {len(here)} times" if here else "omits or changes"
+                    shown = "says" if part.image is None else "shows"
                     raise self._chat.unusable(
                         f"{what} what the {turn.role} {shown}, so that labels cannot be told from it"
                     )
                 found += here
-            yield _Place(
-                min(sentinel.start for sentinel in found), max(sentinel.end for sentinel in found)
-            )
+            yield Span(min(one.start for one in found), max(one.end for one in found))
 
     def end_of(self, turn: int) -> Sentinel | None:
         """The special token that ends a turn: the next one, if it comes before what anybody else says."""
@@ -248,11 +254,11 @@ class Rendering:
 
     def check_contents(self) -> None:
         """Renders what is really said. Raises SampleError if the template looks into texts, or changes them, and writes something else."""
-        words = [
-            [f"{self._key}p" if isinstance(part, Image) else part.text for part in _said(content)]
+        image = f"{self._key}p"
+        said = [
+            "".join(image if isinstance(part, Image) else part.text for part in content.core)
             for content in self._flat
         ]
-        said = ["".join(parts) for parts in words]
         rendered = self._render(said)
         expected = re.sub(
             f"{self._key}(\\d{{1,9}})q", lambda match: said[int(match[1])], self._rendered
@@ -268,8 +274,19 @@ class Rendering:
         if self._ends_open:
             end = self._answer_starts(len(self._said) - 1)
         spans = self._spans(end) if self._chat.labels else []
-        segments = list(_with_prefix_spaces(self._cut(spans, end), self._chat.tokenizer))
-        begin = Special(self._chat.tokenizer.begins)
+        tokenizer = self._chat.tokenizer
+        segments: list[Segment] = []
+        # Written out: the spaces that the tokenizer puts before a text, or before each text that follows a special token.
+        again, begins = tokenizer.prefix_space == "again", tokenizer.prefix_space != "never"
+        for segment in self._cut(spans, end):
+            if isinstance(segment, Text):
+                if begins and (again or not segment.text.startswith((" ", SPACE))):
+                    segment = Text(" " + segment.text, segment.loss)
+                begins = False
+            else:
+                begins = tokenizer.prefix_space in ("always", "again")
+            segments.append(segment)
+        begin = Special(tokenizer.begins)
         if self._chat.image and begin.name and segments[:1] != [begin]:
             segments.insert(0, begin)  # as processors of transformers do, and tokenizers do not
         return joined(segments)
@@ -281,28 +298,25 @@ class Rendering:
             for number, turn in enumerate(self._said)
             if turn.role == "assistant" and self.turns[number].start < end
         ]
-        if self._generated:
-            starts = {self.turns[number].start: self._answer_starts(number) for number in answers}
-            return [
-                (self._drawn_left(start, stop, starts), stop) for start, stop in self._generated
-            ]
         spans = []
+        for start, stop in self._generated:
+            # White space before it that is no part of the generation prompt belongs to the first token of the answer.
+            for number in answers:
+                begin, content = self._answer_starts(number), self.turns[number].start
+                if begin < start <= content < stop and not self.text[begin:start].strip():
+                    start = begin
+                    break
+            spans.append(Span(start, stop))
+        if self._generated:
+            return spans
         for number in answers:
             sentinel = self.end_of(number)
             if sentinel is None or sentinel.special != self._chat.stop:
                 raise self._chat.unusable(
                     f"does not end everything that the assistant says with {self._chat.stop}"
                 )
-            spans.append((self._answer_starts(number), sentinel.end))
+            spans.append(Span(self._answer_starts(number), sentinel.end))
         return spans
-
-    def _drawn_left(self, start: int, stop: int, starts: dict[int, int]) -> int:
-        """The beginning of a marked span, or that of the white space before it which is no part of the generation prompt: it belongs to
-        the first token of the answer."""
-        for content, begin in starts.items():
-            if begin < start <= content < stop and not self.text[begin:start].strip():
-                return begin
-        return start
 
     def _answer_starts(self, number: int) -> int:
         """The end of the generation prompt before an answer. Where the template writes something else there: the answer itself."""
@@ -330,52 +344,9 @@ class Rendering:
             if sentinel.special is not None:
                 yield Special(sentinel.special, has_loss(sentinel.start))
             else:
-                yield from _spoken(self._flat[sentinel.part], has_loss(sentinel.start))
+                for part in self._flat[sentinel.part].core:
+                    if isinstance(part, Image):
+                        yield part
+                    elif part.text:
+                        yield Text(part.text, has_loss(sentinel.start))
             place = sentinel.end
-
-
-def _said(content: _Content | Image) -> tuple[Text | Image, ...]:
-    return (content,) if isinstance(content, Image) else content.core
-
-
-def _around(content: _Content | Image, core: str) -> str | Image:
-    return content if isinstance(content, Image) else content.before + core + content.after
-
-
-def _spoken(content: _Content | Image, loss: bool) -> Iterator[Segment]:
-    for part in _said(content):
-        if isinstance(part, Image):
-            yield part
-        elif part.text:
-            yield Text(part.text, loss)
-
-
-def _without_generation_marks(text: str) -> tuple[str, list[Span]]:
-    """The text, and where in it the marked parts stand."""
-    pieces, spans, length, begins = [], [], 0, []
-    for piece in re.split(f"({re.escape(GENERATION_BEGIN)}|{re.escape(GENERATION_END)})", text):
-        if piece == GENERATION_BEGIN:
-            begins.append(length)
-        elif piece == GENERATION_END and begins:
-            spans.append((begins.pop(), length))
-        else:
-            pieces.append(piece)
-            length += len(piece)
-    return "".join(pieces), [span for span in spans if span[0] < span[1]]
-
-
-def _with_prefix_spaces(
-    segments: Iterator[Segment], tokenizer: HuggingFaceTokenizer
-) -> Iterator[Segment]:
-    """Writes out the spaces that the tokenizer puts before a text, or before each text that follows a special token."""
-    begins = tokenizer.prefix_space != "never"
-    for segment in segments:
-        if isinstance(segment, Text):
-            if begins and (
-                tokenizer.prefix_space == "again" or not segment.text.startswith((" ", SPACE))
-            ):
-                segment = Text(" " + segment.text, segment.loss)
-            begins = False
-        else:
-            begins = tokenizer.prefix_space in ("always", "again")
-        yield segment

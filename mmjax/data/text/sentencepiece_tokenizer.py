@@ -22,7 +22,16 @@ def read_sentencepiece(path: Path, settings: dict[str, Any]) -> Content:
     Raises:
         InputError: the file is damaged, or changes texts in a way that is not implemented.
     """
-    model = _parse(path)
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2  # takes a while to import, and few need it
+
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        model.ParseFromString(read_regular(path, tokenizer_json.LARGEST, "tokenizer"))
+    except DecodeError as error:
+        raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
+    if not model.pieces:
+        raise InputError(f"{path} is no SentencePiece model.")
     kind, rules = model.trainer_spec.model_type, model.normalizer_spec
     if kind != _BPE:
         raise InputError(
@@ -37,32 +46,18 @@ def read_sentencepiece(path: Path, settings: dict[str, Any]) -> Content:
     vocabulary = {name: index for index, (name, _, _) in enumerate(pieces)}
     if len(vocabulary) != len(pieces):
         raise InputError(f"The tokenizer file {path} is damaged: two of its pieces are the same.")
+    scores = {name: score for name, score, kind in pieces if kind == _NORMAL}
+    added = [
+        Added(index, name, kind == _CONTROL)
+        for index, (name, _, kind) in enumerate(pieces)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
     space = "always" if settings.get("legacy") else "first"
     return tokenizer_json.sentence_piece(
         vocabulary,
-        tokenizer_json.merges_by_score(
-            {name: score for name, score, kind in pieces if kind == _NORMAL}
-        ),
-        [
-            Added(index, name, kind == _CONTROL)
-            for index, (name, _, kind) in enumerate(pieces)
-            if kind in (_CONTROL, _USER_DEFINED)
-        ],
+        tokenizer_json.merges_by_score(scores),
+        added,
         unknown=next((name for name, _, kind in pieces if kind == _UNKNOWN), None),
         byte_fallback=model.trainer_spec.byte_fallback,
         space=space if rules.add_dummy_prefix else "never",
     )
-
-
-def _parse(path: Path) -> Any:
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2  # takes a while to import, and few need it
-
-    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    try:
-        model.ParseFromString(read_regular(path, tokenizer_json.LARGEST, "tokenizer"))
-    except DecodeError as error:
-        raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
-    if not model.pieces:
-        raise InputError(f"{path} is no SentencePiece model.")
-    return model

@@ -41,33 +41,32 @@ class Framed(Template):
     """A format that writes something at the beginning and something around each turn."""
 
     def question(self, question: str, answer: str) -> Continuation:
-        return (*self.prompt(question), *self._answer(Text(answer)))
+        return (*self.prompt(question), *self.answer(Text(answer)))
 
     def prompt(self, question: str) -> Continuation:
-        return joined((*self._opening(), *self._user(Text(question))))
+        return joined((*self.opening(), *self.user(Text(question))))
 
     def conversation(self, turns: Sequence[Turn]) -> Continuation:
         system: tuple[Text | Image, ...] = ()
         if turns and turns[0].role == "system":
             system, turns = turns[0].content, turns[1:]
-        continuation = list(self._opening(*system))
+        continuation = list(self.opening(*system))
         for turn in turns:
             continuation.extend(
-                self._answer(*turn.content)
-                if turn.role == "assistant"
-                else self._user(*turn.content)
+                self.answer(*turn.content) if turn.role == "assistant" else self.user(*turn.content)
             )
         return joined(continuation)
 
     @abstractmethod
-    def _opening(self, *system: Text | Image) -> Continuation:
+    def opening(self, *system: Text | Image) -> Continuation:
         """What a continuation begins with."""
 
     @abstractmethod
-    def _user(self, *content: Text | Image) -> Continuation:
+    def user(self, *content: Text | Image) -> Continuation:
         """What the user says, up to the place where the assistant begins."""
 
-    def _answer(self, *content: Text | Image) -> Continuation:
+    def answer(self, *content: Text | Image) -> Continuation:
+        """What the assistant says, and the token that ends it."""
         return (*with_loss(led_by_space(content)), Special(self.stop, loss=True))
 
 
@@ -75,12 +74,12 @@ class Plain(Framed):
     """No words but those of the data: the question, then the answer; a caption alone."""
 
     def caption(self, text: str) -> Continuation:
-        return (*self._opening(), Text(text, loss=True), Special(self.stop, loss=True))
+        return (*self.opening(), Text(text, loss=True), Special(self.stop, loss=True))
 
-    def _opening(self, *system: Text | Image) -> Continuation:
+    def opening(self, *system: Text | Image) -> Continuation:
         return (Special("bos"), *without_loss(system))
 
-    def _user(self, *content: Text | Image) -> Continuation:
+    def user(self, *content: Text | Image) -> Continuation:
         return without_loss(content)
 
 
@@ -88,9 +87,9 @@ class ShortPrompt(Plain):
     """Short prompts in the manner of InstructBLIP (arXiv:2305.06500, appendix C): they ask for a caption or a short answer."""
 
     def caption(self, text: str) -> Continuation:
-        return (*self._opening(), Text(CAPTION_PROMPT), *self._answer(Text(text)))
+        return (*self.opening(), Text(CAPTION_PROMPT), *self.answer(Text(text)))
 
-    def _user(self, *content: Text | Image) -> Continuation:
+    def user(self, *content: Text | Image) -> Continuation:
         return (Text("Question: "), *without_loss(content), Text(" Short answer:"))
 
 
@@ -106,10 +105,10 @@ class VicunaV1(Framed):
         "The assistant gives helpful, detailed, and polite answers to the user's questions."
     )
 
-    def _opening(self, *system: Text | Image) -> Continuation:
+    def opening(self, *system: Text | Image) -> Continuation:
         return (Special("bos"), *without_loss(led_by_space(system or (Text(self.system),))))
 
-    def _user(self, *content: Text | Image) -> Continuation:
+    def user(self, *content: Text | Image) -> Continuation:
         return (Text(" USER: "), *without_loss(content), Text(" ASSISTANT:"))
 
 
@@ -119,17 +118,18 @@ class Llama3(Framed):
     special_tokens = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     stop = "<|eot_id|>"
 
-    def _opening(self, *system: Text | Image) -> Continuation:
-        return (Special("bos"), *self._turn("system", system)) if system else (Special("bos"),)
+    def opening(self, *system: Text | Image) -> Continuation:
+        begin = Special("bos")
+        if not system:
+            return (begin,)
+        return (begin, *self._header("system"), *without_loss(system), Special(self.stop))
 
-    def _user(self, *content: Text | Image) -> Continuation:
-        return (*self._turn("user", content), *self._header("assistant"))
+    def user(self, *content: Text | Image) -> Continuation:
+        said = (*self._header("user"), *without_loss(content), Special(self.stop))
+        return (*said, *self._header("assistant"))
 
-    def _answer(self, *content: Text | Image) -> Continuation:
+    def answer(self, *content: Text | Image) -> Continuation:
         return (*with_loss(content), Special(self.stop, loss=True))
-
-    def _turn(self, role: str, content: Sequence[Text | Image]) -> Continuation:
-        return (*self._header(role), *without_loss(content), Special(self.stop))
 
     def _header(self, role: str) -> Continuation:
         return (

@@ -46,7 +46,7 @@ def read_tiktoken(path: Path, settings: dict[str, Any]) -> Content:
     """
     ranks = _read_ranks(path)
     vocabulary = {tokenizer_json.in_byte_characters(token): rank for token, rank in ranks.items()}
-    added = _named(settings, path) or _llama3(len(ranks), path)
+    added = _special_tokens(settings, len(ranks), path)
     vocabulary.update({token.name: token.id for token in added})
     scores = {tokenizer_json.in_byte_characters(token): -rank for token, rank in ranks.items()}
     merges = tokenizer_json.merges_by_score(scores)
@@ -77,13 +77,14 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _named(settings: dict[str, Any], path: Path) -> list[Added]:
+def _special_tokens(settings: dict[str, Any], ranks: int, path: Path) -> list[Added]:
+    """Those that the settings name, by id; else Llama 3's."""
     try:
         named = sorted(
             (int(index), token)
             for index, token in (settings.get("added_tokens_decoder") or {}).items()
         )
-        return [
+        added = [
             Added(index, str(token["content"]), bool(token.get("special")))
             for index, token in named
         ]
@@ -91,9 +92,8 @@ def _named(settings: dict[str, Any], path: Path) -> list[Added]:
         raise InputError(
             f"{path}: added_tokens_decoder in tokenizer_config.json is not an object of tokens by id."
         ) from None
-
-
-def _llama3(ranks: int, path: Path) -> list[Added]:
+    if added:
+        return added
     if ranks != LLAMA3_RANKS:
         raise InputError(
             f"{path} has {ranks} tokens, Llama 3 has {LLAMA3_RANKS}: it belongs to another model. Its special tokens must be named "

@@ -1,8 +1,7 @@
-"""Text to token ids and back: the protocol, and the word-level tokenizer that a run builds from its own training text.
+"""Text to token ids and back, and segments to the tokens, targets and images of a row.
 
-Segments to tokens: what of an example becomes input, and which tokens carry loss.
-
-Prefixes and continuations as they stand in a row: input tokens, targets and images, each text tokenised once.
+`Tokenizer` is the protocol, `WordTokenizer` the word-level one that a run builds from its own training text. `tokenise` says which tokens
+carry loss; `SegmentTokenizer` does it for prefixes and continuations, each text once.
 """
 
 import collections
@@ -52,7 +51,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids. Special tokens are left out; bytes that are not UTF-8 become the replacement character."""
+        """The text of the ids. Special tokens are skipped; bytes that are not UTF-8 become the replacement character."""
         ...
 
     def special(self, name: str) -> int:
@@ -111,7 +110,7 @@ class WordTokenizer:
         fixed = len(_ROLES) + len(special_tokens) + _BYTES
         if max_size is not None and max_size < fixed:
             raise InputError(
-                f"A word tokenizer needs room for {fixed} special and byte tokens; max_size is {max_size}."
+                f"max_size of a word tokenizer must be at least its {fixed} special and byte tokens, not {max_size}."
             )
         counts = collections.Counter(piece for text in texts for piece in _PIECE.findall(text))
         pieces = sorted(counts, key=lambda piece: (-counts[piece], piece))
@@ -131,11 +130,8 @@ class WordTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; see `Tokenizer.decode`. Raises IndexError for an id outside the vocabulary."""
-        data = b"".join(
-            self._bytes[index - self._first_byte]
-            for index in map(int, ids)
-            if index >= self._first_byte
-        )
+        first = self._first_byte
+        data = b"".join(self._bytes[index - first] for index in map(int, ids) if index >= first)
         try:
             return data.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
@@ -194,9 +190,8 @@ class WordTokenizer:
 
 
 def _to_bytes(text: str) -> bytes:
-    return text.encode(
-        "utf-8", "surrogatepass"
-    )  # lone surrogates exist in Python strings and must survive too
+    # Lone surrogates exist in Python strings and must survive too.
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _digest(content: dict) -> str:
@@ -233,16 +228,13 @@ class TokenizedText:
         The last token stays where it belongs to an image: its visual tokens are taken whole.
         """
         targets = self.targets
-        if not len(self.tokens) or self._ends_in_image:
+        ends_in_image = False
+        if self.images:
+            offset = self.images[-1][0]
+            ends_in_image = bool((self.tokens[offset:] == self.tokens[offset]).all())
+        if not len(self.tokens) or ends_in_image:
             return self.tokens, targets
         return self.tokens[:-1], targets[:-1]
-
-    @property
-    def _ends_in_image(self) -> bool:
-        if not self.images:
-            return False
-        offset = self.images[-1][0]
-        return bool((self.tokens[offset:] == self.tokens[offset]).all())
 
 
 def tokenise(
@@ -264,15 +256,14 @@ def tokenise(
     tokens: list[int] = []
     loss: list[bool] = []
     images: list[tuple[int, Image]] = []
+    roles = {"bos": tokenizer.bos, "eos": tokenizer.eos}
     for segment in segments:
         match segment:
             case Text(text, has_loss):
                 ids = tokenizer.encode(text)
             case Special(name, has_loss):
-                ids, has_loss = (
-                    [_special(name, tokenizer)],
-                    has_loss or (train_on_special_tokens and name != "bos"),
-                )
+                ids = [roles[name] if name in roles else tokenizer.special(name)]
+                has_loss = has_loss or (train_on_special_tokens and name != "bos")
             case Image():
                 images.append((len(tokens), segment))
                 ids, has_loss = [tokenizer.image] * visual_tokens, False
@@ -281,16 +272,8 @@ def tokenise(
     return TokenizedText(np.array(tokens, np.int32), np.array(loss, bool), tuple(images))
 
 
-def _special(name: str, tokenizer: Tokenizer) -> int:
-    if name == "bos":
-        return tokenizer.bos
-    if name == "eos":
-        return tokenizer.eos
-    return tokenizer.special(name)
-
-
 _KEPT = 16_384
-"""Pieces kept in memory: all of a set with few distinct texts, and under a hundred megabytes of one with long ones."""
+"""Segments kept in memory: all of a set with few distinct texts, and under a hundred megabytes of one with long ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,7 +295,7 @@ class TokenizedSegment:
 
 
 class SegmentTokenizer:
-    """Encodes segments; pieces without images are remembered. It can be sent to another process and used from several threads."""
+    """Tokenises segments; those without images are remembered. It can be sent to another process and used from several threads."""
 
     def __init__(
         self, tokenizer: Tokenizer, visual_tokens: int, train_on_special_tokens: bool = False
@@ -321,7 +304,7 @@ class SegmentTokenizer:
         self.tokenizer = tokenizer
         self.visual_tokens = visual_tokens
         self.train_on_special_tokens = train_on_special_tokens
-        self._remembered = lru_cache(maxsize=_KEPT)(self._encode)
+        self._remembered = lru_cache(maxsize=_KEPT)(self._tokenised)
 
     def prefix(self, segments: tuple[Segment, ...]) -> TokenizedSegment:
         """A prefix, whole: what a continuation begins with is no target, as continuations share what stands before."""
@@ -332,24 +315,22 @@ class SegmentTokenizer:
         return self._lookup(segments, False)
 
     def _lookup(self, segments: tuple[Segment, ...], whole: bool) -> TokenizedSegment:
+        # With an image, it would be held in memory with its pixels, and never be met again.
         if any(isinstance(segment, Image) for segment in segments):
-            return self._encode(
-                segments, whole
-            )  # would be held in memory with its image, and never be met again
+            return self._tokenised(segments, whole)
         return self._remembered(segments, whole)
 
-    def _encode(self, segments: tuple[Segment, ...], whole: bool) -> TokenizedSegment:
-        piece = tokenise(
+    def _tokenised(self, segments: tuple[Segment, ...], whole: bool) -> TokenizedSegment:
+        text = tokenise(
             segments,
             self.tokenizer,
             self.visual_tokens,
             train_on_special_tokens=self.train_on_special_tokens,
         )
-        tokens, targets = (piece.tokens, piece.targets) if whole else piece.inputs()
-        text = len(tokens) - len(piece.images) * self.visual_tokens
-        return TokenizedSegment(
-            tokens, targets, piece.images, text, int(np.count_nonzero(targets != NO_TARGET))
-        )
+        tokens, targets = (text.tokens, text.targets) if whole else text.inputs()
+        visual = len(text.images) * self.visual_tokens
+        supervised = int(np.count_nonzero(targets != NO_TARGET))
+        return TokenizedSegment(tokens, targets, text.images, len(tokens) - visual, supervised)
 
     def __getstate__(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,5 @@
-"""Where a published tokenizer lies, and in which form: folders, tokenizer.json, tokenizer.model, GGUF files.
-
-A published tokenizer as the files that transformers reads.
-"""
+"""Where a published tokenizer lies, and in which form: folders, tokenizer.json, tokenizer.model, GGUF files; and how it is written as the
+files that transformers reads."""
 
 import json
 from dataclasses import dataclass

@@ -28,14 +28,10 @@ class Added(NamedTuple):
     special: bool
 
 
-def _byte_characters() -> list[str]:
-    """GPT-2's character for each byte: itself where it is printable, else one of those that follow all bytes."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (chr(0x100 + number) for number in range(0x100))
-    return [chr(byte) if byte in printable else next(others) for byte in range(0x100)]
-
-
-BYTE_CHARACTERS = _byte_characters()
+_PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_OTHERS = (chr(0x100 + number) for number in range(0x100))
+BYTE_CHARACTERS = [chr(byte) if byte in _PRINTABLE else next(_OTHERS) for byte in range(0x100)]
+"""GPT-2's character for each byte: itself where it is printable, else one of those that follow all bytes."""
 
 
 def in_byte_characters(data: bytes) -> str:

@@ -7,13 +7,11 @@ from typing import Any
 
 from absl import logging
 
-from mmjax.data.sources import open_source
 from mmjax.data.text.templates import find_template
 from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
-from mmjax.models.config import VLMConfig
-from mmjax.recipe.recipe import Recipe
+from mmjax.recipe.recipe import Recipe, Stage
 
 MULTIPLE = 8  # of the vocabulary of a decoder that is built for its tokenizer: matrix units like it
 
@@ -49,45 +47,40 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
             key = (dataclasses.replace(config, weight=1.0), stage.data.holdout, stage.data.template)
             if key not in seen:
                 seen.add(key)
-                yield from open_source(
-                    config, holdout=stage.data.holdout, template=stage.data.template
-                ).texts()
+                template = find_template(stage.data.template)
+                yield from config.open(template, holdout=stage.data.holdout).texts()
 
 
 def fit(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
-    """The recipe with a vocabulary for every decoder: where it says 0, the tokenizer's, rounded up.
+    """The recipe with a vocabulary for every decoder: where it says None, the tokenizer's, rounded up.
 
     Raises:
         InputError: a decoder has fewer tokens than the tokenizer.
     """
     needed = needed_vocabulary(tokenizer)
     for stage in recipe.stages.values():
-        if 0 < stage.model.decoder.vocabulary < needed:
+        vocabulary = stage.model.decoder.vocabulary
+        if vocabulary is not None and vocabulary < needed:
             raise InputError(
-                f"config.stages.{stage.name}.model.decoder.vocabulary is {stage.model.decoder.vocabulary}, but the tokenizer has {needed} "
-                "tokens: the two belong to different models, or the vocabulary has to be 0 (as many as the tokenizer needs)."
+                f"config.stages.{stage.name}.model.decoder.vocabulary must be at least the {needed} tokens of the tokenizer, not "
+                f"{vocabulary}: the two belong to different models, or the vocabulary has to be none (as many as the tokenizer needs)."
             )
     return filled(recipe, -(-needed // MULTIPLE) * MULTIPLE)
 
 
 def needed_vocabulary(tokenizer: Tokenizer) -> int:
-    """Tokens that the decoder embeds or predicts. The mark of an image, where it stands last, is neither: visual tokens take its place."""
+    """Tokens that the decoder embeds or predicts. The image token, where it stands last, is neither: visual tokens take its place."""
     return tokenizer.vocabulary - (tokenizer.image == tokenizer.vocabulary - 1)
 
 
 def filled(recipe: Recipe, vocabulary: int) -> Recipe:
     """The recipe with `vocabulary` for every decoder that has none yet."""
-    stages = {
-        name: dataclasses.replace(
-            stage, model=with_vocabulary(stage.model, stage.model.decoder.vocabulary or vocabulary)
-        )
-        for name, stage in recipe.stages.items()
-    }
+
+    def fill(stage: Stage) -> Stage:
+        if stage.model.decoder.vocabulary is not None:
+            return stage
+        decoder = dataclasses.replace(stage.model.decoder, vocabulary=vocabulary)
+        return dataclasses.replace(stage, model=dataclasses.replace(stage.model, decoder=decoder))
+
+    stages = {name: fill(stage) for name, stage in recipe.stages.items()}
     return dataclasses.replace(recipe, stages=stages)
-
-
-def with_vocabulary(model: VLMConfig, vocabulary: int) -> VLMConfig:
-    """The model with that many tokens."""
-    return dataclasses.replace(
-        model, decoder=dataclasses.replace(model.decoder, vocabulary=vocabulary)
-    )

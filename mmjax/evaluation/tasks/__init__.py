@@ -1,17 +1,18 @@
-"""Tasks by name."""
+"""Tasks by name: one file each, found by listing this folder."""
 
-from mmjax.errors import InputError
+from collections.abc import Mapping
+
+from mmjax.base.registry import modules_of
 from mmjax.evaluation.tasks.base import Task
-from mmjax.evaluation.tasks.captions import CaptionsTask
-from mmjax.evaluation.tasks.easy_vqa import EasyVqaTask
+from mmjax.recipe.schema import choose
 
-TASKS: dict[str, Task] = {task.name: task for task in (EasyVqaTask(), CaptionsTask())}
+
+def tasks() -> Mapping[str, Task]:
+    """All of them, by name."""
+    found = [module.TASK for module in modules_of("mmjax.evaluation.tasks")]
+    return {task.name: task for task in found}
 
 
 def find_task(name: str) -> Task:
     """The task of that name. Raises InputError for an unknown one."""
-    if name not in TASKS:
-        raise InputError(
-            f"There is no evaluation task {name!r}; there {'is' if len(TASKS) == 1 else 'are'} {', '.join(TASKS)}."
-        )
-    return TASKS[name]
+    return choose(name, tasks(), "evaluation task")

@@ -1,8 +1,13 @@
-"""What a task is: questions about images, their true answers, how answers are scored, and what one would answer without looking."""
+"""What every task says of itself.
 
+A task is one file in this folder: a class derived from `Task`, and an object of it that the file names TASK. It gives questions
+about images with their reference answers, and says how answers are scored and what one would answer without looking.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from mmjax.data.examples import Example, Image
 from mmjax.data.text.tokenizer import Tokenizer
@@ -15,22 +20,22 @@ Split = Literal["test", "holdout"]
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its official answer.
+    """A question with its reference answer.
 
     Attributes:
         kind: the type that it is scored under, such as "shape".
-        others: more answers that are as true, for tasks that know some.
+        others: more references that are as good, for tasks that know some.
     """
 
     text: str
-    truth: str
+    reference: str
     kind: str
     others: tuple[str, ...] = ()
 
     @property
-    def truths(self) -> tuple[str, ...]:
-        """All true answers."""
-        return (self.truth, *self.others)
+    def references(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.reference, *self.others)
 
 
 @dataclass(frozen=True)
@@ -90,15 +95,16 @@ class EvaluatedModel:
     should_stop: Callable[[], bool] = lambda: False
 
 
-class Task(Protocol):
-    """A set of questions with their answers."""
+class Task(ABC):
+    """A set of questions with their reference answers."""
 
     name: str
 
     def problems(self, recipe: Recipe) -> Iterator[str]:
         """Why the model of a recipe cannot be scored on this task, as far as the settings show; no file is read."""
-        ...
+        yield from ()
 
+    @abstractmethod
     def images(
         self, data: DataConfig, split: Split, tokenizer: Tokenizer | None = None
     ) -> Sequence[ImageQuestions]:
@@ -112,21 +118,20 @@ class Task(Protocol):
         Raises:
             InputError: the data are missing, or nothing is held out.
         """
-        ...
 
     def answer_tokens(self, settings: EvaluationConfig) -> int:
         """After how many tokens an answer is cut."""
-        ...
+        return settings.max_new_tokens
 
+    @abstractmethod
     def question_only_baseline(
         self, data: DataConfig, split: Split, questions: Sequence[Question]
     ) -> list[str]:
         """Answers given from the questions alone, learned on the training data (of which the holdout is no part when it is scored)."""
-        ...
 
+    @abstractmethod
     def score(self, questions: Sequence[Question], answers: Sequence[str]) -> Scores:
         """Scores answers, one to each question."""
-        ...
 
     def details(
         self, evaluated: EvaluatedModel, images: Sequence[ImageQuestions]
@@ -136,4 +141,4 @@ class Task(Protocol):
         Raises:
             Preempted: a stop was requested.
         """
-        ...
+        return {}

@@ -1,28 +1,25 @@
 """The questions of easy-vqa: 9,673 about 1,000 test images, scored by exact match of the whole answer."""
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterable, Sequence
 
 from mmjax.data.examples import Example, Image
-from mmjax.data.sources.base import Part
-from mmjax.data.sources.easy_vqa import EasyVqa, question_type
-from mmjax.data.text.templates import TEMPLATES, Template, find_template
+from mmjax.data.sources.easy_vqa import EasyVqaSource, question_type
+from mmjax.data.text.templates import TEMPLATES, find_template
 from mmjax.data.text.tokenizer import Tokenizer
 from mmjax.errors import InputError
 from mmjax.evaluation.scores import exact_match
-from mmjax.evaluation.tasks.base import EvaluatedModel, ImageQuestions, Question, Scores, Split
-from mmjax.recipe.recipe import DataConfig, EasyVqaSource, EvaluationConfig, Recipe
+from mmjax.evaluation.tasks.base import ImageQuestions, Question, Scores, Split, Task
+from mmjax.recipe.recipe import DataConfig
+
+QUESTIONS = EasyVqaSource("easy_vqa", ("question",), "train")
 
 
-class EasyVqaTask:
+class EasyVqaTask(Task):
     """The official test split, or the held-out training images."""
 
     name = "easy_vqa"
-
-    def problems(self, recipe: Recipe) -> Iterator[str]:
-        """None: the questions come with the task."""
-        return iter(())
 
     def images(
         self, data: DataConfig, split: Split, tokenizer: Tokenizer | None = None
@@ -32,27 +29,18 @@ class EasyVqaTask:
         if split == "holdout":
             if not data.holdout:
                 raise InputError("easy_vqa has no held-out images to score: holdout is 0.")
-            source = _training_data(template, holdout=data.holdout, part="holdout")
+            source = QUESTIONS.open(template, holdout=data.holdout, part="holdout")
         else:
-            source = EasyVqa(EasyVqaSource("easy_vqa", ("question",), "test"), template)
+            source = dataclasses.replace(QUESTIONS, split="test").open(template)
         images = []
         for index in range(len(source)):
             pairs = source.questions(index)
             path = source.image_path(index)
             prompts = tuple(template.prompt(question) for question, _ in pairs)
             example = Example((Image(path),), prompts, source[index].id)
-            images.append(
-                ImageQuestions(
-                    example,
-                    str(path),
-                    tuple(Question(text, truth, question_type(truth)) for text, truth in pairs),
-                )
-            )
+            questions = tuple(Question(text, right, question_type(right)) for text, right in pairs)
+            images.append(ImageQuestions(example, str(path), questions))
         return images
-
-    def answer_tokens(self, settings: EvaluationConfig) -> int:
-        """See `Task`."""
-        return settings.max_new_tokens
 
     def question_only_baseline(
         self, data: DataConfig, split: Split, questions: Sequence[Question]
@@ -61,9 +49,8 @@ class EasyVqaTask:
 
         Of equally frequent answers, the one that comes first in the training file.
         """
-        source = _training_data(
-            TEMPLATES["plain"], holdout=data.holdout if split == "holdout" else 0, part="train"
-        )
+        holdout = data.holdout if split == "holdout" else 0
+        source = QUESTIONS.open(TEMPLATES["plain"], holdout=holdout)
         return QuestionOnlyAnswers(
             pair for index in range(len(source)) for pair in source.questions(index)
         ).answer(questions)
@@ -71,12 +58,6 @@ class EasyVqaTask:
     def score(self, questions: Sequence[Question], answers: Sequence[str]) -> Scores:
         """Exact match of the whole answer."""
         return exact_match(questions, answers)
-
-    def details(
-        self, evaluated: EvaluatedModel, images: Sequence[ImageQuestions]
-    ) -> dict[str, Any]:
-        """Nothing: the scores say it all."""
-        return {}
 
 
 class QuestionOnlyAnswers:
@@ -96,7 +77,4 @@ class QuestionOnlyAnswers:
         return [self._answers.get(question.text, self._most_frequent) for question in questions]
 
 
-def _training_data(template: Template, *, holdout: int, part: Part) -> EasyVqa:
-    return EasyVqa(
-        EasyVqaSource("easy_vqa", ("question",), "train"), template, holdout=holdout, part=part
-    )
+TASK = EasyVqaTask()

@@ -1,8 +1,7 @@
-"""What a program prefers where a kernel has several implementations, for calls that name none.
+"""Attention by one function: checks the call, picks an implementation, or takes the one that is named.
 
-The implementations of attention by name: how to call each, and what each cannot do.
-
-The one door to attention: checks the call, picks an implementation, or obeys the one that is named.
+IMPLEMENTATIONS lists them, with what each cannot do. A program may prefer one wherever it can serve (`prefer`); a call that names one which
+cannot serve raises.
 """
 
 import contextlib
@@ -36,14 +35,6 @@ class Choice:
 
 _CURRENT = jax.make_user_context(default_value=Choice())
 """Part of what compiled functions are kept under: one that was traced under another choice is traced again."""
-
-
-def current() -> Choice:
-    return _CURRENT.value
-
-
-def choosing(choice: Choice) -> contextlib.AbstractContextManager[None]:
-    return _CURRENT(choice)
 
 
 class Implementation(NamedTuple):
@@ -107,9 +98,8 @@ IMPLEMENTATIONS = {
 
 
 _LOGGER = logging.getLogger(__name__)
-_FEW_SCORES = (
-    256 * 512
-)  # of a head: up to here, to hold them all is as fast or faster, and no weights are computed twice
+# Of a head: up to so many, to hold them all is as fast or faster, and no weights are computed twice.
+_FEW_SCORES = 256 * 512
 
 
 @jax.named_scope("attention")
@@ -154,7 +144,11 @@ def attention(
     chosen = IMPLEMENTATIONS[name]
     if (reason := chosen.unsupported(q, k, mask, softcap)) is not None:
         raise ValueError(f"attention implementation {name!r} cannot serve this call: {reason}")
-    freedom = {"deterministic": _deterministic(deterministic)} if chosen.faster_in_any_order else {}
+    freedom = {}
+    if chosen.faster_in_any_order:
+        freedom["deterministic"] = (
+            _CURRENT.value.deterministic if deterministic is None else deterministic
+        )
     compute = functools.partial(
         chosen.compute,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
@@ -219,45 +213,27 @@ def prefer(
         )
     if name is not None and (reason := IMPLEMENTATIONS[name].absent()) is not None:
         raise InputError(f"attention implementation {name!r} cannot be used here: {reason}")
-    return choosing(Choice(attention=name, deterministic=deterministic))
-
-
-def _deterministic(asked: bool | None) -> bool:
-    return current().deterministic if asked is None else asked
+    return _CURRENT(Choice(attention=name, deterministic=deterministic))
 
 
 def _pick(q: Array, k: Array, mask: IntervalMask | None, softcap: float | None) -> str:
     """The fastest implementation that serves a call where it will probably run: on the default backend."""
-    backend = jax.default_backend()
-    for name in _preferred(backend):
+    backend, preferred = jax.default_backend(), _CURRENT.value.attention
+    # "mosaic_gpu" is picked by nobody yet: it has been compiled for Hopper and interpreted, but has not run on a GPU.
+    candidates = [preferred] if preferred is not None else []
+    candidates += ["splash"] if backend == "tpu" and preferred != "splash" else []
+    for name in candidates:
         reason = IMPLEMENTATIONS[name].unsupported(q, k, mask, softcap)
         if reason is None:
-            return _picked(name, backend)
-        _refused(name, reason, asked=name == current().attention)
-    few = q.shape[1] * k.shape[1] <= _FEW_SCORES
-    return _picked("xla" if few else "xla_chunked", backend)
-
-
-def _preferred(backend: str) -> list[str]:
-    chosen = current().attention
-    # "mosaic_gpu" is not among the others: it has been compiled for Hopper and interpreted, but has not run on a GPU yet.
-    others = ["splash"] if backend == "tpu" else []
-    return others if chosen is None else [chosen, *(name for name in others if name != chosen)]
-
-
-@functools.cache
-def _picked(name: str, backend: str) -> str:
-    """Says once what was picked."""
-    _LOGGER.info("attention on %s: %s", backend, name)
+            break
+        level = logging.WARNING if name == preferred else logging.INFO
+        _log_once(level, f"attention: {name!r} cannot serve some calls, and another does: {reason}")
+    else:
+        name = "xla" if q.shape[1] * k.shape[1] <= _FEW_SCORES else "xla_chunked"
+    _log_once(logging.INFO, f"attention on {backend}: {name}")
     return name
 
 
 @functools.cache
-def _refused(name: str, reason: str, asked: bool) -> None:
-    """Says once what was not picked, so that whoever asked for it sees it."""
-    _LOGGER.log(
-        logging.WARNING if asked else logging.INFO,
-        "attention: %r cannot serve some calls, and another does: %s",
-        name,
-        reason,
-    )
+def _log_once(level: int, text: str) -> None:
+    _LOGGER.log(level, text)

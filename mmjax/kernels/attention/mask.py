@@ -1,9 +1,6 @@
 """Masks as intervals: causal rows, packed segments, image prefixes and windows are all "this query row sees keys [start, end)".
 
-What a mask means for the tiles and the keys of a kernel: which tiles it can leave out, which need no masking, which rows see a key.
-
-All of it is computed on the device from the intervals, in memory that grows with tiles and not with scores, so that masks may differ from
-batch to batch without compiling again.
+From the intervals follow which tiles of scores nobody sees and in which everything is seen, and which rows see a key.
 """
 
 import dataclasses

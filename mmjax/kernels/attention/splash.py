@@ -98,7 +98,7 @@ def _kernel(
         block_q=tall, block_kv=wide, block_kv_compute=wide, block_q_dkv=tall, block_kv_dkv=wide, block_kv_dkv_compute=wide,
         block_q_dq=tall, block_kv_dq=wide,
     )  # fmt: skip
-    with jax.ensure_compile_time_eval():  # the tables of tiles are constants, whoever traces first
+    with jax.ensure_compile_time_eval():  # the tables of tiles are constants, whatever traces first
         mask = masks.MultiHeadMask([kind((rows, keys)) for _ in range(heads)])
         return splash.make_splash_mqa(
             mask,

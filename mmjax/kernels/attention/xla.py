@@ -18,9 +18,8 @@ import jax.numpy as jnp
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.typing import Array, Bool, Float
 
-MASKED = (
-    -1e30
-)  # finite, so that a row that sees nothing gives numbers (the door makes them zero) and not NaN
+# Finite, so that a row that sees nothing gives numbers (api.py makes them zero) and not NaN.
+MASKED = -1e30
 
 
 def attention(

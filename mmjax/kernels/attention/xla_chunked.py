@@ -35,9 +35,8 @@ TILES = {"cpu": Tile(256, 256, alone=True)}
 """By backend. On a CPU, the scores of a tile stay in a cache."""
 
 _OTHERWISE = Tile(256, 512)
-_MASKED = (
-    -1e30
-)  # finite, so that a row that sees nothing gives numbers (made zero below) and not NaN
+# Finite, so that a row that sees nothing gives numbers (made zero below) and not NaN.
+_MASKED = -1e30
 
 
 class _Settings(NamedTuple):

@@ -1,7 +1,7 @@
 """What every connector says of itself.
 
 A connector is one file in this folder: a config (a frozen dataclass derived from `ConnectorConfig`) and the module that it builds. Nothing
-outside the folder knows which kinds there are. This file imports no jax, because whoever reads a recipe imports it.
+outside the folder knows which kinds there are. This file imports no jax, because reading a recipe imports it.
 """
 
 import dataclasses
@@ -118,8 +118,7 @@ class ConnectorConfig(Component):
 
     def problems(self, path: str, vision: Encoder, *, first_stage: bool) -> Iterator[str]:
         """What of the settings cannot be: a sentence each, without its full stop, that begins with the setting; `path` is that of the
-        connector in the config. `feature_layers` are checked
-        against the encoder already. first_stage: no stage comes before."""
+        connector in the config. `feature_layers` are checked against the encoder already. first_stage: no stage comes before."""
         yield from ()
 
     def count_flops(

@@ -1,1 +1,1 @@
-"""One file per section of the page. Each has `render(run) -> Html`."""
+"""Sections of the page. Each file says its place on it, ORDER, and has render(run), which returns the section, or nothing."""

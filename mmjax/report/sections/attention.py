@@ -1,4 +1,4 @@
-"""What each scale of the resampler looks at in one image."""
+"""Where each scale of a connector with queries looks in one image."""
 
 import numpy as np
 
@@ -6,6 +6,8 @@ from mmjax.base.format import plural
 from mmjax.report.html import Html, join, missing, section, tag
 from mmjax.report.images import FULL_TINT, heat, image
 from mmjax.report.reading import Run
+
+ORDER = 70
 
 _QUERIES = 4  # shown one by one, after their mean
 
@@ -21,12 +23,14 @@ def render(run: Run) -> Html:
     if not scales:
         return join(())
     pixels = arrays["image"]
+    name = str(arrays["name"]) if "name" in arrays else "an image"
+    caption = f"{name}, as the encoder reads it: {len(pixels)} pixels a side."
     return section(
         "Attention",
         tag(
             "div",
             image(pixels, "the image", scale=max(1, 224 // len(pixels))),
-            tag("p", _caption(arrays)),
+            tag("p", caption),
             class_="evaluated",
         ),
         [
@@ -37,11 +41,6 @@ def render(run: Run) -> Html:
         f"A patch without tint gets no more than an equal share of its window; the deepest tint is {FULL_TINT} equal shares, or all of a "
         "smaller window. White lines part the windows.",
     )
-
-
-def _caption(arrays: dict[str, np.ndarray]) -> str:
-    name = str(arrays["name"]) if "name" in arrays else "an image"
-    return f"{name}, as the encoder reads it: {len(arrays['image'])} pixels a side."
 
 
 def _scale(number: int, weights: np.ndarray, window: int, pixels: np.ndarray) -> Html:

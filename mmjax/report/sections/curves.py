@@ -6,6 +6,8 @@ from mmjax.report.charts import Axes, ChartSpan, Series, line_chart
 from mmjax.report.html import Html, legend, missing, section, tag
 from mmjax.report.reading import Run
 
+ORDER = 50
+
 _HELD_OUT = "holdout/loss"
 
 

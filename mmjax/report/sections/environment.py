@@ -1,4 +1,4 @@
-"""With what the run was made: versions, hardware, seed, and the whole config."""
+"""What the run was made with: versions, hardware, seed, and the whole config."""
 
 import json
 from collections.abc import Iterator
@@ -8,45 +8,42 @@ from mmjax.base.format import readable
 from mmjax.report.html import Child, Html, definitions, fold, missing, section, tag
 from mmjax.report.reading import Run
 
+ORDER = 110
+
 
 def render(run: Run) -> Html:
     """The section."""
     summary = run.summary
-    seed = [("seed", summary["seed"])] if "seed" in summary else []
-    digest = (
-        [("config digest", f"{summary['config_digest'][:16]}…")]
-        if "config_digest" in summary
-        else []
-    )
-    pairs = [*seed, *digest, *_flat(summary.get("hardware")), *_flat(summary.get("versions"))]
+    pairs: list[tuple[str, Any]] = []
+    if "seed" in summary:
+        pairs.append(("seed", summary["seed"]))
+    if "config_digest" in summary:
+        pairs.append(("config digest", f"{summary['config_digest'][:16]}…"))
+    pairs += [*_flat(summary.get("hardware")), *_flat(summary.get("versions"))]
+    unknown = run.problems.get("summary.json", "The summary names no versions and no hardware.")
     notes = run.config.get("notes") or {}
+    sources: Child = None
+    if notes:
+        lead = (
+            "What of the recipe is taken from a paper, what is inferred, and what is substituted."
+        )
+        sources = [
+            tag("h3", "Sources of the recipe"),
+            tag("p", lead, class_="note"),
+            definitions((readable(name), str(text)) for name, text in notes.items()),
+        ]
+    config = missing(run.problems.get("config.json", "The config is empty."))
+    if run.config:
+        text = json.dumps(run.config, indent=2, ensure_ascii=False)
+        config = fold("The whole config", tag("pre", text))
     return section(
         "Made with",
         definitions((readable(name), tag("code", str(value))) for name, value in pairs)
         if pairs
-        else missing(
-            run.problems.get("summary.json", "The summary names no versions and no hardware.")
-        ),
-        _notes(notes),
-        fold("The whole config", tag("pre", json.dumps(run.config, indent=2, ensure_ascii=False)))
-        if run.config
-        else missing(run.problems.get("config.json", "The config is empty.")),
+        else missing(unknown),
+        sources,
+        config,
     )
-
-
-def _notes(notes: dict[str, Any]) -> Child:
-    if not notes:
-        return None
-    lead = tag(
-        "p",
-        "What of the recipe is taken from a paper, what is inferred, and what is substituted.",
-        class_="note",
-    )
-    return [
-        tag("h3", "Sources of the recipe"),
-        lead,
-        definitions((readable(name), str(text)) for name, text in notes.items()),
-    ]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,10 +1,10 @@
 """The top of the page: what was trained, how well it answers beside the baselines, and what that took."""
 
-from typing import Any
-
 from mmjax.base.format import count, duration, operations, plural, readable, score
 from mmjax.report.html import Child, Html, missing, tag
 from mmjax.report.reading import Run
+
+ORDER = 10
 
 
 def render(run: Run) -> Html:
@@ -45,17 +45,18 @@ def _scores(run: Run) -> Child:
     results = run.summary.get("eval") or {}
     if not results:
         return missing("This run was not evaluated: its summary has no scores.")
-    return [_score(task, result) for task, result in results.items()]
-
-
-def _score(task: str, result: dict[str, Any]) -> Html:
-    measure = result.get("metric")
-    beside = ", ".join(
-        f"{readable(name)} {score(value, measure)}" for name, value in result["baselines"].items()
-    )
-    asked = plural(result["n"], "question" if measure is None else "held-out image")
-    note = f"{readable(task)}, {asked}; {beside or 'no baseline was scored'}"
-    return _figure(score(result["score"], measure), measure or "right answers", note, "score")
+    figures = []
+    for task, result in results.items():
+        metric = result.get("metric")
+        beside = ", ".join(
+            f"{readable(name)} {score(value, metric)}"
+            for name, value in result["baselines"].items()
+        )
+        asked = plural(result["n"], "question" if metric is None else "held-out image")
+        note = f"{readable(task)}, {asked}; {beside or 'no baseline was scored'}"
+        shown = score(result["score"], metric)
+        figures.append(_figure(shown, metric or "right answers", note, "score"))
+    return figures
 
 
 def _cost(run: Run) -> Child:

@@ -1,12 +1,12 @@
 """Scores by type of question, beside the baselines."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from mmjax.base.format import count, readable, score
 from mmjax.report.html import Child, Html, definitions, legend, missing, section, table, tag
 from mmjax.report.reading import Run
+
+ORDER = 30
 
 _EXPLAINED = {
     "question_only": "the most frequent training answer to the same question, without the image",
@@ -19,90 +19,30 @@ def render(run: Run) -> Html:
     results = run.summary.get("eval") or {}
     if not results:
         return section("Scores", missing("This run was not evaluated: its summary has no scores."))
-    return section("Scores", [_Table(task, result).render() for task, result in results.items()])
+    return section("Scores", [_task(task, result) for task, result in results.items()])
 
 
-@dataclass(frozen=True)
-class _Table:
+def _task(task: str, result: dict[str, Any]) -> Html:
     """The scores of one task."""
-
-    task: str
-    result: dict[str, Any]
-
-    @property
-    def metric(self) -> str | None:
-        """What the scores are, if not shares of right answers."""
-        return self.result.get("metric")
-
-    def render(self) -> Html:
-        baselines = list(self.result["baselines"])
-        colours = [
-            ("model", "the trained model"),
-            *((_style(name), self._explained(name)) for name in baselines),
-        ]
-        head = [
-            "questions" if self.metric is None else "images",
-            "",
-            "model",
-            *map(readable, baselines),
-        ]
-        title = tag("h3", f"{readable(self.task)}, {self.metric or 'exact match'}")
-        return tag(
-            "div", title, table(head, self._rows(), "scores"), legend(colours), self._beside()
-        )
-
-    def _rows(self) -> Iterator[list[Child]]:
-        result = self.result
-        yield self._row("all", result["n"], result["score"], result["baselines"])
-        for kind, value in result["by_type"].items():
-            beside = {name: result["baselines_by_type"][name][kind] for name in result["baselines"]}
-            yield self._row(readable(kind), result["n_by_type"][kind], value, beside)
-
-    def _row(
-        self, name: str, number: int, value: float, baselines: dict[str, float]
-    ) -> list[Child]:
-        title = [name, tag("small", count(number))]
-        return [
-            title,
-            self._bar(value, baselines),
-            tag("b", self._shown(value)),
-            *(self._shown(beside) for beside in baselines.values()),
-        ]
-
-    def _bar(self, value: float, baselines: dict[str, float]) -> Html:
-        """A bar of the score with a mark at each baseline. It is full where all is right: at what the true answers would score."""
-        full = self.result.get("reference_score") or 1.0
-        marks = []
-        for name, beside in baselines.items():
-            place = min(max(1000 * beside / full, 3), 997)
-            title = tag("title", f"{readable(name)} {self._shown(beside)}")
-            marks.append(tag("line", title, x1=place, x2=place, y1=0, y2=18, class_=_style(name)))
-        track = tag("rect", x=0, y=4, width=1000, height=10, class_="track")
-        model = tag(
-            "rect", x=0, y=4, width=min(1000 * value / full, 1000.0), height=10, class_="model"
-        )
-        look = {
-            "viewBox": "0 0 1000 18",
-            "preserveAspectRatio": "none",
-            "class_": "bar",
-            "role": "img",
-        }
-        return tag("svg", track, model, marks, **look, aria_label=self._shown(value))
-
-    def _beside(self) -> Html | None:
-        """How likely the model finds the true captions, where that was measured."""
-        result = self.result
-        if "nll" not in result:
-            return None
-        shuffled = result.get("nll_shuffled")
-        return definitions(
+    metric, baselines = result.get("metric"), result["baselines"]
+    colours = [("model", "the trained model")]
+    for name in baselines:
+        text = f"{readable(name)}: {_EXPLAINED[name]}" if name in _EXPLAINED else readable(name)
+        if name == "question_only" and metric is not None:
+            text = "question only: the most frequent training caption, whatever the image"
+        colours.append((_style(name), text))
+    rows = [_row("all", result["n"], result["score"], baselines, result)]
+    for kind, value in result["by_type"].items():
+        beside = {name: result["baselines_by_type"][name][kind] for name in baselines}
+        rows.append(_row(readable(kind), result["n_by_type"][kind], value, beside, result))
+    likelihood = None
+    if "nll" in result:  # of the references
+        full, shuffled = score(result["reference_score"], metric), result.get("nll_shuffled")
+        likelihood = definitions(
             [
+                ("score of the references themselves, where a bar is full", full),
                 (
-                    "score of the true captions themselves, where a bar is full",
-                    self._shown(result["reference_score"]),
-                ),
-                (
-                    "negative log likelihood of the true captions, nats per token",
+                    "negative log likelihood of the references, nats per token",
                     f"{result['nll']:.3f}",
                 ),
                 (
@@ -112,14 +52,40 @@ class _Table:
                 ("nats per caption", f"{result['nll_per_caption']:.2f}"),
             ]
         )
+    head = ["questions" if metric is None else "images", "", "model", *map(readable, baselines)]
+    title = tag("h3", f"{readable(task)}, {metric or 'exact match'}")
+    return tag("div", title, table(head, rows, "scores"), legend(colours), likelihood)
 
-    def _shown(self, value: float) -> str:
-        return score(value, self.metric)
 
-    def _explained(self, name: str) -> str:
-        if name == "question_only" and self.metric is not None:
-            return "question only: the most frequent training caption, whatever the image"
-        return f"{readable(name)}: {_EXPLAINED[name]}" if name in _EXPLAINED else readable(name)
+def _row(
+    name: str, number: int, value: float, baselines: dict[str, float], result: dict[str, Any]
+) -> list[Child]:
+    """Numbers, and a bar of the score with a tick at each baseline. It is full where all is right: at what the references would score."""
+    metric, full = result.get("metric"), result.get("reference_score") or 1.0
+    shown = {name: score(beside, metric) for name, beside in baselines.items()}
+    ticks = []
+    for baseline, beside in baselines.items():
+        x = min(max(1000 * beside / full, 3), 997)
+        title = tag("title", f"{readable(baseline)} {shown[baseline]}")
+        ticks.append(tag("line", title, x1=x, x2=x, y1=0, y2=18, class_=_style(baseline)))
+    width = min(1000 * value / full, 1000.0)
+    bar = tag(
+        "svg",
+        tag("rect", x=0, y=4, width=1000, height=10, class_="track"),
+        tag("rect", x=0, y=4, width=width, height=10, class_="model"),
+        ticks,
+        viewBox="0 0 1000 18",
+        preserveAspectRatio="none",
+        class_="bar",
+        role="img",
+        aria_label=score(value, metric),
+    )
+    return [
+        [name, tag("small", count(number))],
+        bar,
+        tag("b", score(value, metric)),
+        *shown.values(),
+    ]
 
 
 def _style(name: str) -> str:

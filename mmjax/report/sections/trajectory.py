@@ -4,6 +4,8 @@ from mmjax.report.charts import figure
 from mmjax.report.html import Html, missing, section, tag
 from mmjax.report.reading import Run
 
+ORDER = 80
+
 _TITLE, _FILE = "Prediction trajectory", "trajectory.json"
 
 

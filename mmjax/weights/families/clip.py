@@ -1,19 +1,17 @@
-"""What the vision encoders of CLIP and SigLIP share.
+"""The vision tower of CLIP (arXiv:2103.00020), alone or in a whole CLIP.
 
-The vision tower of CLIP (arXiv:2103.00020), alone or in a whole CLIP.
+SigLIP's encoder is of the same form, and DINOv2's settings have some of the same names: they begin with what stands here.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from mmjax.models.config import Activation, ViTConfig
-from mmjax.weights.config_json import ConfigJson
-from mmjax.weights.families.base import Family, PartConfig
+from mmjax.weights.families.base import ConfigJson, Family
 from mmjax.weights.rules import Patches, Rule, linear, norm
 
 ROOT = "vision_model"
 BLOCK = f"{ROOT}.encoder.layers.{{layer}}"
-OURS = "vision/layers"
+LAYERS = "vision/layers"
 ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -31,15 +29,10 @@ UNUSED = (
 )
 
 
-def vision_part(c: ConfigJson) -> ConfigJson:
-    """The settings of the vision tower, of a config.json of the tower alone or of the whole model."""
-    return c.part("vision_config") if "vision_config" in c else c
-
-
 def read_encoder(
     c: ConfigJson, *, patch_size: int, activation: str, epsilon: float
 ) -> dict[str, Any]:
-    """The settings that both have, by our names; the arguments stand for those that config.json leaves out."""
+    """The settings that CLIP and SigLIP have, by the names of mmjax; the arguments stand for those that config.json omits."""
     c.must_be("num_channels", 3)
     return {
         "image_size": c.number("image_size", 224),
@@ -55,7 +48,7 @@ def read_encoder(
 
 
 def write_encoder(c: ViTConfig) -> dict[str, Any]:
-    """The settings that both have."""
+    """The settings that CLIP and SigLIP have, by the names of transformers."""
     return {
         "hidden_size": c.width,
         "intermediate_size": c.mlp_width,
@@ -64,7 +57,7 @@ def write_encoder(c: ViTConfig) -> dict[str, Any]:
         "num_channels": 3,
         "image_size": c.image_size,
         "patch_size": c.patch_size,
-        "hidden_act": theirs(ACTIVATIONS, c.activation),
+        "hidden_act": next(name for name, own in ACTIVATIONS.items() if own == c.activation),
         "layer_norm_eps": c.norm_epsilon,
     }
 
@@ -94,13 +87,8 @@ def image_settings(c: ViTConfig, processor: str, *, crop: bool) -> dict[str, Any
     }
 
 
-def theirs(names: Mapping[str, Activation], ours: Activation) -> str:
-    """Their name of an activation."""
-    return next(name for name, activation in names.items() if activation == ours)
-
-
 def table(c: ViTConfig) -> list[Rule]:
-    """Patches, positions, blocks and the last norm."""
+    """The tensors that CLIP and SigLIP have: patches, positions, blocks and the last norm."""
     rules = [
         *linear(
             "vision/patch",
@@ -109,32 +97,28 @@ def table(c: ViTConfig) -> list[Rule]:
             layout=Patches(c.patch_size),
         ),
         Rule("vision/position", f"{ROOT}.embeddings.position_embedding.weight"),
-        *norm(f"{OURS}/norm_attention", f"{BLOCK}.layer_norm1", bias=True),
-        *norm(f"{OURS}/norm_mlp", f"{BLOCK}.layer_norm2", bias=True),
-        *linear(f"{OURS}/mlp/up", f"{BLOCK}.mlp.fc1", bias=True),
-        *linear(f"{OURS}/mlp/down", f"{BLOCK}.mlp.fc2", bias=True),
+        *norm(f"{LAYERS}/norm_attention", f"{BLOCK}.layer_norm1", bias=True),
+        *norm(f"{LAYERS}/norm_mlp", f"{BLOCK}.layer_norm2", bias=True),
+        *linear(f"{LAYERS}/mlp/up", f"{BLOCK}.mlp.fc1", bias=True),
+        *linear(f"{LAYERS}/mlp/down", f"{BLOCK}.mlp.fc2", bias=True),
     ]
-    for ours, name in {
-        "query": "q_proj",
-        "key": "k_proj",
-        "value": "v_proj",
-        "output": "out_proj",
-    }.items():
-        rules += linear(f"{OURS}/attention/{ours}", f"{BLOCK}.self_attn.{name}", bias=True)
-    return (
-        [*rules, *norm("vision/final_norm", f"{ROOT}.post_layernorm", bias=True)]
-        if c.final_norm
-        else rules
-    )
+    for name, projection in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
+        rules += linear(
+            f"{LAYERS}/attention/{name}", f"{BLOCK}.self_attn.{projection}_proj", bias=True
+        )
+    if c.final_norm:
+        rules += norm("vision/final_norm", f"{ROOT}.post_layernorm", bias=True)
+    return rules
 
 
-def is_plain(c: object) -> bool:
-    """Whether a config is a vision transformer as both build it."""
-    return isinstance(c, ViTConfig) and c.norm == "layer" and not (c.gated_mlp or c.layer_scale)
+def has_form(c: ViTConfig) -> bool:
+    """Whether a config is a vision transformer as both CLIP and SigLIP build it."""
+    return c.norm == "layer" and not (c.gated_mlp or c.layer_scale)
 
 
 def read(c: ConfigJson) -> ViTConfig:
-    common = read_encoder(vision_part(c), patch_size=32, activation="quick_gelu", epsilon=1e-5)
+    vision = c.part("vision_config") if "vision_config" in c else c
+    common = read_encoder(vision, patch_size=32, activation="quick_gelu", epsilon=1e-5)
     return ViTConfig(**common, class_token=True, embedding_norm=True, patch_bias=False)
 
 
@@ -146,13 +130,9 @@ def rules(c: ViTConfig) -> list[Rule]:
     return [*first, *table(c)]
 
 
-def accepts(c: PartConfig) -> bool:
+def accepts(c: ViTConfig) -> bool:
     return (
-        isinstance(c, ViTConfig)
-        and is_plain(c)
-        and c.class_token
-        and c.embedding_norm
-        and not (c.patch_bias or c.pooling_head)
+        has_form(c) and c.class_token and c.embedding_norm and not (c.patch_bias or c.pooling_head)
     )
 
 
@@ -160,15 +140,16 @@ def images(c: ViTConfig) -> dict[str, Any]:
     return image_settings(c, "CLIPImageProcessor", crop=True)
 
 
-CLIP = Family(
+FAMILY = Family(
     "CLIP",
     ("clip_vision_model", "clip"),
     "CLIPVisionModel",
+    "vision",
     read,
-    write_encoder,
     rules,
+    write_encoder,
     accepts,
-    SPELLINGS,
-    UNUSED,
+    spellings=SPELLINGS,
+    unused=UNUSED,
     images=images,
 )

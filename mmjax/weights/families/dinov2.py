@@ -4,14 +4,19 @@ from typing import Any
 
 from mmjax.errors import InputError
 from mmjax.models.config import ViTConfig
-from mmjax.weights.config_json import ConfigJson
 from mmjax.weights.families import clip
-from mmjax.weights.families.base import Family, PartConfig
-from mmjax.weights.rules import IDENTITY, TRANSPOSED, LeadingOnes, Patches, Rule, linear, norm
+from mmjax.weights.families.base import ConfigJson, Family
+from mmjax.weights.rules import LeadingOnes, Patches, Rule, linear, norm
 
 BLOCK = "encoder.layer.{layer}"
-OURS = "vision/layers"
+LAYERS = "vision/layers"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def mlp_width(width: int, ratio: float, gated: bool) -> int:
+    """A gated MLP has three matrices instead of two, and so two thirds of the width, in multiples of 8."""
+    hidden = int(width * ratio)
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
 
 
 def read(c: ConfigJson) -> ViTConfig:
@@ -24,7 +29,7 @@ def read(c: ConfigJson) -> ViTConfig:
         width=width,
         layers=c.number("num_hidden_layers", 12),
         heads=c.number("num_attention_heads", 12),
-        mlp_width=_mlp_width(width, c.real("mlp_ratio", 4.0), gated),
+        mlp_width=mlp_width(width, c.real("mlp_ratio", 4.0), gated),
         activation=c.choice("hidden_act", clip.ACTIVATIONS, "gelu"),
         norm_epsilon=c.real("layer_norm_eps", 1e-6),
         class_token=True,
@@ -38,30 +43,21 @@ def read(c: ConfigJson) -> ViTConfig:
     )
 
 
-def _mlp_width(width: int, ratio: float, gated: bool) -> int:
-    """A gated MLP has three matrices instead of two, and so two thirds of the width, in multiples of 8."""
-    hidden = int(width * ratio)
-    return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
-
-
 def write(c: ViTConfig) -> dict[str, Any]:
-    # transformers reads whole numbers only; of several with the same rounded width, that of the published models
-    ratio = next(
-        (
-            ratio
-            for ratio in (4, *range(1, 65))
-            if _mlp_width(c.width, ratio, c.gated_mlp) == c.mlp_width
-        ),
-        None,
+    # transformers reads whole numbers only; of several with the same rounded width, that of the published models is written.
+    fitting = (
+        ratio
+        for ratio in (4, *range(1, 65))
+        if mlp_width(c.width, ratio, c.gated_mlp) == c.mlp_width
     )
+    ratio = next(fitting, None)
     if ratio is None:
         raise InputError(
             f"DINOv2 has no MLP of width {c.mlp_width} for a model of width {c.width}."
         )
-    common = {
-        key: value for key, value in clip.write_encoder(c).items() if key != "intermediate_size"
-    }
-    return common | {
+    settings = clip.write_encoder(c)
+    del settings["intermediate_size"]
+    return settings | {
         "mlp_ratio": ratio,
         "use_swiglu_ffn": c.gated_mlp,
         "qkv_bias": True,
@@ -79,43 +75,33 @@ def rules(c: ViTConfig) -> list[Rule]:
             bias=True,
             layout=Patches(c.patch_size),
         ),
-        *norm(f"{OURS}/norm_attention", f"{BLOCK}.norm1", bias=True),
-        *norm(f"{OURS}/norm_mlp", f"{BLOCK}.norm2", bias=True),
-        Rule(f"{OURS}/scale_attention", f"{BLOCK}.layer_scale1.lambda1"),
-        Rule(f"{OURS}/scale_mlp", f"{BLOCK}.layer_scale2.lambda1"),
-        *linear(f"{OURS}/attention/output", f"{BLOCK}.attention.output.dense", bias=True),
-        *_mlp(c),
+        *norm(f"{LAYERS}/norm_attention", f"{BLOCK}.norm1", bias=True),
+        *norm(f"{LAYERS}/norm_mlp", f"{BLOCK}.norm2", bias=True),
+        Rule(f"{LAYERS}/scale_attention", f"{BLOCK}.layer_scale1.lambda1"),
+        Rule(f"{LAYERS}/scale_mlp", f"{BLOCK}.layer_scale2.lambda1"),
+        *linear(f"{LAYERS}/attention/output", f"{BLOCK}.attention.output.dense", bias=True),
     ]
+    if c.gated_mlp:
+        rules += linear(f"{LAYERS}/mlp/down", f"{BLOCK}.mlp.weights_out", bias=True)
+        for part, name in enumerate(("gate", "up")):  # one matrix holds the two
+            rules += linear(
+                f"{LAYERS}/mlp/{name}", f"{BLOCK}.mlp.weights_in", bias=True, part=part, parts=2
+            )
+    else:
+        rules += linear(f"{LAYERS}/mlp/up", f"{BLOCK}.mlp.fc1", bias=True)
+        rules += linear(f"{LAYERS}/mlp/down", f"{BLOCK}.mlp.fc2", bias=True)
     for name in ("query", "key", "value"):
         rules += linear(
-            f"{OURS}/attention/{name}", f"{BLOCK}.attention.attention.{name}", bias=True
+            f"{LAYERS}/attention/{name}", f"{BLOCK}.attention.attention.{name}", bias=True
         )
-    return [*rules, *norm("vision/final_norm", "layernorm", bias=True)] if c.final_norm else rules
-
-
-def _mlp(c: ViTConfig) -> list[Rule]:
-    if not c.gated_mlp:
-        both = {"up": "fc1", "down": "fc2"}
-        return [
-            rule
-            for ours, name in both.items()
-            for rule in linear(f"{OURS}/mlp/{ours}", f"{BLOCK}.mlp.{name}", bias=True)
-        ]
-    rules = list(linear(f"{OURS}/mlp/down", f"{BLOCK}.mlp.weights_out", bias=True))
-    for part, name in enumerate(("gate", "up")):  # one matrix holds the two
-        rules.append(
-            Rule(f"{OURS}/mlp/{name}/kernel", f"{BLOCK}.mlp.weights_in.weight", TRANSPOSED, part, 2)
-        )
-        rules.append(
-            Rule(f"{OURS}/mlp/{name}/bias", f"{BLOCK}.mlp.weights_in.bias", IDENTITY, part, 2)
-        )
+    if c.final_norm:
+        rules += norm("vision/final_norm", "layernorm", bias=True)
     return rules
 
 
-def accepts(c: PartConfig) -> bool:
+def accepts(c: ViTConfig) -> bool:
     return (
-        isinstance(c, ViTConfig)
-        and c.norm == "layer"
+        c.norm == "layer"
         and c.layer_scale
         and c.patch_bias
         and c.class_token
@@ -127,18 +113,17 @@ def images(c: ViTConfig) -> dict[str, Any]:
     return clip.image_settings(c, "BitImageProcessor", crop=True)
 
 
-DINOV2 = Family(
+FAMILY = Family(
     "DINOv2",
     ("dinov2",),
     "Dinov2Model",
+    "vision",
     read,
-    write,
     rules,
+    write,
     accepts,
     spellings=((r"^dinov2\.", ""),),
-    unused=(
-        "embeddings.mask_token",
-        "classifier.*",
-    ),  # a token of its pre-training, and a head for classes,
+    # A token of its pre-training, and a head for classes.
+    unused=("embeddings.mask_token", "classifier.*"),
     images=images,
 )

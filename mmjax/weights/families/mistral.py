@@ -4,21 +4,18 @@ import dataclasses
 from typing import Any
 
 from mmjax.models.config import DecoderConfig
-from mmjax.weights.config_json import ConfigJson
 from mmjax.weights.families import llama
-from mmjax.weights.families.base import Family, PartConfig
+from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
 
 def read(c: ConfigJson) -> DecoderConfig:
     config = llama.read_decoder(
         c, vocabulary=32_000, width=4096, mlp_width=14_336, kv_heads=8, context=131_072
     )
-    # an explicit null switches it off
+    # An explicit null means that there is none.
+    window = c.content.get("sliding_window", 4096)
     return dataclasses.replace(
-        config,
-        sliding_window=None
-        if c.content.get("sliding_window", 4096) is None
-        else c.number("sliding_window", 4096),
+        config, sliding_window=None if window is None else c.number("sliding_window", 4096)
     )
 
 
@@ -26,8 +23,8 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     return llama.write_decoder(config) | {"sliding_window": config.sliding_window}
 
 
-def accepts(config: PartConfig) -> bool:
-    return isinstance(config, DecoderConfig) and not (
+def accepts(config: DecoderConfig) -> bool:
+    return not (
         config.qkv_bias
         or config.output_bias
         or config.mlp_bias
@@ -36,14 +33,21 @@ def accepts(config: PartConfig) -> bool:
     )
 
 
-MISTRAL = Family(
+FAMILY = Family(
     "Mistral",
     ("mistral",),
     "MistralForCausalLM",
+    "decoder",
     read,
-    write,
     llama.table,
+    write,
     accepts,
-    llama.SPELLINGS,
-    llama.UNUSED,
+    spellings=llama.SPELLINGS,
+    unused=llama.UNUSED,
+    gguf=GGUFForm(
+        "llama",
+        interleaved=True,
+        optional_biases=True,
+        applies=lambda c: not c["num_local_experts"] and bool(c["sliding_window"]),
+    ),
 )

@@ -4,13 +4,11 @@ import dataclasses
 from typing import Any
 
 from mmjax.models.config import DecoderConfig
-from mmjax.weights.config_json import ConfigJson
 from mmjax.weights.families import llama
-from mmjax.weights.families.base import Family, PartConfig
+from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 from mmjax.weights.rules import TRANSPOSED, Rule, linear
 
 MOE = f"{llama.BLOCK}.block_sparse_moe"
-EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def read(c: ConfigJson) -> DecoderConfig:
@@ -42,35 +40,31 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 def rules(config: DecoderConfig) -> list[Rule]:
     rules = [
-        *llama.frame(config),
-        *llama.attention(config),
-        *linear(f"{llama.OURS}/mlp/router", f"{MOE}.gate"),
+        *llama.table_without_mlp(config),
+        *linear(f"{llama.LAYERS}/mlp/router", f"{MOE}.gate"),
     ]
-    for ours, theirs in EXPERT.items():
-        rules.append(
-            Rule(
-                f"{llama.OURS}/mlp/{ours}", f"{MOE}.experts.{{expert}}.{theirs}.weight", TRANSPOSED
-            )
-        )
+    for name, expert in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+        path = f"{llama.LAYERS}/mlp/{name}"
+        rules.append(Rule(path, f"{MOE}.experts.{{expert}}.{expert}.weight", TRANSPOSED))
     return rules
 
 
-def accepts(config: PartConfig) -> bool:
-    return (
-        isinstance(config, DecoderConfig)
-        and config.experts > 0
-        and not (config.qkv_bias or config.output_bias or config.query_key_norm)
+def accepts(config: DecoderConfig) -> bool:
+    return config.experts > 0 and not (
+        config.qkv_bias or config.output_bias or config.query_key_norm
     )
 
 
-MIXTRAL = Family(
+FAMILY = Family(
     "Mixtral",
     ("mixtral",),
     "MixtralForCausalLM",
+    "decoder",
     read,
-    write,
     rules,
+    write,
     accepts,
-    llama.SPELLINGS,
-    llama.UNUSED,
+    spellings=llama.SPELLINGS,
+    unused=llama.UNUSED,
+    gguf=GGUFForm("llama", interleaved=True, applies=lambda c: bool(c["num_local_experts"])),
 )

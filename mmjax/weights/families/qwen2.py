@@ -4,38 +4,38 @@ import dataclasses
 from typing import Any
 
 from mmjax.models.config import DecoderConfig
-from mmjax.weights.config_json import ConfigJson
 from mmjax.weights.families import llama
-from mmjax.weights.families.base import Family, PartConfig
+from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
 
 def read(c: ConfigJson) -> DecoderConfig:
     config = llama.read_decoder(
         c, vocabulary=151_936, width=4096, mlp_width=22_016, kv_heads=32, context=32_768
     )
-    return dataclasses.replace(config, qkv_bias=True, sliding_window=llama.window(c, config.layers))
+    window = llama.read_window(c, config.layers)
+    return dataclasses.replace(config, qkv_bias=True, sliding_window=window)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-    return llama.write_decoder(config) | llama.window_json(config)
+    return llama.write_decoder(config) | llama.write_window(config)
 
 
-def accepts(config: PartConfig) -> bool:
-    return (
-        isinstance(config, DecoderConfig)
-        and config.qkv_bias
-        and not (config.output_bias or config.mlp_bias or config.query_key_norm or config.experts)
+def accepts(config: DecoderConfig) -> bool:
+    return config.qkv_bias and not (
+        config.output_bias or config.mlp_bias or config.query_key_norm or config.experts
     )
 
 
-QWEN2 = Family(
+FAMILY = Family(
     "Qwen2.5",
     ("qwen2",),
     "Qwen2ForCausalLM",
+    "decoder",
     read,
-    write,
     llama.table,
+    write,
     accepts,
-    llama.SPELLINGS,
-    llama.UNUSED,
+    spellings=llama.SPELLINGS,
+    unused=llama.UNUSED,
+    gguf=GGUFForm("qwen2"),
 )

@@ -4,9 +4,8 @@ import dataclasses
 from typing import Any
 
 from mmjax.models.config import DecoderConfig
-from mmjax.weights.config_json import ConfigJson
 from mmjax.weights.families import llama
-from mmjax.weights.families.base import Family, PartConfig
+from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
 
 def read(c: ConfigJson) -> DecoderConfig:
@@ -25,35 +24,33 @@ def read(c: ConfigJson) -> DecoderConfig:
         query_key_norm=True,
         qkv_bias=bias,
         output_bias=bias,
-        sliding_window=llama.window(c, config.layers),
+        sliding_window=llama.read_window(c, config.layers),
     )
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-    return (
-        llama.write_decoder(config)
-        | llama.window_json(config)
-        | {"attention_bias": config.qkv_bias}
-    )
+    bias = {"attention_bias": config.qkv_bias}
+    return llama.write_decoder(config) | llama.write_window(config) | bias
 
 
-def accepts(config: PartConfig) -> bool:
+def accepts(config: DecoderConfig) -> bool:
     return (
-        isinstance(config, DecoderConfig)
-        and config.query_key_norm
+        config.query_key_norm
         and config.qkv_bias == config.output_bias
         and not (config.mlp_bias or config.experts)
     )
 
 
-QWEN3 = Family(
+FAMILY = Family(
     "Qwen3",
     ("qwen3",),
     "Qwen3ForCausalLM",
+    "decoder",
     read,
-    write,
     llama.table,
+    write,
     accepts,
-    llama.SPELLINGS,
-    llama.UNUSED,
+    spellings=llama.SPELLINGS,
+    unused=llama.UNUSED,
+    gguf=GGUFForm("qwen3"),
 )

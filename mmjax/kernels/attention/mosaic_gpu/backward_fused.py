@@ -94,10 +94,10 @@ class _Block(BlockOfKeys):
     def step(
         self, warpgroup: Warpgroup, visit: Visit, first_key: jax.Array | None, totals: Totals
     ) -> Totals:
-        """The warpgroup's own part of a tile's dS^T, for its dk and for whoever adds to dq; and every other time, that.
+        """The warpgroup's own part of a tile's dS^T, for its dk and for the warpgroup that adds to dq; and every other time, that.
 
-        Whoever waits for the other's part of visit n also knows that it has added visit n - 1 (it wrote its part later than that): dS of
-        visit n + 1 may take that slot, and dq of visit n the memory of dq.
+        The warpgroup that waits for the other's part of visit n also knows that it has added visit n - 1 (it wrote its part later than
+        that): dS of visit n + 1 may take that slot, and dq of visit n the memory of dq.
         """
         memory = self.memory
         warpgroup = gpu.opaque(jnp.asarray(warpgroup))

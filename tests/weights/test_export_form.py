@@ -11,7 +11,7 @@ from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, LoRAConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.linear import LinearConfig
 from mmjax.typing import Batch
-from mmjax.weights.save import writable, writable_params
+from mmjax.weights.export_form import export_config, export_params
 
 MODEL = VLMConfig(
     ViTConfig(
@@ -64,5 +64,5 @@ def test_logits_stay(targets):
         place, place, ones, np.zeros_like(place), place, images, np.ones((1, 1), bool), slot
     )
     expected = parameters.abstract(model)[0].merge(params)(batch)
-    found = parameters.abstract(writable(model))[0].merge(writable_params(params, model))(batch)
+    found = parameters.abstract(export_config(model))[0].merge(export_params(params, model))(batch)
     np.testing.assert_allclose(found, expected, atol=1e-4)
