@@ -99,8 +99,7 @@ def after() -> ConfigDict:
 def full() -> ConfigDict:
     """The connector is aligned with the whole model, which is then trained on all of the data."""
     stages = dict(
-        connector=small_align({}, MLP),
-        decoder=small_decoder(240, (*MLP, LATE_BLOCKS, DECODER)),
+        connector=small_align({}, MLP), decoder=small_decoder(240, (*MLP, LATE_BLOCKS, DECODER))
     )
     return small(SMALL_MLP, stages)
 
@@ -291,8 +290,7 @@ def paper_whole(target: Target) -> ConfigDict:
 def paper_full(target: Target) -> ConfigDict:
     """The connector is aligned with the whole model, which is then trained on all of the data."""
     stages = dict(
-        connector=large_connector(target),
-        decoder=large_decoder(4880, (*MLP, LATE_BLOCKS, DECODER)),
+        connector=large_connector(target), decoder=large_decoder(4880, (*MLP, LATE_BLOCKS, DECODER))
     )
     return large(target, mlp(24, target.decoder.width), stages)
 

@@ -6,7 +6,7 @@
     evaluate    scores the last checkpoint, or --checkpoint, or what a stage begins with: --begin
     generate    answers --prompt about --image
     export      writes the last checkpoint, or --checkpoint, as folders for transformers and other tools
-    show        prints every setting of the recipe, and marks those that differ from the defaults or are still to be given
+    show        prints every setting of the recipe; signs show which differ from the defaults or are still to be given
     plan        says what the recipe will cost, on --topology (such as h100:8) if given, and what it saves --against another one
 
 Exit codes: 0 done, 1 something unexpected, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 preempted and safely

@@ -134,11 +134,7 @@ def _open_run(
 
 
 def _open_published(
-    path: Path,
-    tokenizer: Tokenizer | None,
-    template: str | None,
-    dtype: Dtype,
-    needs_encoder: bool,
+    path: Path, tokenizer: Tokenizer | None, template: str | None, dtype: Dtype, needs_encoder: bool
 ) -> ChatModel:
     with open_pretrained(path) as opened:
         if isinstance(opened.config, VisionEncoderConfig):

@@ -1,4 +1,4 @@
-"""A resolved recipe as text for people: every setting in a tree, with marks for those that somebody chose."""
+"""A resolved recipe as text for people: every setting in a tree, with a sign before those that somebody chose."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +14,7 @@ _NO_DEFAULT = object()
 
 
 def show(recipe: Recipe, changed: Collection[str] = ()) -> str:
-    """The recipe as lines "name: value", indented by two spaces for each group, with a mark in front.
+    """The recipe as lines "name: value", indented by two spaces for each group, with a sign in front.
 
     Args:
         changed: paths that the command line has set, as `config.load.load` takes them: "stages.pretrain.steps", "model.unroll".
@@ -23,15 +23,15 @@ def show(recipe: Recipe, changed: Collection[str] = ()) -> str:
     variant = f":{recipe.variant}" if recipe.variant else ""
     lines = [f"{recipe.name}{variant}: {' -> '.join(recipe.stages)}", LEGEND, ""]
     for path, value, default in _settings(recipe):
-        mark, text = " ", "" if value is _GROUP else f" {_text(value)}"
+        sign, text = " ", "" if value is _GROUP else f" {_text(value)}"
         inherited = ".".join(path.split(".")[2:])  # its name among what all stages share
         if path in wanted:
-            mark, text = "?", f" give {wanted[path]} with --config.{path}=..."
+            sign, text = "?", f" give {wanted[path]} with --config.{path}=..."
         elif path in changed or (inherited.startswith(SHARED) and inherited in changed):
-            mark = "!"
+            sign = "!"
         elif default is not _NO_DEFAULT and value != default:
-            mark = "*"
-        lines.append(f"{mark} {'  ' * path.count('.')}{path.rsplit('.', 1)[-1]}:{text}")
+            sign = "*"
+        lines.append(f"{sign} {'  ' * path.count('.')}{path.rsplit('.', 1)[-1]}:{text}")
     return "\n".join(lines)
 
 

@@ -75,8 +75,7 @@ class Cache:
 def grow(array: Float[Array, "... S K H"], slots: int) -> Float[Array, "... slots K H"]:
     """Keys or values with room for so many tokens."""
     return jnp.pad(
-        array,
-        [(0, 0)] * (array.ndim - 3) + [(0, slots - array.shape[-3]), (0, 0), (0, 0)],
+        array, [(0, 0)] * (array.ndim - 3) + [(0, slots - array.shape[-3]), (0, 0), (0, 0)]
     )
 
 

@@ -22,12 +22,7 @@ from mmjax.weights.save import save_params, saved_mappings
 
 
 def port(
-    source: str,
-    target: Path,
-    console: Console,
-    *,
-    dtype: str | None = None,
-    to: str | None = None,
+    source: str, target: Path, console: Console, *, dtype: str | None = None, to: str | None = None
 ) -> None:
     """Converts a model. Arguments as on the command line of `python -m mmjax.port`.
 

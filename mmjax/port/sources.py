@@ -17,13 +17,7 @@ from mmjax.runs import export
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.typing import Params
 from mmjax.weights.load import form_of, open_pretrained
-from mmjax.weights.pretrained_protocol import (
-    Origin,
-    Pretrained,
-    Progress,
-    TensorMapping,
-    stored,
-)
+from mmjax.weights.pretrained_protocol import Origin, Pretrained, Progress, TensorMapping, stored
 from mmjax.weights.vlm_checkpoint import DECODER, VISION
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")

@@ -20,10 +20,9 @@ class DataConfig:
         text_length: text tokens per row; a row is T = text_length + images_per_row * L tokens long.
         images_per_row: image slots per row (I).
         template: how questions and captions become text: "plain" (question, answer), "short_prompt" (InstructBLIP-like), "vicuna_v1",
-        "llama3", "chat" (the tokenizer's own chat template).
+            "llama3", "chat" (the tokenizer's own chat template).
         train_on_special_tokens: train on the template's special tokens wherever they stand, such as those around what the user says;
-        without, on what
-        the assistant says and the end of it.
+            without, on what the assistant says and the end of it.
         resize: how an image becomes the encoder's square: "stretch" keeps all of it but not its aspect, "crop" its middle and its aspect.
         flip: mirror an image left-right with probability one half.
         holdout: examples of each source that are never trained on and give the held-out loss: the last ones, or as `holdout_by` says.
@@ -107,8 +106,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """kind "words": word-level with byte fallback, built from the training text and kept in the workdir.
+    """Which tokenizer the run reads text with.
 
+    kind "words": word-level with byte fallback, built from the training text and kept in the workdir.
     kind "huggingface": a published one at `path`: tokenizer.json, tokenizer.model (Llama 3's or SentencePiece's), a GGUF file, or a folder
     with one of these."""
 
@@ -118,7 +118,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A save every `every` steps and at the end of a stage; the last `keep_last` and the best by held-out loss stay."""
+    """When states are saved: every `every` steps and at the end of a stage; the last `keep_last` and the best by held-out loss stay."""
 
     every: int = 500
     keep_last: int = 2

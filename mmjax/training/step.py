@@ -16,13 +16,7 @@ from mmjax.distributed.mesh import ROW_AXES
 from mmjax.errors import InputError
 from mmjax.recipe.recipe import Stage
 from mmjax.training.metrics import StepMetrics, TokenMetrics, TokenSums, cross_entropy, step_metrics
-from mmjax.training.state import (
-    TrainState,
-    global_norm,
-    make_optimizer,
-    norms,
-    squared_norms,
-)
+from mmjax.training.state import TrainState, global_norm, make_optimizer, norms, squared_norms
 from mmjax.typing import Array, Batch, Float, Int, Params
 
 

@@ -180,11 +180,7 @@ def _folders(
 
 
 def _tensor(
-    name: str,
-    slices: list[TensorSlice],
-    params: Params,
-    dtype: np.dtype[Any],
-    progress: Progress,
+    name: str, slices: list[TensorSlice], params: Params, dtype: np.dtype[Any], progress: Progress
 ) -> Tensor:
     """A tensor that is made when it is written, of one parameter or of several end to end. Making it raises InputError if it has numbers
     that are not finite, or would have them in the dtype."""

@@ -81,10 +81,7 @@ def start(folder: pathlib.Path, *flags: str) -> subprocess.Popen[bytes]:
             ["--checkpoint=x", "--prompt=hi", "--dtype=float16"],
             "--dtype: invalid choice: 'float16'",
         ),
-        (
-            ["--checkpoint=x", "--prompt=hi", "--image=/no/image"],
-            "There is no image /no/image",
-        ),
+        (["--checkpoint=x", "--prompt=hi", "--image=/no/image"], "There is no image /no/image"),
         (["--checkpoint=x", "--prompt="], "nothing to answer"),
         (["--checkpoint=/no/model", "--prompt=hi"], "There is no /no/model"),
     ],

@@ -308,10 +308,7 @@ def _stage(**fields: str) -> dict[str, str]:
             "batch_size 16 must be divisible by gradient_accumulation_steps 3",
         ),
         (_stage(model__vision__image_size="66"), "64 and 68 are"),
-        (
-            _stage(model__connector__windows="16,7,2"),
-            "must tile the grid of 16 x 16 patches",
-        ),
+        (_stage(model__connector__windows="16,7,2"), "must tile the grid of 16 x 16 patches"),
         (
             _stage(model__connector__queries="4,16,65"),
             "65 queries do not over 64 windows of side 2; 64 do",

@@ -1,4 +1,4 @@
-"""`--mode=show`: every setting once, as it is, with a mark where somebody chose it."""
+"""`--mode=show`: every setting once, as it is, with a sign where somebody chose it."""
 
 import os
 import subprocess
@@ -14,17 +14,17 @@ from tests import squares
 from tests.golden import update as golden
 
 
-def marked(text: str) -> dict[str, tuple[str, str]]:
-    """Mark and value by path."""
+def shown_settings(text: str) -> dict[str, tuple[str, str]]:
+    """Sign and value by path."""
     found, parents = {}, []
     for line in text.splitlines()[3:]:
-        mark, rest = line[0], line[2:]
+        sign, rest = line[0], line[2:]
         name, _, value = rest.strip().partition(":")
         depth = (len(rest) - len(rest.lstrip())) // 2
         parents = [*parents[:depth], name]
         path = ".".join(parents)
         assert path not in found
-        found[path] = (mark, value.strip())
+        found[path] = (sign, value.strip())
     return found
 
 
@@ -32,7 +32,7 @@ def test_every_setting_is_shown_with_who_chose_it():
     changed = {"stages.pretrain.steps": "10", "model.unroll": "1", "seed": "0"}
     text = show(load(golden.CONFIG, changed), changed)
     assert text.startswith("cos: pretrain -> finetune\n* differs from the default   ! set")
-    found = marked(text)
+    found = shown_settings(text)
     assert found["stages.pretrain.steps"] == ("!", "10")
     assert found["stages.finetune.steps"] == (" ", "400")
     assert found["stages.pretrain.model.unroll"] == found["stages.finetune.model.unroll"]
@@ -60,28 +60,28 @@ def test_no_setting_is_missing():
         return {leaf for name, item in items for leaf in leaves(item, f"{path}.{name}".lstrip("."))}
 
     names = {"name", "variant", *(f"stages.{stage}.name" for stage in recipe.stages)}
-    shown = marked(show(recipe))
+    shown = shown_settings(show(recipe))
     groups = {path.rpartition(".")[0] for path in shown}
     assert {path for path in shown if path not in groups} == leaves(to_json(recipe)) - names
 
 
 def test_values_that_the_user_must_give_say_how():
-    found = marked(show(golden.recipe("7b")))
+    found = shown_settings(show(golden.recipe("7b")))
     for path in (
         "stages.pretrain.data.sources.captions.path",
         "stages.pretrain.init_from.decoder",
         "tokenizer.path",
     ):
-        mark, value = found[path]
-        assert mark == "?" and value.endswith(f"with --config.{path}=...")
-    assert sum(mark == "?" for mark, _ in found.values()) == 7
+        sign, value = found[path]
+        assert sign == "?" and value.endswith(f"with --config.{path}=...")
+    assert sum(sign == "?" for sign, _ in found.values()) == 7
 
 
 def test_the_recipe_of_a_run_is_shown(tmp_path, capsys):
     recipe = filled(load(golden.CONFIG), 296)
     write_json(Workdir(tmp_path).config, to_json(recipe))
     assert main.main(["mmjax", f"--workdir={tmp_path}", "--mode=show"]) == 0
-    found = marked(capsys.readouterr().out)
+    found = shown_settings(capsys.readouterr().out)
     assert found["stages.finetune.model.decoder.vocabulary"][1] == "296"
 
 

@@ -75,7 +75,7 @@ def assert_same_end(workdir: pathlib.Path, whole: pathlib.Path) -> None:
     assert toy.metric_lines(workdir) == toy.metric_lines(whole)
     assert steps(workdir) == steps(whole)
     assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir()), (
-        "something was left behind"
+        "something else was left"
     )
 
 

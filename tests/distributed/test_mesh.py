@@ -325,9 +325,7 @@ def _three_steps(stage, config, devices, params):
     model_def, shapes = parameters.abstract(stage.model)
     placed, _ = parameter_shardings(shapes, parameters.logical_axes(stage.model), mesh)
     layout = state_shardings(
-        jax.eval_shape(lambda: create(params, stage, jax.random.key(0))),
-        placed,
-        mesh,
+        jax.eval_shape(lambda: create(params, stage, jax.random.key(0))), placed, mesh
     )
     with jax.set_mesh(mesh):
         drawn = InitialParams({}, lambda _: parameters.initialize(stage.model, jax.random.key(1)))

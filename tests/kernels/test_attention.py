@@ -315,7 +315,7 @@ def test_what_cannot_be_preferred_is_refused_in_words():
 
 def test_what_serves_no_such_call_is_not_taken(monkeypatch, caplog):
     """An implementation that is preferred, but not for masks: why is said once, for all to see, and another one serves."""
-    sys.modules["mmjax.kernels.attention.api"]._refused.cache_clear()
+    sys.modules["mmjax.kernels.attention.api"]._log_once.cache_clear()
     refusing = IMPLEMENTATIONS["xla_chunked"]._replace(
         unsupported=lambda q, k, mask, softcap: "no masks" if mask is not None else None
     )

@@ -14,8 +14,7 @@ CONTENT = json.loads(pathlib.Path(__file__).with_name("cider.json").read_text(en
 def test_scores():
     images, expected = CONTENT["images"], CONTENT["scores"]
     ours = cider_d(
-        [image["candidate"] for image in images],
-        [image["references"] for image in images],
+        [image["candidate"] for image in images], [image["references"] for image in images]
     )
     assert ours == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert math.fsum(ours) / len(ours) == pytest.approx(CONTENT["mean"])

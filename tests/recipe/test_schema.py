@@ -174,7 +174,7 @@ def test_a_name_that_exists_is_its_own_nearest(names, data):
 
 @given(_word, st.lists(_word, max_size=6), st.data())
 def test_one_slip_of_the_finger_still_finds_a_name(name, others, data):
-    """A letter left out leaves a ratio of at least 6/7 for words of four letters and more; only an equally near name may win."""
+    """A missing letter leaves a ratio of at least 6/7 for words of four letters and more; only an equally near name may win."""
     position = data.draw(st.integers(0, len(name) - 1))
     slip = name[:position] + name[position + 1 :]
     found = nearest(slip, [name, *others])

@@ -122,10 +122,7 @@ def test_a_finished_run_has_everything(finished, recipe):
     assert [
         (stage["name"], stage["steps"], stage["samples"], stage["visual_tokens_per_image"])
         for stage in summary["stages"]
-    ] == [
-        ("pretrain", 3, 6, 1),
-        ("finetune", 2, 4, 5),
-    ]
+    ] == [("pretrain", 3, 6, 1), ("finetune", 2, 4, 5)]
     for stage in summary["stages"]:
         assert stage["flops"] > 0 and stage["tokens"] > 0
         assert stage["seconds"] == pytest.approx(sum(stage["seconds_by_cause"].values()))

@@ -74,10 +74,7 @@ def test_a_step_that_is_not_finite_is_counted_and_left_out(loss, norm, cause):
     assert {
         "loss": int(total.nonfinite_steps.loss),
         "gradient": int(total.nonfinite_steps.gradient),
-    } == {
-        "loss": int(cause == "loss"),
-        "gradient": int(cause == "gradient"),
-    }
+    } == {"loss": int(cause == "loss"), "gradient": int(cause == "gradient")}
 
 
 def test_the_modules_norm_shows_the_step_that_is_not_finite():

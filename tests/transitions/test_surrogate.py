@@ -63,10 +63,7 @@ def test_several_translators_begin_as_blocks_on_end():
     assert config.blocks == (0, 1, 2, 3, 4, 7, 8, 9, 11)
     assert [
         layer_range.path for layer_range in config.layer_ranges if "translators" in layer_range.path
-    ] == [
-        "translators/0/layers",
-        "translators/1/layers",
-    ]
+    ] == ["translators/0/layers", "translators/1/layers"]
 
 
 def test_a_range_at_either_end_leaves_no_empty_stack():

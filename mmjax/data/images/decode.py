@@ -103,8 +103,7 @@ def resize_shorter(image: Pillow.Image, size: int, resample: Pillow.Resampling) 
     long = size * longer // shorter
     if size * long > MAX_PIXELS:
         raise SampleError(
-            "oversized image",
-            f"{image.width} x {image.height} pixels would become {size} x {long}",
+            "oversized image", f"{image.width} x {image.height} pixels would become {size} x {long}"
         )
     return image.resize((size, long) if image.width <= image.height else (long, size), resample)
 

@@ -26,11 +26,7 @@ def render(run: Run) -> Html:
     if free:
         chosen = choose(free, _SHOWN)
         text = f"{plural(len(chosen), 'held-out image')}, evenly spaced through {plural(len(free), 'caption')}."
-        rest = [
-            tag("h3", "Captions"),
-            tag("p", text, class_="lead"),
-            _cards(chosen, graded=False),
-        ]
+        rest = [tag("h3", "Captions"), tag("p", text, class_="lead"), _cards(chosen, graded=False)]
     rest.append(tag("p", problem, class_="missing") if problem else None)
     if not graded:
         return section("Answers", rest)

@@ -109,8 +109,7 @@ def _read_scaling(c: ConfigJson, rope: ConfigJson, context: int) -> RopeScaling 
     """The rescaling of rotary positions, from a config.json and the settings of rotary positions in it."""
     kind = rope.text("rope_type", rope.text("type", "default"))
     original = c.number(
-        "original_max_position_embeddings",
-        rope.number("original_max_position_embeddings", context),
+        "original_max_position_embeddings", rope.number("original_max_position_embeddings", context)
     )
     if rope.real("partial_rotary_factor", c.real("partial_rotary_factor", 1.0)) != 1.0:
         raise InputError(

@@ -6,13 +6,7 @@ from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
 from mmjax.models.connectors.mlp import MLPConfig
 from mmjax.weights.families import clip
-from mmjax.weights.families.base import (
-    ConfigJson,
-    Family,
-    FamilyPart,
-    find_family,
-    find_writer,
-)
+from mmjax.weights.families.base import ConfigJson, Family, FamilyPart, find_family, find_writer
 from mmjax.weights.rules import Rule, linear
 
 PROJECTOR = "multi_modal_projector"

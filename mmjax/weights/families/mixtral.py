@@ -39,10 +39,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def rules(config: DecoderConfig) -> list[Rule]:
-    rules = [
-        *llama.table_without_mlp(config),
-        *linear(f"{llama.LAYERS}/mlp/router", f"{MOE}.gate"),
-    ]
+    rules = [*llama.table_without_mlp(config), *linear(f"{llama.LAYERS}/mlp/router", f"{MOE}.gate")]
     for name, expert in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
         path = f"{llama.LAYERS}/mlp/{name}"
         rules.append(Rule(path, f"{MOE}.experts.{{expert}}.{expert}.weight", TRANSPOSED))

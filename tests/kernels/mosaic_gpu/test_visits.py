@@ -21,12 +21,7 @@ OWNED = COMPUTING * 64
 ROWS, COLUMNS = "rows", "keys"
 
 # What a block owns, and products of matrices per tile of scores: 2 + 3 + 4, or 2 + 5.
-KERNELS = {
-    "forward": (ROWS, 2),
-    "queries": (ROWS, 3),
-    "keys": (COLUMNS, 4),
-    "fused": (COLUMNS, 5),
-}
+KERNELS = {"forward": (ROWS, 2), "queries": (ROWS, 3), "keys": (COLUMNS, 4), "fused": (COLUMNS, 5)}
 
 
 def needed(mask, owner):
