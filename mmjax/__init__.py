@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmjax import kernels, weights
-    from mmjax.config.load import load as load_recipe
+    from mmjax.config.load import load_recipe
     from mmjax.runs.answer import open_run
     from mmjax.runs.run import train
 
 __all__ = ["kernels", "load_recipe", "open_run", "train", "weights"]
 
 _HOMES = {
-    "load_recipe": ("mmjax.config.load", "load"),
+    "load_recipe": ("mmjax.config.load", "load_recipe"),
     "open_run": ("mmjax.runs.answer", "open_run"),
     "train": ("mmjax.runs.run", "train"),
 }

@@ -17,6 +17,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,7 @@ def _dispatch(options: Options) -> None:
         case "show":
             from mmjax.config.show import show
 
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may close it early
             print(show(recipe, options.overrides))
         case "plan":
             from mmjax.config.load import load

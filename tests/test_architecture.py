@@ -225,6 +225,8 @@ def decisions_on_connectors(tree: ast.AST, classes: Collection[str]) -> Iterator
             case ast.Match():
                 if speaks(node.subject) or any(speaks(case.pattern) for case in node.cases):
                     yield ast.unparse(node.subject)
+            case ast.Attribute(value=owner, attr="kind") if speaks(owner):
+                yield ast.unparse(node)
             case ast.Compare():
                 if speaks(node) and any(
                     "kind" in ast.unparse(side) for side in (node.left, *node.comparators)
@@ -270,7 +272,8 @@ def test_the_checks_can_fail():
     assert not upward("mmjax.training.step", targets, ground)
     asked = [
         "isinstance(model.connector, ResamplerConfig)", "type(c.connector) is X", "hasattr(connector, 'queries')",
-        "config.connector.kind == 'mlp'", "found = {ResamplerConfig: 1}.get(type(connector))",
+        "config.connector.kind == 'mlp'",
+        "found = {'mlp': 1}[config.connector.kind]", "found = {ResamplerConfig: 1}.get(type(connector))",
         "match model.connector:\n    case _: pass", "match config:\n    case MLPConfig(): pass",
     ]  # fmt: skip
     assert all(

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import mmjax
+from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.weights import save_params
 from tests import squares
@@ -88,3 +89,11 @@ def test_other_names_are_unknown():
     assert {"kernels", "load_recipe", "open_run", "train", "weights"} <= set(dir(mmjax))
     with pytest.raises(AttributeError, match="module 'mmjax' has no attribute 'load_model'"):
         mmjax.load_model  # noqa: B018
+
+
+def test_what_is_still_to_be_given_is_asked_for_when_it_is_needed(tmp_path: pathlib.Path):
+    recipe = mmjax.load_recipe(f"{golden.CONFIG}:7b", {"stages.pretrain.steps": 10})
+    assert recipe.stages["pretrain"].steps == 10
+    with pytest.raises(InputError, match=r"init_from.decoder has no value yet; give"):
+        mmjax.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from mmjax.distributed import mesh
 from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
+from mmjax.models.connectors.base import ConnectorConfig
 from mmjax.plan import table
 from mmjax.recipe.recipe import Recipe
 from mmjax.runs import run
@@ -160,3 +161,23 @@ def test_what_the_page_adds_is_gone_afterwards(tmp_path: pathlib.Path):
         squares_recipe(
             tmp_path, **{"model.connector": {"kind": "average_pool", "feature_layers": (1,)}}
         )
+
+
+@pytest.mark.usefixtures("extended")
+def test_a_connector_that_miscounts_its_tokens_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    own = next(m for m in modules_of("mmjax.models.connectors") if hasattr(m, "AveragePoolConfig"))
+    monkeypatch.setattr(own.AveragePoolConfig, "visual_tokens", lambda self, vision: 3)
+    connector = {"kind": "average_pool", "feature_layers": (1,)}
+    with pytest.raises(InputError, match=r"must give 3 visual tokens.*the module gives 1 of width"):
+        squares_recipe(tmp_path, **{"model.connector": connector})
+
+
+@pytest.mark.usefixtures("extended")
+def test_a_config_that_is_no_frozen_dataclass_is_named(monkeypatch: pytest.MonkeyPatch):
+    own = next(m for m in modules_of("mmjax.models.connectors") if hasattr(m, "AveragePoolConfig"))
+    plain = type("Plain", (ConnectorConfig,), {"__module__": own.__name__})
+    monkeypatch.setattr(own, "Plain", plain, raising=False)
+    with pytest.raises(AssertionError, match="Plain must be a frozen dataclass"):
+        ConnectorConfig.kinds()

@@ -61,9 +61,9 @@ def signed_percent(share: float, digits: int = 1) -> str:
     return f"{round(100 * share, digits) + 0.0:.{digits}f} %"  # + 0.0: there is no "-0.0"
 
 
-def score(value: float, measure: str | None) -> str:
-    """What a task scores: a share in percent, or, where the result names another measure, a number of it: (0.431, "CIDEr-D") -> "0.43"."""
-    return percent(value) if measure is None else f"{value:.2f}"
+def score(value: float, metric: str | None) -> str:
+    """What a task scores: a share in percent, or, where the result names another metric, a number of it: (0.431, "CIDEr-D") -> "0.43"."""
+    return percent(value) if metric is None else f"{value:.2f}"
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -34,6 +34,10 @@ class Component:
                     and issubclass(value, cls)
                     and value.__module__ == module.__name__
                 ):
+                    parameters = getattr(value, "__dataclass_params__", None)
+                    assert parameters is not None and parameters.frozen, (
+                        f"{value.__name__} must be a frozen dataclass: @dataclasses.dataclass(frozen=True)"
+                    )
                     hint = value.__annotations__.get("kind")
                     assert get_origin(hint) is Literal, (
                         f'{value.__name__} needs a field kind: Literal["name"]'

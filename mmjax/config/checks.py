@@ -64,13 +64,23 @@ def missing(recipe: Recipe, shared_sources: Collection[str] = ()) -> dict[str, s
     return found
 
 
+def refuse_missing(recipe: Recipe, shared_sources: Collection[str] = ()) -> None:
+    """Raises InputError, with a line and a flag for each, if texts are still to be given."""
+    if wanted := missing(recipe, shared_sources):
+        raise InputError("\n".join(map(_give, wanted, wanted.values())))
+
+
+def _give(path: str, what: str) -> str:
+    return f"{path} has no value yet; give {what} with --{path}=..."
+
+
 def _recipe(recipe: Recipe, partial: bool, shared_sources: Collection[str]) -> Problems:
     """Numbers, names, and texts that are still to be given."""
     for number, stage in enumerate(recipe.stages.values()):
         yield from _stage(stage, number == 0)
     if not partial:
         for path, what in missing(recipe, shared_sources).items():
-            yield f"{path} has no value yet; give {what} with --{path}=..."
+            yield _give(path, what)
     if recipe.tokenizer.kind == "words":
         reads = "--config.tokenizer.kind=huggingface reads one."
         if recipe.tokenizer.path:
@@ -183,6 +193,12 @@ def _parameters(stage: Stage) -> Problems:
     except ValueError as error:  # the model cannot be built from its config: a glob of LoRA that matches nothing, for one
         yield f"{path}.model: {error}"
         return
+    made, said = parameters.visual_embedding_shape(stage.model), stage.model.visual_tokens
+    if made != (said, stage.model.decoder.width):
+        yield (
+            f"{path}.model.connector must give {said} visual tokens, as its visual_tokens says, of the decoder's width "
+            f"{stage.model.decoder.width}; the module gives {made[0]} of width {made[-1]}."
+        )
 
     def unmatched(what: str, glob: str, names: Iterable[str]) -> Problems:
         if not any(parameters.matches(name, (glob,)) for name in names):

@@ -27,6 +27,14 @@ _KEYED_BY_NAME = ("stages", "sources", "notes")
 _ABSENT = object()
 
 
+def load_recipe(path: str, overrides: Overrides = ()) -> Recipe:
+    """The recipe of a config file, to look at, plan or train. Paths that the user still has to give may be empty until it is trained.
+
+    Args, Raises: as `load`.
+    """
+    return load(path, overrides, partial=True)
+
+
 def load(path: str, overrides: Overrides = (), *, partial: bool = False) -> Recipe:
     """The recipe of a config file.
 

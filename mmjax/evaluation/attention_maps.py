@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.inference.decode import ModelDef
+from mmjax.inference.decode import VLMDef
 from mmjax.models.connectors.base import AttentionMap
 from mmjax.typing import Array, Params, UInt8
 
 
 def compute(
-    model_def: ModelDef, params: Params, pixels: UInt8[np.ndarray, "h w 3"]
+    model_def: VLMDef, params: Params, pixels: UInt8[np.ndarray, "h w 3"]
 ) -> list[AttentionMap]:
     """The maps of each scale, coarse to fine; none if the connector has no queries."""
     windows: list[int] = []

@@ -15,7 +15,7 @@ from mmjax.data.text.tokenizer import Tokenizer
 from mmjax.evaluation import attention_maps
 from mmjax.evaluation.tasks import find_task
 from mmjax.evaluation.tasks.base import EvaluatedModel, ImageQuestions, Question, Split, Task
-from mmjax.inference.decode import ModelDef
+from mmjax.inference.decode import VLMDef
 from mmjax.inference.generate import Generator
 from mmjax.models import parameters
 from mmjax.recipe.recipe import Recipe
@@ -24,7 +24,7 @@ from mmjax.typing import Params
 
 def run(
     recipe: Recipe,
-    model_def: ModelDef,
+    model_def: VLMDef,
     params: Params,
     tokenizer: Tokenizer,
     *,

@@ -29,7 +29,7 @@ Choose = Callable[[Float[Array, "B V"]], Int[Array, "B"]]
 """From the logits of each row to its next token; those of tokens that may not be chosen are -inf."""
 
 
-class ModelDef(Protocol):
+class VLMDef(Protocol):
     """Rebuilds the model from its parameters, at trace time."""
 
     def merge(self, params: Params) -> VLM: ...

@@ -21,7 +21,7 @@ from mmjax.data.packing.layout import Row, RowShape, RowWriter, stack
 from mmjax.data.text.templates import find_template
 from mmjax.data.text.tokenizer import SegmentTokenizer, TokenizedSegment, Tokenizer
 from mmjax.errors import InputError, Preempted
-from mmjax.inference.decode import Cache, ModelDef, next_token, read
+from mmjax.inference.decode import Cache, VLMDef, next_token, read
 from mmjax.models.config import VLMConfig
 from mmjax.typing import Array, Batch, Int, Params
 
@@ -49,7 +49,7 @@ class Generator:
 
     def __init__(
         self,
-        model_def: ModelDef,
+        model_def: VLMDef,
         config: VLMConfig,
         tokenizer: Tokenizer,
         *,
@@ -247,7 +247,7 @@ def round_up(length: int) -> int:
 
 
 def read_prefixes(
-    model_def: ModelDef, params: Params, batch: Batch, lengths: Int[Array, "B"]
+    model_def: VLMDef, params: Params, batch: Batch, lengths: Int[Array, "B"]
 ) -> Cache:
     """Reads the prefixes [B, P] into a cache of P slots; `lengths` of them are real."""
     model = model_def.merge(params)
@@ -262,7 +262,7 @@ def read_prefixes(
 
 
 def answer_questions(
-    model_def: ModelDef,
+    model_def: VLMDef,
     params: Params,
     prefixes: Cache,
     owners: Int[Array, "B"],

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.inference.decode import Cache, ModelDef, grow, next_token, read, take_apart
+from mmjax.inference.decode import Cache, VLMDef, grow, next_token, read, take_apart
 from mmjax.models.config import LanguageModelConfig
 from mmjax.typing import Array, Bool, Float, Int, Params
 
@@ -154,7 +154,7 @@ def _power_of_two(number: int) -> int:
 
 
 def _advance(
-    model_def: ModelDef,
+    model_def: VLMDef,
     choose: ChooseOne,
     vocabulary: int,
     params: dict[str, Any],

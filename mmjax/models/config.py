@@ -9,6 +9,10 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Norm = Literal["layer", "rms"]
 
 
+# Settings of encoders and decoders that say how fresh numbers are drawn, or what was done in training: nothing of what is computed.
+NOT_OF_THE_FUNCTION = ("weight_std", "embedding_std", "context_length")
+
+
 @dataclass(frozen=True)
 class LayerRange:
     """Blocks of an encoder or a decoder that lie in one stack.

@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.models.config import LanguageModelConfig, ModelConfig, VisionEncoderConfig
+from mmjax.models.config import LanguageModelConfig, ModelConfig, VisionEncoderConfig, VLMConfig
 from mmjax.models.vlm import VLM, LanguageModel, VisionEncoder
 from mmjax.typing import Array, Params
 
@@ -42,7 +43,7 @@ def build(config: ModelConfig, rngs: nnx.Rngs) -> VLM | LanguageModel | VisionEn
 
 
 def split(model: nnx.Module) -> tuple[ModelDef, Params]:
-    """A module's structure and its parameters by path."""
+    """A module's definition and its parameters by path."""
     graph, state = nnx.split(model, nnx.Param)
     flat = dict(nnx.to_flat_state(state))
     model_def = ModelDef(graph, tuple(sorted(flat, key=_name)))
@@ -75,9 +76,24 @@ def _axes(parameter: Any) -> tuple[str | None, ...]:
 
 
 def abstract(config: ModelConfig) -> tuple[ModelDef, dict[str, jax.ShapeDtypeStruct]]:
-    """The structure and the shapes of a model; nothing is allocated."""
+    """The definition and the shapes of a model; nothing is allocated."""
     model_def, shapes, _ = _abstract(config)
     return model_def, dict(shapes)
+
+
+@functools.cache
+def visual_embedding_shape(config: VLMConfig) -> tuple[int, ...]:
+    """[L, D] of what the connector makes of an image, from the module itself; nothing is computed."""
+    vision, connector = config.vision, config.connector
+    model_def, shapes = abstract(config)
+    patches = jax.ShapeDtypeStruct(
+        (1, vision.patches + connector.class_token, vision.width), jnp.dtype(config.compute_dtype)
+    )
+    features = (patches,) * len(connector.feature_layers)
+    made = jax.eval_shape(
+        lambda params, features: model_def.merge(params).connector(features), shapes, features
+    )
+    return made.shape[1:]
 
 
 def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
+from mmjax.config.checks import refuse_missing
 from mmjax.data.text import vocabulary
 from mmjax.errors import InputError
 from mmjax.ledger.costs import Costs, StageCost
@@ -43,8 +44,8 @@ def run(
             raise InputError(f"--against: {label(against)}: {error}") from None
     show(recipe, plans, devices, console)
     if against:
-        ours, theirs = costs(recipe, plans, devices), costs(against, baseline, devices)
-        show_against(ours, theirs, too_large(baseline, devices), console)
+        own, other = costs(recipe, plans, devices), costs(against, baseline, devices)
+        show_against(own, other, too_large(baseline, devices), console)
     if devices and (unfit := too_large(plans, devices)):
         plan, flag = unfit[0], f"--config.stages.{unfit[0].stage.name}"
         raise InputError(
@@ -57,6 +58,9 @@ def run(
 def complete(recipe: Recipe, text_length: int | None) -> Recipe:
     """The recipe with a vocabulary for its tokenizer and, unless it is None, with `text_length` in every stage."""
     if any(stage.model.decoder.vocabulary is None for stage in recipe.stages.values()):
+        refuse_missing(
+            recipe
+        )  # the tokenizer, or the text that it is built from, says how many tokens there are
         recipe = vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
     if text_length is None:
         return recipe

@@ -125,7 +125,7 @@ def field_hints(cls: type) -> dict[str, Any]:
 
 
 def has_default(field: dataclasses.Field) -> bool:
-    """Whether a config may leave the field out."""
+    """Whether a config may omit the field."""
     missing = dataclasses.MISSING
     return field.default is not missing or field.default_factory is not missing
 
@@ -166,16 +166,16 @@ def differences(
             return len(one) == len(other) and all(map(same, one, other))
         return one == other
 
-    ours, theirs = settings(first), settings(second)
-    if ours is None or theirs is None:
+    one, other = settings(first), settings(second)
+    if one is None or other is None:
         if not same(first, second):
             yield Difference(path, first, second)
         return
-    for name in dict.fromkeys((*ours, *theirs)):
+    for name in dict.fromkeys((*one, *other)):
         if name not in ignored:
             place = f"{path}.{name}" if path else name
             yield from differences(
-                ours.get(name, ABSENT), theirs.get(name, ABSENT), path=place, tolerance=tolerance
+                one.get(name, ABSENT), other.get(name, ABSENT), path=place, tolerance=tolerance
             )
 
 

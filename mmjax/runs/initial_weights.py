@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
 from mmjax.models import parameters
-from mmjax.models.config import VLMConfig
+from mmjax.models.config import NOT_OF_THE_FUNCTION, VLMConfig
 from mmjax.models.vit import resize_table
 from mmjax.recipe.recipe import PARTS, RANDOM, Stage
 from mmjax.recipe.schema import ABSENT, differences
@@ -24,8 +24,6 @@ from mmjax.weights.pretrained_protocol import Cut, Origin, Pretrained
 
 POSITION = "vision/position"
 
-# Settings that say how fresh numbers are drawn, or nothing about the function.
-_FREE = {"weight_std", "embedding_std", "query_std", "context_length", "parents"}
 # Settings that may differ by part. Of an encoder fewer blocks are read, positions are resized, and what stands behind the features is
 # skipped; blocks lie in one stack in the file and in several in the recipe; of a decoder that is a surrogate, some are removed.
 _FREE_OF_PART = {
@@ -60,24 +58,25 @@ class InitialWeights:
         self.paths = {path: sources[path.split("/")[0]][0] for path in self._shapes}
         # Patches per side in the file and in the recipe.
         self._grids = model.vision.grid, model.vision.grid
+        free = {"connector": model.connector.not_of_the_function}
         for part, (file, opened) in sources.items():
-            ours, theirs = getattr(model, part), getattr(opened.config, part)
+            wanted, found = getattr(model, part), getattr(opened.config, part)
             problems = [
                 f"{path} is {here} in the recipe and {there} in the file"
                 for path, here, there in differences(
-                    ours,
-                    theirs,
+                    wanted,
+                    found,
                     path=f"model.{part}",
-                    ignored=_FREE | _FREE_OF_PART.get(part, set()),
+                    ignored={*_FREE_OF_PART.get(part, ()), *free.get(part, NOT_OF_THE_FUNCTION)},
                     tolerance=1e-5,  # GGUF files round settings to float32
                 )
                 if ABSENT not in (here, there)
             ]
             if part == "vision":
-                self._grids = theirs.grid, ours.grid
-                if ours.layers > theirs.layers:
+                self._grids = found.grid, wanted.grid
+                if wanted.layers > found.layers:
                     problems.append(
-                        f"model.vision.layers is {ours.layers} in the recipe and {theirs.layers} in the file"
+                        f"model.vision.layers is {wanted.layers} in the recipe and {found.layers} in the file"
                     )
             problems += [
                 f"{name} is in the recipe, but not in the file"

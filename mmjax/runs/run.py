@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from mmjax.base.signals import StopSignal
+from mmjax.config.checks import refuse_missing
 from mmjax.data.packing.layout import preview, save_preview
 from mmjax.data.packing.rows import make_rows
 from mmjax.data.text.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ def train(
     Raises:
         InputError, NonFiniteError, Preempted: as their names say; what was saved stays good.
     """
+    refuse_missing(recipe)
     workdir, console = Workdir(workdir), console or Console()
     with contextlib.ExitStack() as stack:
         stack.enter_context(
@@ -117,9 +119,8 @@ class _Run:
             self.summary.add_stage(stage, result)
             budget = None if budget is None else max(0, budget - (result.steps - done))
             self.params = result.params
-            del (
-                result
-            )  # what the next stage drops, such as a surrogate's decoder, is held by nothing else
+            # What the next stage drops, such as a surrogate's decoder, is held by nothing else.
+            del result
         return True
 
     def train_one(self, stage: Stage, tracker: Tracker, budget: int | None) -> StageResult:

@@ -141,6 +141,9 @@ class _Counter:
     def linear(self, path: str, rows: int, needs: bool) -> bool:
         """Counts one linear map; returns whether its output needs a gradient."""
         kernel = path if path in self.shapes else f"{path}/kernel"
+        assert kernel in self.shapes, (
+            f"count_flops names {path}; the model has {', '.join(sorted(self.shapes))}"
+        )
         size = 2.0 * rows * self.shapes[kernel][-2] * self.shapes[kernel][-1]
         self._add(size, size * (kernel in self.trained), size * needs)
         if f"{path}/lora_a" in self.shapes:

@@ -27,14 +27,14 @@ class Model(Protocol):
         """Logits (float32) and targets (-1: none) of every position that may have a target."""
 
 
-class ModelDef(Protocol):
+class TrainedModelDef(Protocol):
     """Rebuilds a model from its parameters, at trace time."""
 
     def merge(self, params: Params) -> Model: ...
 
 
 def make_train_step(
-    model_def: ModelDef,
+    model_def: TrainedModelDef,
     stage: Stage,
     shardings: TrainState | None = None,
     *,
@@ -81,7 +81,7 @@ def make_train_step(
 
 
 def make_evaluation_step(
-    model_def: ModelDef, *, on_trace: Callable[[], None] = lambda: None
+    model_def: TrainedModelDef, *, on_trace: Callable[[], None] = lambda: None
 ) -> Callable[[Params, Batch], TokenMetrics]:
     """The compiled function (params, batch) -> sums over the batch's targets; `metrics.merge` adds those of several batches. on_trace as
     in `make_train_step`."""
@@ -106,12 +106,12 @@ def is_done(metrics: StepMetrics) -> bool:
     return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
 
 
-def _token_sums(model_def: ModelDef, params: Params, batch: Batch) -> TokenSums:
+def _token_sums(model_def: TrainedModelDef, params: Params, batch: Batch) -> TokenSums:
     return cross_entropy(*model_def.merge(params).supervised_logits(batch))
 
 
 def _gradient_sums(
-    model_def: ModelDef, state: TrainState, batch: Batch, parts: int
+    model_def: TrainedModelDef, state: TrainState, batch: Batch, parts: int
 ) -> tuple[Params, TokenSums]:
     """Sums over the whole batch: of the gradient of the trainable parameters, and of the loss."""
 

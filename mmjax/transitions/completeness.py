@@ -7,20 +7,14 @@ import jax.numpy as jnp
 
 from mmjax.errors import InputError
 from mmjax.models import parameters
-from mmjax.models.config import VLMConfig
+from mmjax.models.config import NOT_OF_THE_FUNCTION, VLMConfig
 from mmjax.recipe.schema import ABSENT, differences
 from mmjax.transitions.base import Difference, transitions
 from mmjax.transitions.lora import is_lora
 from mmjax.typing import Params
 
 SHOWN = 8  # paths of one kind that a message lists
-SHAPELESS = (
-    "weight_std",
-    "embedding_std",
-    "context_length",
-    "image_mean",
-    "image_std",
-)  # settings that say nothing of shapes
+SHAPELESS = (*NOT_OF_THE_FUNCTION, "image_mean", "image_std")  # settings that say nothing of shapes
 HEADS = "the columns of trained weights belong to the heads they were trained for"
 
 

@@ -64,7 +64,7 @@ def _hints(difference: Difference) -> Iterator[str]:
     if "inflate" not in difference.names and any(
         path.startswith(grown) for path in difference.paths
     ):
-        yield "the scales of the connector change: 'inflate' grows them out of those before"
+        yield "parameters of the connector change in number or shape: 'inflate' grows them out of those before"
 
 
 TRANSITIONS = (Transition("inflate", inflate, _hints),)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 
 from mmjax.errors import InputError
-from mmjax.models.config import DecoderConfig, LayerRange, ViTConfig, VLMConfig
+from mmjax.models.config import NOT_OF_THE_FUNCTION, DecoderConfig, LayerRange, ViTConfig, VLMConfig
 from mmjax.recipe.schema import differences
 from mmjax.transitions.base import Difference, Transition, beginning
 from mmjax.transitions.manifest import Entry
@@ -37,7 +37,7 @@ def in_one_stack(path: str, config: ViTConfig | DecoderConfig) -> tuple[str, Lay
 
 
 def cut(params: Params, part: str, layer_ranges: Sequence[LayerRange]) -> Params:
-    """The parameters of a part whose blocks lie in one stack, with a stack for each layer_range; all others are the same arrays."""
+    """The parameters of a part whose blocks lie in one stack, with a stack for each range of layers; all others are the same arrays."""
     prefix = f"{part}/{WHOLE}/"
     stacked = {
         path.removeprefix(prefix): value
@@ -70,17 +70,12 @@ def join(params: Params, part: str, layer_ranges: Sequence[LayerRange]) -> Param
 
 
 DECODER = "decoder/"
-_DRAWN = (
-    "weight_std",
-    "embedding_std",
-    "context_length",
-)  # settings that say nothing about what is computed
 
 
 def surrogate(
     params: Params, old: VLMConfig, new: VLMConfig, key: Array
 ) -> tuple[Params, list[Entry]]:
-    """Leaves out the blocks that `new.decoder.replaced_layers` names; translators begin as the first of them. All else is the same array.
+    """Removes the blocks that `new.decoder.replaced_layers` names; translators begin as the first of them. All else is the same array.
 
     A stage that begins with published weights needs no transition for this: only the blocks that the surrogate has are read.
 
@@ -144,10 +139,10 @@ def describe(layer_range: LayerRange, decoder: DecoderConfig) -> str:
 
 def _check_same(old: DecoderConfig, new: DecoderConfig) -> None:
     first, second = (old, new) if old.replaced_layers else (new, old)
-    ignored = ("replaced_layers", "translators", *_DRAWN)
+    ignored = ("replaced_layers", "translators", *NOT_OF_THE_FUNCTION)
     found = [
-        f"{path} of the surrogate is {ours}, and of the target {theirs}"
-        for path, ours, theirs in differences(
+        f"{path} of the surrogate is {cut}, and of the target {whole}"
+        for path, cut, whole in differences(
             first, second, path="decoder", ignored=ignored, tolerance=1e-5
         )
     ]

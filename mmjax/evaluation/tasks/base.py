@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mmjax.data.examples import Example, Image
 from mmjax.data.text.tokenizer import Tokenizer
-from mmjax.inference.decode import ModelDef
+from mmjax.inference.decode import VLMDef
 from mmjax.recipe.recipe import DataConfig, EvaluationConfig, Recipe, Stage
 from mmjax.typing import Params
 
@@ -88,7 +88,7 @@ class EvaluatedModel:
     """
 
     stage: Stage
-    model_def: ModelDef
+    model_def: VLMDef
     params: Params
     tokenizer: Tokenizer
     batch_size: int

@@ -94,6 +94,7 @@ class ConnectorConfig(Component):
         class_token: whether features have the encoder's class token in front.
         final_norm: whether features are read through the norm that the encoder ends in.
         inflatable: where the parameters lie that `inflate` grows: paths below "connector/".
+        not_of_the_function: settings that say how fresh numbers are drawn or where they come from, and nothing of what is computed.
     """
 
     package: ClassVar[str] = "mmjax.models.connectors"
@@ -103,10 +104,11 @@ class ConnectorConfig(Component):
     class_token: bool = False
     final_norm: bool = False
     inflatable: ClassVar[tuple[str, ...]] = ()
+    not_of_the_function: ClassVar[tuple[str, ...]] = ("weight_std",)
 
     def visual_tokens(self, vision: Encoder) -> int:
         """L: visual tokens per image."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.visual_tokens")
 
     def build(self, vision: Encoder, output_width: int, *, dtype: Any, rngs: Any) -> Any:
         """The module: a tuple of features [B, P, D], one for each of `feature_layers`, to visual tokens [B, L, output_width].
@@ -114,7 +116,7 @@ class ConnectorConfig(Component):
         P is the number of patches, and one more in front with `class_token`. Parameters are made with logical axes (`nnx.Param(value,
         axes=...)`, names in `mmjax.distributed.mesh`); most come from `mmjax.models.layers`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.build")
 
     def problems(self, path: str, vision: Encoder, *, first_stage: bool) -> Iterator[str]:
         """What of the settings cannot be: a sentence each, without its full stop, that begins with the setting; `path` is that of the
@@ -126,11 +128,11 @@ class ConnectorConfig(Component):
     ) -> bool:
         """Counts the products for so many images; `needs_gradient`: of the features. Returns whether the visual tokens need a gradient.
         Parameter paths begin with "connector/"."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.count_flops")
 
     def activation_elements(self, vision: Encoder, output_width: int) -> int:
         """Estimated numbers per image that are kept for the backward pass."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.activation_elements")
 
     def head_counts(self) -> dict[str, int]:
         """Every number of attention heads, by the setting that it comes from: a mesh must divide them."""

@@ -54,6 +54,7 @@ class ResamplerConfig(ConnectorConfig):
     parents: tuple[int, ...] = ()
 
     inflatable = ("scales/",)
+    not_of_the_function = ("query_std", "weight_std", "parents")
 
     def visual_tokens(self, vision: Encoder) -> int:
         return sum(self.queries) + 2 * self.image_boundary_tokens
@@ -203,9 +204,8 @@ class ResamplerConfig(ConnectorConfig):
         if factor**2 * old_queries != new_queries:
             root = max(1, factor)
             raise InputError(
-                f"Scale {index} cannot grow from {old_queries} to {new_queries} queries, a factor of {new_queries / old_queries:g}: it "
-                "must "
-                "be 1 or the square of a whole number, because a window's queries are repeated along both sides; "
+                f"Scale {index} cannot grow from {old_queries} to {new_queries} queries, a factor of {new_queries / old_queries:g}: "
+                "it must be 1 or the square of a whole number, because a window's queries are repeated along both sides; "
                 f"{root**2 * old_queries} or {(root + 1) ** 2 * old_queries} would do."
             )
         if new_side != old_side * factor:

@@ -37,7 +37,7 @@ def render(run: Run) -> Html:
             _scale(number, arrays[name], int(arrays["windows"][number]), pixels)
             for number, name in enumerate(scales)
         ],
-        lead="Softmax weights of the resampler's queries over the patches of their window, mean over heads, of the last feature level. "
+        lead="Softmax weights of the connector's queries over the patches of their window, mean over heads, of the last feature layer. "
         f"A patch without tint gets no more than an equal share of its window; the deepest tint is {FULL_TINT} equal shares, or all of a "
         "smaller window. White lines part the windows.",
     )
@@ -45,7 +45,7 @@ def render(run: Run) -> Html:
 
 def _scale(number: int, weights: np.ndarray, window: int, pixels: np.ndarray) -> Html:
     """A row of maps: the mean over the queries of each window, then its first queries one by one."""
-    maps = weights[-1]  # [queries per window, P, P] of the last level
+    maps = weights[-1]  # [queries per window, P, P] of the last feature layer
     grid = maps.shape[-1]
     windows = (grid // window) ** 2
     queries = len(maps)
