@@ -56,7 +56,7 @@ class Decoder(nn.Module):
         llama = LlamaModel(config)
         self.embed_tokens, self.norm, self.rotary = llama.embed_tokens, llama.norm, llama.rotary_emb
         self.layers = nn.ModuleList(DecoderBlock(layer) for layer in llama.layers)
-        self.head = Head(
+        self.lm_head = Head(
             None if c["tie_word_embeddings"] else nn.Linear(c["width"], c["vocabulary"], bias=False)
         )
 
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
 
     def loss(self, x: Tensor, chosen: Tensor | None, targets: Tensor, ways: Ways) -> Tensor:
         """Sum of the cross entropy at the chosen positions of all rows (None: at every one) of the states that `forward` gives."""
-        return ways.part(self.head, self.norm, self.embed_tokens.weight, x, chosen, targets)
+        return ways.part(self.lm_head, self.norm, self.embed_tokens.weight, x, chosen, targets)
 
 
 class Head(nn.Module):

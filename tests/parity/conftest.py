@@ -164,11 +164,13 @@ def complete() -> Callable[[VLMConfig, Mapping[str, np.ndarray]], Params]:
     return make
 
 
-def assert_close(ours: object, theirs: np.ndarray, name: str = "", floor: float = 0.0) -> None:
-    """Equal to TOLERANCE of the largest value, or of `floor` if that is larger."""
+def assert_close(
+    ours: object, theirs: np.ndarray, name: str = "", lower_bound: float = 0.0
+) -> None:
+    """Equal to TOLERANCE of the largest value, or of `lower_bound` if that is larger."""
     ours = np.asarray(ours)
     assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
-    error = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), floor)
+    error = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), lower_bound)
     assert error <= TOLERANCE, f"{name}: off by {error:.1e} of the largest value"
 
 
@@ -184,8 +186,8 @@ def close_trees() -> Callable[[Mapping[str, object], Mapping[str, np.ndarray]], 
     def check(ours: Mapping[str, object], theirs: Mapping[str, np.ndarray]) -> None:
         assert theirs and set(theirs) <= set(ours), sorted(set(theirs) - set(ours))
         # Some gradients are zero but for rounding, such as that of a key's bias, which the softmax does not see.
-        floor = 1e-2 * max(np.abs(value).max() for value in theirs.values())
+        lower_bound = 1e-2 * max(np.abs(value).max() for value in theirs.values())
         for path, value in theirs.items():
-            assert_close(ours[path], value, path, floor)
+            assert_close(ours[path], value, path, lower_bound)
 
     return check

@@ -21,7 +21,7 @@ IGNORED = {"transformers_version", "_name_or_path", "dtype", "architectures"}
 
 
 def settings(place: str) -> dict[str, object]:
-    """What a config.json says, by name, with the default of what may be left out."""
+    """What a config.json says, by name, with the default of what may be omitted."""
     folder, _, part = place.partition("#")
     config = AutoConfig.from_pretrained(folder)
     content = (getattr(config, part) if part else config).to_dict()

@@ -24,13 +24,13 @@ groups = [
     {"params": [parameters["decoder/norm/scale"]], "weight_decay": 0.0},
 ]
 optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-6)
-# The second group's floor is scaled with its rate.
-floors = (0.001, 0.00025, 0.001)
+# The second group's lower bound is scaled with its rate.
+lower_bounds = (0.001, 0.00025, 0.001)
 for step in range(STEPS):
-    for group, peak, floor in zip(
-        optimizer.param_groups, (0.01, 0.0025, 0.01), floors, strict=False
+    for group, peak, lower_bound in zip(
+        optimizer.param_groups, (0.01, 0.0025, 0.01), lower_bounds, strict=False
     ):
-        group["lr"] = floor + (peak - floor) * 0.5 * (1 + np.cos(np.pi * step / STEPS))
+        group["lr"] = lower_bound + (peak - lower_bound) * 0.5 * (1 + np.cos(np.pi * step / STEPS))
     for path, parameter in parameters.items():
         gradient = generator.normal(size=shapes[path]).astype(np.float32) * 0.1 * (step + 1)
         parameter.grad = torch.from_numpy(gradient)

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from mmjax.config import load as config_file
+from mmjax.config import load as config_load
 from mmjax.models import parameters
 from mmjax.port import __main__ as command
 from mmjax.port.port import port
@@ -186,7 +186,7 @@ def trained(tmp_path_factory):
     """A run of two steps."""
     data = squares.write_data(tmp_path_factory.mktemp("data"))
     workdir = Workdir(tmp_path_factory.mktemp("run") / "run")
-    recipe = config_file.load(squares.__file__, squares.settings(data))
+    recipe = config_load.load(squares.__file__, squares.settings(data))
     run.train(recipe, workdir, stop_after_steps=2, console=Console(file=io.StringIO()))
     return workdir.path / "checkpoints" / "squares" / "2"
 

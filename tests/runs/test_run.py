@@ -1,4 +1,4 @@
-"""A whole recipe on a handful of images: what it leaves behind, that it goes on where it stopped, and what can be asked of it then."""
+"""A whole recipe on a handful of images: what is on disk afterwards, that it goes on where it stopped, and what can be asked of it then."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""The loop on a small model: what an interruption changes (nothing), what it leaves behind, and what it says."""
+"""The loop on a small model: what an interruption changes (nothing), what it saves, and what it says."""
 
 import contextlib
 import dataclasses
