@@ -14,7 +14,7 @@ from mmjax.kernels.attention import IMPLEMENTATIONS
 from mmjax.models import check_model_config, parameters
 from mmjax.models.config import VLMConfig
 from mmjax.recipe.recipe import PARTS, RANDOM, DataConfig, OptimizerConfig, Recipe, Stage
-from mmjax.recipe.schema import has_default, suggestion
+from mmjax.recipe.schema import suggestion
 from mmjax.training.logging import TRACKERS
 
 Problems = Iterator[str]
@@ -57,7 +57,7 @@ def missing(recipe: Recipe, shared_sources: Collection[str] = ()) -> dict[str, s
         for name, source in stage.data.sources.items():
             place = "config" if name in shared_sources else f"config.stages.{stage.name}"
             for field in dataclasses.fields(source):
-                if not has_default(field) and getattr(source, field.name) == "":
+                if field.default is dataclasses.MISSING and getattr(source, field.name) == "":
                     found[f"{place}.data.sources.{name}.{field.name}"] = "one"
     if recipe.tokenizer.kind == "huggingface" and not recipe.tokenizer.path:
         found["config.tokenizer.path"] = "a tokenizer file, a GGUF file, or the folder of one"
