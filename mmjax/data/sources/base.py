@@ -35,7 +35,7 @@ class Source(ABC):
         """The image file of an example and its caption; None if it lacks one of them. Errors as of `source[index]`.
 
         Only sources whose config has `captions` need it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.captioned")
 
     def texts(self) -> Iterator[str]:
         """Every text of every usable example, each as it will be tokenised: what a tokenizer is built from."""
@@ -83,7 +83,7 @@ class SourceConfig(Component):
         Raises:
             InputError: a file, folder or package is missing, or the config asks for what the data do not have.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.open")
 
 
 def split_part(count: int, holdout: int, part: Part, what: str) -> range:
