@@ -19,6 +19,6 @@ if [ -z "$python" ]; then
 fi
 
 "$python" -m venv .oracle
-.oracle/bin/python -m pip install --quiet --disable-pip-version-check numpy pillow torch==2.13.0 'transformers==5.23.*' \
+.oracle/bin/python -m pip install --quiet --disable-pip-version-check numpy pillow torch==2.13.0 'transformers==5.24.0' \
     accelerate==1.15.0 gguf==0.19.0 jinja2==3.1.6 protobuf sentencepiece==0.2.3 tiktoken==0.14.0
 .oracle/bin/python -c 'import torch, transformers; print("oracle: torch", torch.__version__, "transformers", transformers.__version__)'
