@@ -6,8 +6,8 @@ from types import ModuleType
 
 
 def transformers() -> ModuleType:
-    """The package, of which mmjax uses tokenizers, configurations and image processors. They need no PyTorch, so the advice that it is missing
-    is not shown."""
+    """The package, of which mmjax uses tokenizers, configurations and image processors. They need no PyTorch, so the advice that it is
+    missing is not shown."""
     logger = logging.getLogger("transformers")
     if _not_about_torch not in logger.filters:
         logger.addFilter(_not_about_torch)
