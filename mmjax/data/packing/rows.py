@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from grain.experimental import index_shuffle
 
 from mmjax.data.examples import Example, Image, Report, SampleError, Skips, describe
 from mmjax.data.images.decode import ImageCache
@@ -21,36 +22,16 @@ from mmjax.errors import InputError
 from mmjax.models.config import VLMConfig
 from mmjax.recipe.recipe import DataConfig
 
-_ROUNDS = 6
-_WORD = (1 << 64) - 1
-
 
 def shuffled(index: int, count: int, key: tuple[int, ...]) -> int:
-    """Element `index` of a permutation of 0 .. count - 1 that `key` (non-negative integers) selects, in constant time and memory.
-
-    A Feistel network permutes the smallest range of 4^n numbers that holds them; a result outside of `count` is permuted again until it
-    falls inside (cycle walking: Black & Rogaway, "Ciphers with arbitrary finite domains", 2002), under four times on average. Its rounds
-    mix with the finaliser of SplitMix64 (Steele, Lea & Flood, 2014): every bit of the input reaches every bit of the output.
-    """
+    """Element `index` of a permutation of 0 .. count - 1 that `key` (non-negative integers) selects, in constant memory."""
     assert 0 <= index < count
-    half = max(1, ((count - 1).bit_length() + 1) // 2)
-    keys = _round_keys(key)
-    while True:
-        left, right = index >> half, index & ((1 << half) - 1)
-        for round_key in keys:
-            value = right ^ round_key
-            value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-            value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
-            value ^= value >> 31
-            left, right = right, left ^ (value >> (64 - half))
-        index = left << half | right
-        if index < count:
-            return index
+    return index_shuffle(index, max_index=count - 1, seed=_seed(key), rounds=4)
 
 
 @lru_cache(maxsize=256)
-def _round_keys(key: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(map(int, np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)))
+def _seed(key: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 # What a random number is drawn for; with the seed and the source's name it makes the key of a stream of its own.
