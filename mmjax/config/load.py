@@ -39,7 +39,8 @@ def load(path: str, overrides: Overrides = (), *, partial: bool = False) -> Reci
     """The recipe of a config file.
 
     Args:
-        path: of the file, with its variant if it has one: "configs/cos.py", "configs/cos.py:7b".
+        path: of the file, with its variant if it has one: "configs/cos.py", "configs/cos.py:7b"; of one that mmjax ships, its name alone
+            does: "cos", "cos:7b".
         overrides: settings by their path below `config`: numbers, bools, tuples, None, or text as a command line gives it.
         partial: accept paths that the user still has to give (they are empty); for what reads no data.
 
@@ -107,14 +108,29 @@ def recipe_from(config: ConfigDict | Mapping[str, Any], *, name: str, variant: s
     return Recipe(name=name, variant=variant, stages=built, **rest)
 
 
+def find_config(file: str) -> pathlib.Path:
+    """The path of a config file, which may be given by the name of one that mmjax ships: "cos". Raises InputError if there is none."""
+    path = pathlib.Path(file)
+    if path.is_file():
+        return path
+    package = pathlib.Path(__file__).parents[1]
+    # A wheel has them within the package, a checkout beside it.
+    places = [
+        folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
+    ]
+    shipped = {other.stem: other for folder in places for other in sorted(folder.glob("*.py"))}
+    if file in shipped:
+        return shipped[file]
+    near = sorted(map(str, path.parent.glob("*.py"))) if path.parent.is_dir() else []
+    if file == path.name:
+        near += shipped
+    by_name = f"mmjax ships one as {path.stem!r}. " if path.stem in shipped else ""
+    raise InputError(f"There is no config file {file!r}. {by_name}{suggestion(str(path), near)}")
+
+
 def read_config(file: str, variant: str = "") -> ConfigDict:
     """What get_config of a config file returns. Raises InputError if there is no such file, or it fails."""
-    path = pathlib.Path(file)
-    if not path.is_file():
-        near = (
-            sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        )
-        raise InputError(f"There is no config file {file!r}. {suggestion(str(path), near)}")
+    path = find_config(file)
 
     def find_get_config() -> Callable[..., Any]:
         # The file is run as it stands now: no bytecode is kept of it, which would also be written beside the user's file.

@@ -400,7 +400,17 @@ def test_a_config_file_that_fails_is_reported_with_its_line(tmp_path, text, mess
 
 def test_a_missing_config_file_suggests_its_neighbour():
     assert "Did you mean" in _message(lambda: load(CONFIG.replace("cos.py", "cso.py")))
-    assert "There is no config file 'nowhere/cos.py'" in _message(lambda: load("nowhere/cos.py"))
+    message = _message(lambda: load("nowhere/cos.py"))
+    assert message.startswith("There is no config file 'nowhere/cos.py'. mmjax ships one as 'cos'.")
+
+
+def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("cos:many") == load(f"{CONFIG}:many")
+    assert "Did you mean cos?" in _message(lambda: load("cso"))
+    # A file of that name comes first.
+    (tmp_path / "cos").write_text("def get_config(): raise ValueError('mine')")
+    assert "mine" in _message(lambda: load("cos"))
 
 
 def test_a_value_computed_from_another_follows_its_override(tmp_path):

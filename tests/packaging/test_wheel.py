@@ -1,5 +1,6 @@
 """The wheel builds, holds every module and its data files, and imports in an environment that has never seen the checkout."""
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -14,9 +15,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
     out, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "mmjax", source / "mmjax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mmjax", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
     command = [
         sys.executable,
         "-m",
@@ -41,7 +44,9 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
         for path in (ROOT / "mmjax").rglob("*")
         if path.suffix in {".py", ".css", ".html", ".typed"}
     }
+    expected |= {f"mmjax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     assert expected - inside == set()
+    assert not any(name.startswith("configs/") for name in inside)
 
 
 def test_the_wheel_imports_away_from_the_checkout(wheel, tmp_path):
@@ -60,3 +65,19 @@ def test_the_wheel_imports_away_from_the_checkout(wheel, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 20
+
+
+def test_configs_of_the_wheel_are_found_by_name(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    command = [sys.executable, "-m", "mmjax.main", "--config=cos:7b", "--mode=show"]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "resampler" in result.stdout
+    (script,) = (tmp_path / "site").glob("*.dist-info/entry_points.txt")
+    assert "mmjax = mmjax.main:main" in script.read_text(encoding="utf-8")
