@@ -81,7 +81,9 @@ def read(source: TensorSource) -> tuple[Family, DecoderConfig]:
     ]
     assert len(fitting) == 1, f"{len(fitting)} families apply to this model of {architecture}"
     ((family, form),) = fitting
-    config = family.read(ConfigJson(settings, where))
+    # What is absent has the family's default, but for the size of heads, which is then the width over their number.
+    given = {key: value for key, value in settings.items() if value is not None}
+    config = family.config(ConfigJson({"head_dim": None} | given, where))
     assert isinstance(config, DecoderConfig)
     config = dataclasses.replace(config, sliding_window=settings["sliding_window"])
     if form.optional_biases:

@@ -130,7 +130,7 @@ def _read_config(settings: ConfigJson, folder: Path) -> tuple[Family, PartConfig
                     "float32, bfloat16 and float16, and quantised weights of GGUF files only."
                 )
     family = find_family(settings)
-    config = family.read(settings)
+    config = family.config(settings)
     if isinstance(config, DecoderConfig) or not (folder / IMAGES).exists():
         return family, config
     images = read_config(folder, IMAGES)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from mmjax.base.huggingface import transformers
 from mmjax.errors import InputError
 from mmjax.models.config import DynamicScaling, LanguageModelConfig, LinearScaling, YarnScaling
 from mmjax.weights import load_pretrained
@@ -68,9 +69,51 @@ ROPE = {
 }
 
 
-def read(settings, model_type="llama"):
-    given = ConfigJson(SMALL | settings | {"model_type": model_type}, "config.json")
-    return find_family(given).read(given)
+def read(settings, model_type="llama", others=SMALL):
+    given = ConfigJson(others | settings | {"model_type": model_type}, "config.json")
+    return find_family(given).config(given)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "mixtral", "qwen2", "qwen3"])
+def test_what_is_omitted_is_what_transformers_takes(model_type):
+    found, theirs = read({}, model_type, {}), transformers().CONFIG_MAPPING[model_type]()
+    names = {
+        "vocabulary": "vocab_size",
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads",
+        "mlp_width": "intermediate_size",
+        "norm_epsilon": "rms_norm_eps",
+        "context_length": "max_position_embeddings",
+        "tie_word_embeddings": "tie_word_embeddings",
+        "sliding_window": "sliding_window",
+        "mlp_bias": "mlp_bias",
+        "output_bias": "attention_bias",
+        "experts": "num_local_experts",
+    }
+    for own, name in names.items():
+        assert (getattr(found, own) or 0) == (getattr(theirs, name, 0) or 0), own
+    assert found.head_dim == (getattr(theirs, "head_dim", None) or found.width // found.heads)
+    assert found.rope_theta == theirs.rope_parameters["rope_theta"]
+
+
+def test_what_other_settings_follow_from():
+    """The number of heads of keys is a default of the class, or that of all heads; so is the size of a head."""
+    some = {"num_attention_heads": 16, "hidden_size": 64}
+    assert [
+        (read(some, name, {}).kv_heads, read(some, name, {}).head_dim)
+        for name in ("llama", "mistral", "qwen3")
+    ] == [(16, 4), (8, 4), (32, 128)]
+    assert read(some | {"num_key_value_heads": None}, "mistral", {}).kv_heads == 16
+    assert read({}, "mistral").sliding_window == 4096
+    assert read({"sliding_window": None}, "mistral").sliding_window is None
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "rms_norm_eps", "rope_theta", "attention_bias"])
+def test_null_is_no_default(key):
+    with pytest.raises(InputError, match=f"{key} is null; it must be"):
+        read({key: None})
 
 
 @pytest.mark.parametrize("case", ROPE)

@@ -14,7 +14,7 @@ from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, LanguageModelConfig, ViTConfig
 from mmjax.weights import families, load_pretrained, save_pretrained
-from mmjax.weights.families.base import Family, find_writer
+from mmjax.weights.families.base import ConfigJson, Family, class_defaults, find_writer
 from mmjax.weights.families.base import families as all_families
 from mmjax.weights.save import save_params
 from tests.test_extending import examples
@@ -128,6 +128,19 @@ def test_equal_priorities_are_a_mistake(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mistral, "FAMILY", dataclasses.replace(mistral.FAMILY, priority=1))
     with pytest.raises(AssertionError, match="Llama and Mistral need different priorities"):
         find_writer(LLAMA)
+
+
+def test_what_encoders_omit_is_what_transformers_takes():
+    read = {family.name: family.config(ConfigJson({}, "")) for family in all_families("vision")}
+    clip, siglip, dinov2 = (read[name] for name in ("CLIP", "SigLIP", "DINOv2"))
+    assert (clip.patch_size, clip.activation, clip.norm_epsilon) == (32, "quick_gelu", 1e-5)
+    assert (siglip.patch_size, siglip.activation, siglip.pooling_head) == (16, "gelu_tanh", True)
+    assert (dinov2.patch_size, dinov2.mlp_width, dinov2.gated_mlp) == (14, 3072, False)
+
+
+def test_transformers_has_every_family():
+    assert all(class_defaults(family.model_types[0]) for family in all_families())
+    assert class_defaults("gnu") == {}
 
 
 def test_every_file_has_one_family():

@@ -1,8 +1,9 @@
-"""How the images of a published encoder are prepared: what its preprocessor_config.json says."""
+"""How the images of a published encoder are prepared: what its preprocessor_config.json says, as transformers understands it."""
 
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from mmjax.base.files import read_object
+from mmjax.base.huggingface import transformers
 from mmjax.data.images.decode import centre_crop, load_fitted, resize_shorter
 from mmjax.errors import InputError
 from mmjax.typing import UInt8
@@ -20,23 +22,8 @@ NAME = "preprocessor_config.json"
 Channels = tuple[float, float, float]
 Size = tuple[int, int]
 
-_CLIP = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
-_HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-_SHORTER = {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224}
-
-# What each class of transformers does where the file says nothing; an image processor may only be one of these.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "CLIP": _CLIP | _SHORTER | {"resample": Pillow.Resampling.BICUBIC},
-    "Siglip": _HALF
-    | {"size": {"height": 224, "width": 224}, "resample": Pillow.Resampling.BICUBIC},
-    "Bit": _CLIP | _SHORTER | {"resample": Pillow.Resampling.BICUBIC},
-    "ViT": _HALF | {"size": {"height": 224, "width": 224}, "resample": Pillow.Resampling.BILINEAR},
-}
-_SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 _LARGEST_NUMBER = 1e6
+_LONGEST_REASON = 500  # characters; a setting may be a text of any length
 _KNOWN_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -80,94 +67,92 @@ def open_image_processor(path: Path | str) -> ImageProcessor:
     file = file / NAME if file.is_dir() else file
     if not os.path.lexists(file):
         raise InputError(f"There is no {file}, which says how images are prepared.")
-    return _Reader(file, read_object(file, what="list of settings for images")).read()
+    content = read_object(file, what="list of settings for images")
+    try:
+        return _checked(_settings(content))
+    except InputError as error:
+        raise InputError(f"{file} cannot be used: {str(error)[:_LONGEST_REASON]}.") from None
 
 
-class _Reader:
-    """One file, and what its class does where it says nothing."""
-
-    def __init__(self, file: Path, content: Mapping[str, Any]):
-        name = content.get("image_processor_type") or content.get("feature_extractor_type") or ""
-        name = str(name)
-        stem = next(
-            (name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name
+def _settings(content: Mapping[str, Any]) -> Any:
+    """The image processor of transformers that a file names, with what its class does where the file says nothing."""
+    name = str(content.get("image_processor_type") or content.get("feature_extractor_type") or "")
+    # Of the classes that do the same with other means, the one that uses Pillow.
+    stem = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", name)
+    kind: Any = getattr(transformers(), f"{stem}ImageProcessorPil", None)
+    if not _has_common_steps(kind):
+        raise InputError(
+            f"it is for {repr(name) if name else 'an image processor without a name'}, which mmjax does not know; it knows those that do "
+            "nothing but resize, crop and normalise the whole image, such as CLIPImageProcessor"
         )
-        if stem not in _DEFAULTS:
-            known = ", ".join(f"{stem}ImageProcessor" for stem in _DEFAULTS)
-            raise InputError(
-                f"{file} is for {name or 'an image processor without a name'}, which mmjax does not know; it knows {known}."
-            )
-        self._file, self._defaults = file, _DEFAULTS[stem]
-        given = {name: value for name, value in content.items() if value is not None}
-        self._content = self._defaults | given
+    common = kind.valid_kwargs.__annotations__
+    # Methods are no settings.
+    given = {key: content[key] for key in content if key in common or not hasattr(kind, key)}
+    try:
+        return kind.from_dict(given)
+    except (TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{kind.__name__} refuses its settings: {error}") from None
 
-    def read(self) -> ImageProcessor:
-        content = self._content
-        for name, value in content.items():
-            if name.startswith("do_") and name not in _KNOWN_STEPS and value:
-                raise self.refused(f"{name} is {value}, a step that mmjax does not know")
-        factor = content.get("rescale_factor", 1 / 255)
-        scaled = self.step("do_rescale") and _is_number(factor)
-        if not scaled or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-            raise self.refused("pixels are not divided by 255, which mmjax always does")
-        size = content["size"]
-        if isinstance(size, int) and "shortest_edge" in self._defaults["size"]:
-            size = {"shortest_edge": size}  # as files of some years ago have it
-        chosen: int | Size | None = None
-        normalizes = self.step("do_normalize")
-        if self.step("do_resize"):
-            shorter = isinstance(size, dict) and set(size) == {"shortest_edge"}
-            if shorter and _is_side(size["shortest_edge"]):
-                chosen = int(size["shortest_edge"])
-            else:
-                chosen = self.rectangle("size", size)
-        try:
-            resample = Pillow.Resampling(content["resample"])
-        except ValueError:
-            raise self.refused(
-                f"resample must be a filter of Pillow, not {content['resample']!r}"
-            ) from None
-        crop = None
-        if self.step("do_center_crop", False):
-            crop = self.rectangle("crop_size", content.get("crop_size", 224))
-        return ImageProcessor(
-            size=chosen,
-            resample=resample,
-            crop=crop,
-            mean=self.channels("image_mean") if normalizes else (0.0, 0.0, 0.0),
-            std=self.channels("image_std") if normalizes else (1.0, 1.0, 1.0),
+
+def _has_common_steps(kind: Any) -> bool:
+    """Whether a class of transformers does what its settings say and, having no methods of its own, nothing else."""
+    common = transformers().image_processing_backends.PilBackend
+    if not isinstance(kind, type) or not issubclass(kind, common):
+        return False
+    own = kind.__mro__[: kind.__mro__.index(common)]
+    members = {name: value for parent in own for name, value in vars(parent).items()}
+    return all(name == "__init__" or not hasattr(members[name], "__get__") for name in members)
+
+
+def _checked(settings: Any) -> ImageProcessor:
+    """What `settings` of transformers asks for, if mmjax can do that. Raises InputError with the reason if not."""
+    steps = {name: value for name, value in vars(settings).items() if name.startswith("do_")}
+    for name, value in steps.items():
+        if value and name not in _KNOWN_STEPS:
+            raise InputError(f"{name} is {value!r}, a step that mmjax does not know")
+        if not isinstance(value, bool | None):
+            raise InputError(f"{name} must be true or false, not {value!r}")
+    factor: Any = settings.rescale_factor if steps["do_rescale"] else None
+    if not _is_number(factor) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise InputError("pixels are not divided by 255, which mmjax always does")
+    size = dict(settings.size or {}) if steps["do_resize"] else None
+    shorter = size and set(size) == {"shortest_edge"} and _is_side(size["shortest_edge"])
+    crop = dict(settings.crop_size or {}) if steps["do_center_crop"] else None
+    try:
+        resample = Pillow.Resampling(settings.resample)
+    except ValueError:
+        reason = f"resample must be a filter of Pillow, not {settings.resample!r}"
+        raise InputError(reason) from None
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if steps["do_normalize"]:
+        mean = _channels("image_mean", settings.image_mean)
+        std = _channels("image_std", settings.image_std)
+        if min(std) <= 0:
+            raise InputError(f"image_std must be positive, not {std!r}")
+    return ImageProcessor(
+        size=size["shortest_edge"] if size and shorter else _rectangle("size", size),
+        resample=resample,
+        crop=_rectangle("crop_size", crop),
+        mean=mean,
+        std=std,
+    )
+
+
+def _rectangle(name: str, sides: Mapping[str, Any] | None) -> Size | None:
+    if sides is None:
+        return None
+    if set(sides) != {"height", "width"} or not all(map(_is_side, sides.values())):
+        raise InputError(
+            f"{name} must be a height and a width, or for size a shortest edge, not {sides!r}"
         )
+    return sides["height"], sides["width"]
 
-    def step(self, name: str, default: bool = True) -> bool:
-        value = self._content.get(name, default)
-        if not isinstance(value, bool):
-            raise self.refused(f"{name} must be true or false, not {value!r}")
-        return value
 
-    def rectangle(self, name: str, value: Any) -> Size:
-        if _is_side(value):
-            return value, value
-        if (
-            not isinstance(value, dict)
-            or set(value) != {"height", "width"}
-            or not all(map(_is_side, value.values()))
-        ):
-            raise self.refused(
-                f"{name} must be a height and a width, or for size a shortest edge, not {value!r}"
-            )
-        return value["height"], value["width"]
-
-    def channels(self, name: str) -> Channels:
-        value = self._content[name]
-        value = [value] * 3 if _is_number(value) else value
-        if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
-            raise self.refused(f"{name} must be three numbers, not {value!r}")
-        if name == "image_std" and min(value) <= 0:
-            raise self.refused(f"{name} must be positive, not {value!r}")
-        return float(value[0]), float(value[1]), float(value[2])
-
-    def refused(self, reason: str) -> InputError:
-        return InputError(f"{self._file} cannot be used: {reason}.")
+def _channels(name: str, value: Any) -> Channels:
+    value = (value,) * 3 if _is_number(value) else value
+    if not isinstance(value, tuple) or len(value) != 3 or not all(map(_is_number, value)):
+        raise InputError(f"{name} must be three numbers, not {value!r}")
+    return float(value[0]), float(value[1]), float(value[2])
 
 
 def _is_side(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """What a family of published models is: its config.json, read strictly, and its table of tensors, both ways."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmjax.base.files import read_object
+from mmjax.base.huggingface import transformers
 from mmjax.base.registry import modules_of
 from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
@@ -24,18 +26,47 @@ _LARGEST_NUMBER = 1e30  # not one that overflows float32 when something is done 
 _MISSING = object()
 
 
-class ConfigJson:
-    """A JSON object whose settings are asked for with the type that they must have; every error names the file and the setting."""
+@functools.cache
+def class_defaults(model_type: str) -> Mapping[str, Any]:
+    """What transformers takes for settings that a config.json of this model_type omits; nothing if it has no class for it.
 
-    def __init__(self, content: Mapping[str, Any], where: str):
-        self.content, self.where = content, where
+    The class is not asked to read the file: some make lists as long as the file says that a model is deep.
+    """
+    classes = transformers().CONFIG_MAPPING
+    if model_type not in classes:
+        return {}
+    own = classes[model_type]
+    return {"rope_theta": own.default_theta} | own.default_config_fields()
+
+
+class ConfigJson:
+    """A JSON object whose settings are asked for with the type that they must have; every error names the file and the setting.
+
+    Attributes:
+        content, where: the object, and the file that it comes from.
+        model_type: whose defaults stand for what the object omits, or "".
+    """
+
+    def __init__(self, content: Mapping[str, Any], where: str, model_type: str = ""):
+        self.content, self.where, self.model_type = content, where, model_type
 
     def __contains__(self, key: str) -> bool:
         return self.content.get(key) is not None
 
+    def setting(self, key: str, default: Any = _MISSING) -> Any:
+        """A setting of any type; `default` where it is null, or is omitted and transformers has no default for it."""
+        value, omitted = self.content.get(key), key not in self.content
+        if omitted and self.model_type:
+            value = class_defaults(self.model_type).get(key)
+        if value is None and default is not _MISSING:
+            return default
+        if value is None and omitted:
+            raise InputError(f"{self.where}: {key} is missing.")
+        return value
+
     def number(self, key: str, default: Any = _MISSING) -> int:
         """A whole number that is not negative."""
-        value = self._get(key, default)
+        value = self.setting(key, default)
         if value is not default and (
             not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40
         ):
@@ -44,40 +75,40 @@ class ConfigJson:
 
     def real(self, key: str, default: Any = _MISSING) -> float:
         """A finite number."""
-        value = self._get(key, default)
+        value = self.setting(key, default)
         if value is not default and not _is_real(value):
             raise self.wrong(key, value, "a number")
         return value if value is default else float(value)
 
     def flag(self, key: str, default: Any = _MISSING) -> bool:
         """True or false."""
-        value = self._get(key, default)
+        value = self.setting(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, value, "true or false")
         return value
 
     def text(self, key: str, default: Any = _MISSING) -> str:
         """A text."""
-        value = self._get(key, default)
+        value = self.setting(key, default)
         if value is not default and not isinstance(value, str):
             raise self.wrong(key, value, "a text")
         return value
 
     def numbers(self, key: str, count: int, default: Any = _MISSING) -> tuple[float, ...]:
         """So many numbers."""
-        value = self._get(key, default)
+        value = self.setting(key, default)
         if value is default:
             return value
         if not isinstance(value, list) or len(value) != count or not all(map(_is_real, value)):
             raise self.wrong(key, value, f"a list of {count} numbers")
         return tuple(map(float, value))
 
-    def part(self, key: str) -> "ConfigJson":
+    def part(self, key: str, model_type: str = "") -> "ConfigJson":
         """A JSON object within; empty if it is absent."""
         value = self.content.get(key) or {}
         if not isinstance(value, Mapping):
             raise self.wrong(key, value, "an object")
-        return ConfigJson(value, f"{self.where}, {key}")
+        return ConfigJson(value, f"{self.where}, {key}", model_type)
 
     def choice[T](self, key: str, choices: Mapping[str, T], default: Any = _MISSING) -> T:
         """The value that one of the possible texts stands for."""
@@ -99,14 +130,6 @@ class ConfigJson:
     def wrong(self, key: str, value: Any, expected: str) -> InputError:
         """The error for a value that cannot be."""
         return InputError(f"{self.where}: {key} is {_shown(value)}; it must be {expected}.")
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self.content.get(key)
-        if value is None:
-            value = default
-        if value is _MISSING:
-            raise InputError(f"{self.where}: {key} is missing.")
-        return value
 
 
 def read_config(folder: Path, name: str = CONFIG) -> ConfigJson:
@@ -167,10 +190,10 @@ class Family:
 
     Attributes:
         name: as people say it.
-        model_types: values of `model_type` in config.json; the first is the one that is written.
+        model_types: values of `model_type` in config.json; the first is the one that is written, and of which the defaults are.
         architecture: the class of transformers that reads what is written.
         part: which part of a model it is, or "model" for a whole one.
-        read: config.json to a config of mmjax. Raises InputError for what mmjax cannot do.
+        read: config.json to a config of mmjax; `config` calls it. Raises InputError for what mmjax cannot do.
         rules: the table of tensors of a model.
         write: a config to the settings of config.json, beside `model_type` and `architectures`; None: it is read only.
         accepts: whether a model of a config can be written as this family.
@@ -197,6 +220,10 @@ class Family:
     images: Callable[[ViTConfig], dict[str, Any]] | None = None
     gguf: GGUFForm | None = None
     parts: Callable[[ConfigJson], tuple["FamilyPart", ...]] = lambda settings: ()
+
+    def config(self, settings: ConfigJson) -> PartConfig:
+        """What `read` makes of a config.json, with the defaults of transformers for what it omits."""
+        return self.read(ConfigJson(settings.content, settings.where, self.model_types[0]))
 
 
 @dataclasses.dataclass(frozen=True)

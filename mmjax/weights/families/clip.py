@@ -29,20 +29,22 @@ UNUSED = (
 )
 
 
-def read_encoder(
-    c: ConfigJson, *, patch_size: int, activation: str, epsilon: float
-) -> dict[str, Any]:
-    """The settings that CLIP and SigLIP have, by the names of mmjax; the arguments stand for those that config.json omits."""
+def encoder_settings(c: ConfigJson) -> ConfigJson:
+    """Those of the encoder, from its config.json or that of a whole model."""
+    return c.part("vision_config", c.model_type) if "vision_config" in c else c
+
+
+def read_encoder(c: ConfigJson) -> dict[str, Any]:
+    """The settings that encoders have, by the names of mmjax."""
     c.must_be("num_channels", 3)
     return {
-        "image_size": c.number("image_size", 224),
-        "patch_size": c.number("patch_size", patch_size),
-        "width": c.number("hidden_size", 768),
-        "layers": c.number("num_hidden_layers", 12),
-        "heads": c.number("num_attention_heads", 12),
-        "mlp_width": c.number("intermediate_size", 3072),
-        "activation": c.choice("hidden_act", ACTIVATIONS, activation),
-        "norm_epsilon": c.real("layer_norm_eps", epsilon),
+        "image_size": c.number("image_size"),
+        "patch_size": c.number("patch_size"),
+        "width": c.number("hidden_size"),
+        "layers": c.number("num_hidden_layers"),
+        "heads": c.number("num_attention_heads"),
+        "activation": c.choice("hidden_act", ACTIVATIONS),
+        "norm_epsilon": c.real("layer_norm_eps"),
         "final_norm": True,
     }
 
@@ -117,9 +119,14 @@ def has_form(c: ViTConfig) -> bool:
 
 
 def read(c: ConfigJson) -> ViTConfig:
-    vision = c.part("vision_config") if "vision_config" in c else c
-    common = read_encoder(vision, patch_size=32, activation="quick_gelu", epsilon=1e-5)
-    return ViTConfig(**common, class_token=True, embedding_norm=True, patch_bias=False)
+    vision = encoder_settings(c)
+    return ViTConfig(
+        **read_encoder(vision),
+        mlp_width=vision.number("intermediate_size"),
+        class_token=True,
+        embedding_norm=True,
+        patch_bias=False,
+    )
 
 
 def rules(c: ViTConfig) -> list[Rule]:

@@ -21,23 +21,15 @@ def mlp_width(width: int, ratio: float, gated: bool) -> int:
 
 def read(c: ConfigJson) -> ViTConfig:
     c.must_be("qkv_bias", True)
-    c.must_be("num_channels", 3)
-    gated, width = c.flag("use_swiglu_ffn", False), c.number("hidden_size", 768)
+    gated = c.flag("use_swiglu_ffn")
     return ViTConfig(
-        image_size=c.number("image_size", 224),
-        patch_size=c.number("patch_size", 14),
-        width=width,
-        layers=c.number("num_hidden_layers", 12),
-        heads=c.number("num_attention_heads", 12),
-        mlp_width=mlp_width(width, c.real("mlp_ratio", 4.0), gated),
-        activation=c.choice("hidden_act", clip.ACTIVATIONS, "gelu"),
-        norm_epsilon=c.real("layer_norm_eps", 1e-6),
+        **clip.read_encoder(c),
+        mlp_width=mlp_width(c.number("hidden_size"), c.real("mlp_ratio"), gated),
         class_token=True,
         embedding_norm=False,
         patch_bias=True,
         gated_mlp=gated,
         layer_scale=True,
-        final_norm=True,
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )

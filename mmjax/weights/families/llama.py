@@ -57,30 +57,13 @@ def table_without_mlp(config: DecoderConfig) -> list[Rule]:
     return rules
 
 
-def read_decoder(
-    c: ConfigJson,
-    *,
-    vocabulary: int,
-    width: int,
-    layers: int = 32,
-    heads: int = 32,
-    kv_heads: int | None,
-    head_dim: int | None = None,
-    mlp_width: int,
-    epsilon: float = 1e-6,
-    theta: float = 10_000.0,
-    context: int,
-) -> DecoderConfig:
-    """The settings that all decoders have; the arguments stand for those that config.json omits, as transformers understands them."""
+def read_decoder(c: ConfigJson) -> DecoderConfig:
+    """The settings that all decoders have."""
     c.must_be("hidden_act", "silu")
-    width, heads = c.number("hidden_size", width), c.number("num_attention_heads", heads)
+    width, heads = c.number("hidden_size"), c.number("num_attention_heads")
     if not heads:
         raise c.wrong("num_attention_heads", 0, "positive")
-    context = c.number("max_position_embeddings", context)
-    # transformers takes an explicit null for "as many as heads"; where the setting is absent the family's own default counts.
-    absent = {name: name not in c.content for name in ("num_key_value_heads", "head_dim")}
-    kv_heads = kv_heads if kv_heads and absent["num_key_value_heads"] else heads
-    head_dim = head_dim if head_dim and absent["head_dim"] else width // heads
+    context = c.number("max_position_embeddings")
     # The older form of rotary positions, where it is there, counts alone: so transformers understands it.
     older = c.part("rope_scaling")
     rope = older if older.content else c.part("rope_parameters")
@@ -90,18 +73,18 @@ def read_decoder(
                 f"{rope.where}: {quoted(key)} has settings of its own; mmjax has the same rotary positions in all layers."
             )
     return DecoderConfig(
-        vocabulary=c.number("vocab_size", vocabulary),
+        vocabulary=c.number("vocab_size"),
         width=width,
-        layers=c.number("num_hidden_layers", layers),
+        layers=c.number("num_hidden_layers"),
         heads=heads,
-        kv_heads=c.number("num_key_value_heads", kv_heads),
-        head_dim=c.number("head_dim", head_dim),
-        mlp_width=c.number("intermediate_size", mlp_width),
-        rope_theta=rope.real("rope_theta", c.real("rope_theta", theta)),
+        kv_heads=c.number("num_key_value_heads", heads),
+        head_dim=c.number("head_dim", width // heads),
+        mlp_width=c.number("intermediate_size"),
+        rope_theta=rope.real("rope_theta", c.real("rope_theta")),
         rope_scaling=_read_scaling(c, rope, context),
-        norm_epsilon=c.real("rms_norm_eps", epsilon),
+        norm_epsilon=c.real("rms_norm_eps"),
         context_length=context,
-        tie_word_embeddings=c.flag("tie_word_embeddings", False),
+        tie_word_embeddings=c.flag("tie_word_embeddings"),
     )
 
 
@@ -203,9 +186,9 @@ def write_decoder(c: DecoderConfig) -> dict[str, Any]:
 
 def read_window(c: ConfigJson, layers: int) -> int | None:
     """The sliding window of Qwen2 and Qwen3, which may be meant for some layers only: that is refused."""
-    if not c.flag("use_sliding_window", False):
+    if not c.flag("use_sliding_window"):
         return None
-    first, types = c.number("max_window_layers", 28), c.content.get("layer_types")
+    first, types = c.number("max_window_layers"), c.content.get("layer_types")
     known = ("full_attention", "sliding_attention")
     if types is None:
         found = {
@@ -221,7 +204,7 @@ def read_window(c: ConfigJson, layers: int) -> int | None:
         raise InputError(
             f"{c.where}: some layers have a sliding window and some have not (layer_types); mmjax has one kind only."
         )
-    return c.number("sliding_window", 4096)
+    return c.number("sliding_window")
 
 
 def write_window(c: DecoderConfig) -> dict[str, Any]:
@@ -232,13 +215,8 @@ def write_window(c: DecoderConfig) -> dict[str, Any]:
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    config = read_decoder(
-        c, vocabulary=32_000, width=4096, mlp_width=11_008, kv_heads=None, context=2048
-    )
-    bias = c.flag("attention_bias", False)
-    return dataclasses.replace(
-        config, qkv_bias=bias, output_bias=bias, mlp_bias=c.flag("mlp_bias", False)
-    )
+    bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
+    return dataclasses.replace(read_decoder(c), qkv_bias=bias, output_bias=bias, mlp_bias=mlp_bias)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:

@@ -23,11 +23,11 @@ def parts(c: ConfigJson) -> tuple[FamilyPart, ...]:
 
 
 def read(c: ConfigJson) -> VLMConfig:
-    decoder, encoder = (part.family.read(part.settings) for part in parts(c))
+    decoder, encoder = (part.family.config(part.settings) for part in parts(c))
     assert isinstance(decoder, DecoderConfig) and isinstance(encoder, ViTConfig)
     # "default" removes the first feature, whatever it is, and "full" keeps it; mmjax reads all patches and nothing else.
     strategies = {"default": "default", "full": "full"}
-    strategy = c.choice("vision_feature_select_strategy", strategies, "default")
+    strategy = c.choice("vision_feature_select_strategy", strategies)
     if encoder.class_token and strategy == "full":
         raise InputError(
             f'{c.where}: vision_feature_select_strategy is "full", which keeps the class token; mmjax reads patches only.'
@@ -38,7 +38,7 @@ def read(c: ConfigJson) -> VLMConfig:
             'token: it would be a patch. mmjax reads all patches; with such an encoder, "full" says so.'
         )
     # Blocks before the features: hidden_states[k], counted from the end where it is negative.
-    layer, layers = c.content.get("vision_feature_layer", -2), encoder.layers
+    layer, layers = c.setting("vision_feature_layer"), encoder.layers
     if (
         not isinstance(layer, int)
         or isinstance(layer, bool)
@@ -53,10 +53,10 @@ def read(c: ConfigJson) -> VLMConfig:
         "mlp",
         feature_layers=(layer % (layers + 1),),
         hidden_width=decoder.width,
-        activation=c.choice("projector_hidden_act", clip.ACTIVATIONS, "gelu"),
+        activation=c.choice("projector_hidden_act", clip.ACTIVATIONS),
     )
     # A head is tied if the config of the whole or that of the text model says so.
-    tied = c.flag("tie_word_embeddings", False) or decoder.tie_word_embeddings
+    tied = c.flag("tie_word_embeddings") or decoder.tie_word_embeddings
     decoder = dataclasses.replace(decoder, tie_word_embeddings=tied)
     return VLMConfig(encoder, connector, decoder, compute_dtype="float32")
 

@@ -9,14 +9,8 @@ from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    config = llama.read_decoder(
-        c, vocabulary=32_000, width=4096, mlp_width=14_336, kv_heads=8, context=131_072
-    )
-    # An explicit null means that there is none.
-    window = c.content.get("sliding_window", 4096)
-    return dataclasses.replace(
-        config, sliding_window=None if window is None else c.number("sliding_window", 4096)
-    )
+    window = c.number("sliding_window", None)
+    return dataclasses.replace(llama.read_decoder(c), sliding_window=window)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:

@@ -12,24 +12,14 @@ MOE = f"{llama.BLOCK}.block_sparse_moe"
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    config = llama.read_decoder(
-        c,
-        vocabulary=32_000,
-        width=4096,
-        mlp_width=14_336,
-        kv_heads=8,
-        epsilon=1e-5,
-        theta=1e6,
-        context=131_072,
-    )
-    experts = c.number("num_local_experts", 8)
+    experts = c.number("num_local_experts")
     if not experts:
         raise c.wrong("num_local_experts", experts, "positive")
     return dataclasses.replace(
-        config,
+        llama.read_decoder(c),
         sliding_window=c.number("sliding_window", None),
         experts=experts,
-        experts_per_token=c.number("num_experts_per_tok", 2),
+        experts_per_token=c.number("num_experts_per_tok"),
     )
 
 

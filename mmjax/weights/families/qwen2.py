@@ -9,9 +9,7 @@ from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    config = llama.read_decoder(
-        c, vocabulary=151_936, width=4096, mlp_width=22_016, kv_heads=32, context=32_768
-    )
+    config = llama.read_decoder(c)
     window = llama.read_window(c, config.layers)
     return dataclasses.replace(config, qkv_bias=True, sliding_window=window)
 

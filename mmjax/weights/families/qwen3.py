@@ -9,16 +9,7 @@ from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    config = llama.read_decoder(
-        c,
-        vocabulary=151_936,
-        width=4096,
-        mlp_width=22_016,
-        kv_heads=32,
-        head_dim=128,
-        context=32_768,
-    )
-    bias = c.flag("attention_bias", False)
+    config, bias = llama.read_decoder(c), c.flag("attention_bias")
     return dataclasses.replace(
         config,
         query_key_norm=True,

@@ -12,14 +12,14 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def read(c: ConfigJson) -> ViTConfig:
-    vision = c.part("vision_config") if "vision_config" in c else c
-    common = clip.read_encoder(vision, patch_size=16, activation="gelu_pytorch_tanh", epsilon=1e-6)
+    vision = clip.encoder_settings(c)
     return ViTConfig(
-        **common,
+        **clip.read_encoder(vision),
+        mlp_width=vision.number("intermediate_size"),
         class_token=False,
         embedding_norm=False,
         patch_bias=True,
-        pooling_head=vision.flag("vision_use_head", True),
+        pooling_head=vision.flag("vision_use_head"),
         image_mean=HALF,
         image_std=HALF,
     )
