@@ -179,7 +179,11 @@ def extend(workdir: pathlib.Path, steps: int) -> None:
         result = train_stage(
             longer,
             recipe,
-            StageFiles(folder / "checkpoints", folder / "nonfinite.json"),
+            StageFiles(
+                checkpoints=folder / "checkpoints",
+                parameters=folder / "parameters.txt",
+                dump=folder / "nonfinite.json",
+            ),
             start=lambda mesh: InitialParams(params, lambda given: given),
             key=jax.random.key(recipe.seed),
             # Other orders and mirrorings than before.

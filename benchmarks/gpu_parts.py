@@ -49,9 +49,10 @@ def has_gpu() -> bool:
 def run_part(part: gpu_plan.Part, options: argparse.Namespace, own: float, most: float) -> Outcome:
     """Runs a part in a process group of its own, which is ended with all that it has started when its time is up."""
     trial = options.device == "cpu"
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
     environment = (
         os.environ
-        | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         | ({"JAX_PLATFORMS": "cpu"} if trial else {})
     )
     path = options.out / f"{part.name}.log"

@@ -1,6 +1,8 @@
 """mmjax: runs a recipe from the command line.
 
-    python -m mmjax.main --config=configs/cos.py[:variant] [--config.<path>=<value> ...] [--workdir=DIR] [--mode=MODE]
+    mmjax --config=cos[:variant] [--config.<path>=<value> ...] [--workdir=DIR] [--mode=MODE]
+
+--config is a config file (configs/cos.py), or the name of one that mmjax ships: cos, graft. `python -m mmjax.main` is the same command.
 
     train       (default) trains every stage, scores the last one and writes a report; the same command again goes on where it stopped
     evaluate    scores the last checkpoint, or --checkpoint, or what a stage begins with: --begin
@@ -101,7 +103,7 @@ def parse(argv: Sequence[str]) -> Options:
         raise InputError(f"{error}.") from None
     if unused:
         raise InputError(
-            f"Unexpected argument {unused[0]!r}: every argument is a flag, such as --config=configs/cos.py."
+            f"Unexpected argument {unused[0]!r}: every argument is a flag, such as --config=cos."
         )
     given: dict[str, Any] = {name: values[name].value for name in _names() if values[name].present}
     options = Options(overrides=overrides, **given)
@@ -119,7 +121,7 @@ def parse(argv: Sequence[str]) -> Options:
             )
         if options.workdir is None and options.checkpoint is None:
             raise InputError(
-                "--config is missing, such as --config=configs/cos.py (or --workdir=..., of a run that was begun)."
+                "--config is missing, such as --config=cos (or --workdir=..., of a run that was begun)."
             )
     if options.begin is not None and options.checkpoint is not None:
         raise InputError(
@@ -159,14 +161,14 @@ def _define_flags() -> flags.FlagValues:
     """Flags of their own, not the process's: a command line is parsed as often as one likes."""
     values = flags.FlagValues()
     texts = {
-        "config": "The config file, with a variant if wanted: configs/cos.py:7b. --config.<path>=<value> changes one setting of it.",
+        "config": "The config, by name or path, with a variant if wanted: cos:7b, mine.py. --config.<path>=<value> changes one setting.",
         "workdir": "Where the run is kept; by default runs/<config>[-<variant>][-<hash of changed settings>].",
         "image": "generate: path of an image.",
         "prompt": "generate: what to ask.",
         "checkpoint": "evaluate, generate, export: a folder checkpoints/<stage>/<step> instead of the newest.",
         "begin": "evaluate: a stage, to be scored before its first step: an encoder that was just grafted, for one.",
         "topology": "plan: the devices, such as h100:8, h200:64 or v5p:4x4x4.",
-        "against": "plan: a config file, with a variant if wanted, to compare with; --config.<path>=<value> does not change it.",
+        "against": "plan: a config, with a variant if wanted, to compare with; --config.<path>=<value> does not change it.",
     }
     for name, text in texts.items():
         flags.DEFINE_string(name, None, text, flag_values=values)

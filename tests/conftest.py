@@ -1,14 +1,8 @@
-"""For all tests: shape annotations are checked at run time, and compiled programs are kept between tests and runs.
-
-Where MMJAX_SLOW_TESTS_UNTIL is set (seconds since 1970), no slow test begins after it: it is skipped, and the reason says so.
-"""
+"""For all tests: shape annotations are checked at run time, and compiled programs are kept between tests and runs."""
 
 import os
 import pathlib
 import signal
-import time
-
-import pytest
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that; tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -28,10 +22,3 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 install_import_hook(["mmjax.models", "mmjax.kernels"], "beartype.beartype")
-
-SLOW_TESTS_UNTIL = float(os.environ.get("MMJAX_SLOW_TESTS_UNTIL") or "inf")
-
-
-def pytest_runtest_setup(item):
-    if "slow" in item.keywords and time.time() > SLOW_TESTS_UNTIL:
-        pytest.skip("the time for slow tests was up (MMJAX_SLOW_TESTS_UNTIL)")

@@ -191,8 +191,8 @@ def test_a_wrong_setting_in_a_real_process(tmp_path):
     [
         (
             None,
-            {"data__sources__squares__image_dir": "none"},
-            "image_dir: there is no folder 'none'.",
+            {"data__sources__squares__image_dir": "nowhere"},
+            "image_dir: there is no folder 'nowhere'.",
         ),
         (
             [{"image": "0.png"}] * squares.IMAGES,

@@ -4,8 +4,9 @@
         [--max_new_tokens=512] [--dtype=float32] [--tokenizer=PATH] [--template=NAME]
 
 PATH is a folder of transformers, a GGUF file, a folder that mmjax wrote, a checkpoint of a run (<workdir>/checkpoints/<stage>/<step>), the
-folder of a run, or fetched:NAME for what `python -m mmjax.fetch NAME` has brought. With --prompt, or with a text on stdin, one answer is
-written to stdout, and nothing else; at a terminal without --prompt, questions are asked one after the other.
+folder of a run, fetched:NAME for what `python -m mmjax.fetch NAME` has brought, or hf:OWNER/NAME for a model of the Hugging Face Hub.
+With --prompt, or with a text on stdin, one answer is written to stdout, and nothing else; at a terminal without --prompt, questions are
+asked one after the other.
 
 Exit codes: 0 done, 2 it cannot be done, 130 interrupted, 143 terminated.
 """

@@ -84,7 +84,8 @@ def open_chat(
 
     Args:
         checkpoint: a folder of transformers, a GGUF file, a folder that mmjax wrote, a checkpoint of a run, or the folder of a run, whose
-            newest is meant. "fetched:NAME" is what `python -m mmjax.fetch NAME` has brought.
+            newest is meant. "fetched:NAME" is what `python -m mmjax.fetch NAME` has brought,
+            "hf:OWNER/NAME" a model of the Hugging Face Hub.
         tokenizer: where it is, if not beside the weights.
         template: its name, if not the one that comes with the tokenizer or that the run was trained with.
         dtype: "float32" or "bfloat16", as in `load_pretrained`.
@@ -94,7 +95,7 @@ def open_chat(
         InputError: the model cannot be read, is an encoder alone or a decoder without one that is needed, or has no tokenizer.
     """
     path = resolved(checkpoint)
-    named = None if tokenizer is None else named_tokenizer(resolved(tokenizer))
+    named = None if tokenizer is None else named_tokenizer(resolved(tokenizer, weights=False))
     if (path / "checkpoints").is_dir():
         return _open_run(path, None, named, template, dtype)
     above = path.absolute().parents  # of a checkpoint: <workdir>/checkpoints/<stage>/<step>

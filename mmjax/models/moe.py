@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from mmjax.models.layers import Linear, truncated_normal
@@ -57,20 +58,17 @@ class MoE(nnx.Module):
 
     @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        tokens = rearrange(x, "B T D -> (B T) D").astype(self.dtype)
         weights, experts = self.route(tokens)
-        order = jnp.argsort(experts.reshape(-1), stable=True)
-        sizes = jnp.bincount(experts.reshape(-1), length=self.experts).astype(jnp.int32)
+        chosen = rearrange(experts, "M k -> (M k)")
+        order = jnp.argsort(chosen, stable=True)
+        sizes = jnp.bincount(chosen, length=self.experts).astype(jnp.int32)
 
         def product(rows: Array, kernels: nnx.Param) -> Array:
             return jax.lax.ragged_dot(rows, kernels[...].astype(self.dtype), sizes)
 
         rows = tokens[order // self.chosen]
         rows = product(jax.nn.silu(product(rows, self.gate)) * product(rows, self.up), self.down)
-        back = (
-            jnp.zeros_like(rows)
-            .at[order]
-            .set(rows, unique_indices=True)
-            .reshape(*experts.shape, -1)
-        )
+        back = jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
+        back = rearrange(back, "(M k) D -> M k D", k=self.chosen)
         return jnp.einsum("MkD,Mk->MD", back, weights.astype(self.dtype)).reshape(x.shape)

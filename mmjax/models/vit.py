@@ -7,6 +7,7 @@ of the position table for images with another number of patches.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
 from flax import nnx
 
 from mmjax.kernels.attention import attention
@@ -43,15 +44,13 @@ def resize_table(
     """
     extra = table.shape[0] - before[0] * before[1]
     assert extra in (0, 1), f"{table.shape[0]} rows are no grid of {before[0]} x {before[1]}"
-    grid = table[extra:].astype(jnp.float32).reshape(*before, -1)
+    grid = rearrange(table[extra:].astype(jnp.float32), "(i j) D -> i j D", i=before[0])
     down, across = (
         jnp.asarray(interpolation_matrix(*sizes, align_corners=align_corners))
         for sizes in zip(before, after, strict=True)
     )
     grid = jnp.einsum("ai,bj,ijd->abd", down, across, grid, precision=jax.lax.Precision.HIGHEST)
-    return jnp.concatenate(
-        [table[:extra], grid.reshape(after[0] * after[1], -1).astype(table.dtype)]
-    )
+    return jnp.concatenate([table[:extra], rearrange(grid, "a b D -> (a b) D").astype(table.dtype)])
 
 
 def interpolation_matrix(
@@ -109,9 +108,7 @@ class PoolingHead(nnx.Module):
 
     def __call__(self, features: Float[Array, "B P D"]) -> Float[Array, "B D"]:
         a = self.attention
-        probe = jnp.broadcast_to(
-            self.probe[...].astype(self.dtype), (features.shape[0], 1, features.shape[2])
-        )
+        probe = repeat(self.probe[...].astype(self.dtype), "D -> B 1 D", B=len(features))
         heads = attention(
             a.split(a.query(probe)), a.split(a.key(features)), a.split(a.value(features))
         )
@@ -257,16 +254,12 @@ class ViT(nnx.Module):
             pixels = (
                 pixels.astype(jnp.float32) / 255 - np.array(c.image_mean, np.float32)
             ) / np.array(c.image_std, np.float32)
-        batch, p = pixels.shape[0], c.patch_size
+        p = c.patch_size
         rows, columns = pixels.shape[1] // p, pixels.shape[2] // p
         pixels = pixels[:, : rows * p, : columns * p]
-        x = self.patch(
-            pixels.reshape(batch, rows, p, columns, p, 3)
-            .swapaxes(2, 3)
-            .reshape(batch, rows * columns, p * p * 3)
-        )
+        x = self.patch(rearrange(pixels, "B (i h) (j w) c -> B (i j) (h w c)", h=p, w=p))
         if c.class_token:
-            first = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (batch, 1, c.width))
+            first = repeat(self.class_token[...].astype(self.dtype), "D -> B 1 D", B=len(x))
             x = jnp.concatenate([first, x], axis=1)
         x = x + self._positions(rows, columns).astype(self.dtype)
         return self.embedding_norm(x) if c.embedding_norm else x

@@ -5,6 +5,7 @@ A decoder or an encoder alone is what most published checkpoints hold. Its param
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from mmjax.kernels.attention import IntervalMask
@@ -35,11 +36,10 @@ class VLM(nnx.Module):
 
     def encode_images(self, images: UInt8[AnyArray, "B I h w 3"]) -> Float[Array, "B I L D"]:
         """Visual tokens of every image slot, in the compute dtype."""
-        rows, per_row = images.shape[:2]
-        features = self.features(images.reshape(rows * per_row, *images.shape[2:]))
+        features = self.features(rearrange(images, "B I h w c -> (B I) h w c"))
         with jax.named_scope("connector"):
             tokens = self.connector(features)
-        return tokens.reshape(rows, per_row, *tokens.shape[1:])
+        return rearrange(tokens, "(B I) L D -> B I L D", B=len(images))
 
     def features(self, images: UInt8[AnyArray, "B h w 3"]) -> tuple[Float[Array, "B P D"], ...]:
         """What the connector reads of each image: a value for each of its feature layers, with the class token in front if it asks."""
@@ -58,7 +58,7 @@ class VLM(nnx.Module):
             return text
         visual = self.encode_images(batch.images)
         visual = jnp.where(batch.image_mask[:, :, None, None], visual, 0)
-        visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
+        visual = rearrange(visual, "B I L D -> B (I L) D")
         placed = jnp.take_along_axis(
             visual, jnp.maximum(batch.visual_embedding_index, 0)[..., None], axis=1
         )

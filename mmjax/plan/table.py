@@ -61,7 +61,7 @@ def complete(recipe: Recipe, text_length: int | None) -> Recipe:
         refuse_missing(
             recipe
         )  # the tokenizer, or the text that it is built from, says how many tokens there are
-        recipe = vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe))
+        recipe = vocabulary.fit(recipe, vocabulary.make_tokenizer(recipe, download=False))
     if text_length is None:
         return recipe
     stages = {

@@ -3,7 +3,8 @@
     python -m mmjax.port SRC DST [--dtype=float32|bfloat16|float16] [--to=huggingface|orbax]
 
 SRC  a folder as transformers writes it, a GGUF file, a folder that this command or save_pretrained wrote, a checkpoint of a run
-     (<workdir>/checkpoints/<stage>/<step>), or fetched:NAME for what `python -m mmjax.fetch NAME` has brought
+     (<workdir>/checkpoints/<stage>/<step>), fetched:NAME for what `python -m mmjax.fetch NAME` has
+     brought, or hf:OWNER/NAME for a model of the Hugging Face Hub
 DST  a folder that does not exist yet: of Orbax if SRC is of Hugging Face or GGUF, and the other way round, unless --to says otherwise
 
 Tokenizer, chat template and the settings of generation and images are put beside the weights. Exit codes: 0 done, 2 it cannot be done,

@@ -176,5 +176,5 @@ class _Checkpoint(PortSource):
         if settings.kind != "huggingface" or not settings.path:
             return []
         inner = folder / DECODER if (folder / DECODER).is_dir() else folder
-        write_tokenizer(resolved(settings.path), inner)
+        write_tokenizer(resolved(settings.path, weights=False), inner)
         return [f"{inner.relative_to(folder) / name}" for name in _WRITTEN]

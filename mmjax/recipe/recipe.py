@@ -81,8 +81,9 @@ class Stage:
     Attributes:
         transitions: how the parameters of the stage before become this stage's, in order (names in mmjax.transitions).
         init_from: published weights that the stage begins with, by part: "vision", "connector", "decoder", or "model" for all three. A path
-            of a folder or a file (docs/weights.md); "fetched:NAME" for what `python -m mmjax.fetch NAME` has brought; or "random", to say
-            that fresh numbers are meant.
+            of a folder or a file (docs/weights.md); "fetched:NAME" for what `python -m mmjax.fetch NAME` has brought;
+            "hf:OWNER/NAME", with "@REVISION" and "/FILE" where one is meant, for a model of the Hugging Face Hub, which is downloaded if it
+            is not in the cache; or "random", to say that fresh numbers are meant.
         trainable: globs over parameter paths; all else is frozen and has no gradient and no optimizer state.
         batch_size: rows per step over all devices; gradient_accumulation_steps: parts it is computed in, one after the other.
     """
@@ -110,7 +111,7 @@ class TokenizerConfig:
 
     kind "words": word-level with byte fallback, built from the training text and kept in the workdir.
     kind "huggingface": a published one at `path`: tokenizer.json, tokenizer.model (Llama 3's or SentencePiece's), a GGUF file, or a folder
-    with one of these."""
+    with one of these; "fetched:NAME" and "hf:OWNER/NAME" as in `init_from`."""
 
     kind: Literal["words", "huggingface"] = "words"
     path: str | None = None

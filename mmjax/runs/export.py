@@ -46,7 +46,7 @@ def export(
     if stage.data.resize == "stretch":
         stretch(target / VISION / IMAGES)
     if recipe.tokenizer.kind == "huggingface" and recipe.tokenizer.path:
-        write_tokenizer(resolved(recipe.tokenizer.path), target / DECODER)
+        write_tokenizer(resolved(recipe.tokenizer.path, weights=False), target / DECODER)
     print_line(console or Console(), f"{folder} is now in {target}")
     return target
 

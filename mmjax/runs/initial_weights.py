@@ -178,7 +178,8 @@ def open_initial(weights: Mapping[str, str], model: VLMConfig) -> InitialWeights
 
     Args:
         weights: paths by part, "vision", "connector" and "decoder"; or "model" for all three, from one file or folder. A path may be
-            "fetched:NAME", for what `python -m mmjax.fetch NAME` has brought; "random" names none.
+            "fetched:NAME", for what `python -m mmjax.fetch NAME` has brought; "hf:OWNER/NAME", for a model of the Hugging Face Hub;
+            "random" names none.
 
     Raises:
         InputError: a file is missing or damaged, or does not hold what the recipe says.

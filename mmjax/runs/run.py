@@ -155,7 +155,11 @@ class _Run:
         return train_stage(
             stage,
             self.recipe,
-            StageFiles(self.workdir.checkpoints / stage.name, self.workdir.path / "nonfinite.json"),
+            StageFiles(
+                checkpoints=self.workdir.checkpoints / stage.name,
+                parameters=self.workdir.parameters(stage.name),
+                dump=self.workdir.path / "nonfinite.json",
+            ),
             start=start,
             key=stage_key(self.recipe, stage.name),
             rows=rows,

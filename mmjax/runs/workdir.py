@@ -7,6 +7,7 @@
 | metrics.jsonl, tensorboard/ | training metrics, appended |
 | checkpoints/STAGE/STEP | states |
 | manifests/STAGE.json | where every parameter of the stage came from |
+| parameters/STAGE.txt | every parameter of the stage: trained or frozen, shape, dtype, how it is split over devices |
 | previews/STAGE.txt, .png | the first row that the stage trains on |
 | predictions.jsonl, attention.npz | answers of the last stage's model; where each scale of it looks in one image |
 | evaluations.jsonl | scores of other checkpoints, a line for each |
@@ -24,7 +25,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Sharding
 
@@ -36,8 +37,10 @@ from mmjax.recipe.schema import ABSENT, differences
 from mmjax.recipe.serialization import digest, digested, from_json, to_json, to_plain
 from mmjax.runs.environment import hardware, versions
 from mmjax.training.checkpoint import load_params
-from mmjax.training.loop import StageResult
 from mmjax.typing import Params
+
+if TYPE_CHECKING:
+    from mmjax.training.loop import StageResult  # with the loop comes all that loads data
 
 SCHEMA_VERSION = 1  # of summary.json
 _SHOWN = 12  # differences that a message lists
@@ -78,6 +81,10 @@ class Workdir(os.PathLike[str]):
     def manifest(self, stage: str) -> pathlib.Path:
         """Where every parameter of the stage came from."""
         return self.path / "manifests" / f"{stage}.json"
+
+    def parameters(self, stage: str) -> pathlib.Path:
+        """Every parameter of the stage, as tables."""
+        return self.path / "parameters" / f"{stage}.txt"
 
     def preview(self, stage: str, suffix: str) -> pathlib.Path:
         """The first row of a stage, as ".txt" or ".png"."""
@@ -147,7 +154,7 @@ class Workdir(os.PathLike[str]):
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         with contextlib.ExitStack() as stack:
             try:
-                for name in ("manifests", "previews", "checkpoints"):
+                for name in ("manifests", "parameters", "previews", "checkpoints"):
                     (self.path / name).mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((self.path / ".lock").open("w"))
             except OSError as error:
@@ -275,7 +282,7 @@ class Summary:
         """Whether the scores are those that the recipe asks for."""
         return self.evaluation == to_plain(self.recipe.evaluation)
 
-    def add_stage(self, stage: Stage, result: StageResult) -> None:
+    def add_stage(self, stage: Stage, result: "StageResult") -> None:
         """Writes a finished stage down, in place of an earlier entry of it."""
         entry = {
             "name": stage.name,

@@ -72,18 +72,18 @@ class Window:
         """One more step. Waits for nothing."""
         if self._sums is None and self._saved is not None:
             leaves, structure = jax.tree.flatten(new)
-            pairs = zip(self._saved, leaves, strict=True)
+            pairs = zip([1, *self._saved], leaves, strict=True)
             values = [np.asarray(value, leaf.dtype) for value, leaf in pairs]
             self._sums, self._saved = jax.tree.unflatten(structure, values), None
         self._sums = new if self._sums is None else metrics.merge(self._sums, new)
         self._counts += counts
 
     def state(self) -> list[float] | None:
-        """The sums as JSON holds them exactly. Waits for the device."""
+        """The sums as JSON holds them exactly, without clu's count of merges, which comes first. Waits for the device."""
         return (
             self._saved
             if self._sums is None
-            else [np.asarray(leaf).item() for leaf in jax.tree.leaves(jax.device_get(self._sums))]
+            else [leaf.item() for leaf in jax.tree.leaves(jax.device_get(self._sums))[1:]]
         )
 
     def summary(self) -> dict[str, float]:

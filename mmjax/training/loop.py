@@ -31,16 +31,23 @@ from mmjax.training import flops, metrics
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.logging import HELD_OUT, Counts, StageProgress, Tracker, Window
 from mmjax.training.metrics import Chrono, StepMetrics, TokenMetrics
-from mmjax.training.state import InitialParams, TrainState, abstract_state, begin
+from mmjax.training.state import InitialParams, TrainState, abstract_state, begin, overview
 from mmjax.training.step import is_done, make_evaluation_step, make_train_step, one_at_a_time
 from mmjax.typing import Array, Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class StageFiles:
-    """Where a stage keeps things: `checkpoints` (a folder of its own) and `dump` (written if the loss is not finite)."""
+    """Where a stage keeps things.
+
+    Attributes:
+        checkpoints: a folder of its own.
+        parameters: tables of its parameters (`training.state.overview`).
+        dump: written if the loss is not finite.
+    """
 
     checkpoints: pathlib.Path
+    parameters: pathlib.Path
     dump: pathlib.Path
 
 
@@ -121,6 +128,7 @@ def train_stage(
     checkpoints = Checkpoints(files.checkpoints, keep_last=kept.keep_last, keep_best=kept.keep_best)
     with jax.set_mesh(mesh), Watchdog(recipe.logging.hang_timeout) as watchdog, checkpoints:
         abstract = abstract_state(stage, mesh, key)
+        files.parameters.write_text(overview(abstract), encoding="utf-8")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         restored = checkpoints.restore_latest(abstract)
         saved: dict[str, Any] = restored.metadata if restored else {}  # as `_Loop._save` wrote it

@@ -1,15 +1,17 @@
 """What a stage measures of itself: cross entropy and metrics as sums that merge, and wall time by cause.
 
 Cross entropy is summed; an average divides once, by the number of targets of the whole batch. Metrics of steps merge in the same way, so
-that a mean over a log interval is the mean over all of its tokens. Wall time survives a restart: its totals are saved with the state.
+that a mean over a log interval is the mean over all of its tokens: they are metrics of `clu`. Wall time survives a restart: its totals are
+saved with the state.
 """
 
 import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
+import clu.metrics
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -64,65 +66,9 @@ def cross_entropy(logits: Float[Array, "*rows V"], targets: Int[Array, "*rows"])
     )
 
 
-class Metric(Protocol):
-    """A pytree of sums: of one step, or of several merged."""
-
-    def merge(self, other: Self) -> Self:
-        """Of the steps of both, `other` being the newer."""
-
-    def compute(self) -> Any:
-        """What the sums come to: an array, or several by name."""
-
-
-class Collection:
-    """Metrics by name: the fields of a dataclass, each made by its `from_model_output` of what it needs of a step's outputs."""
-
-    @classmethod
-    def from_model_output(cls, **outputs: object) -> Self:
-        """Of one step."""
-        return cls(
-            **{
-                name: metric.from_model_output(**outputs)
-                for name, metric in cls.__annotations__.items()
-            }
-        )
-
-    def merge(self, other: Self) -> Self:
-        """Of the steps of both, `other` being the newer."""
-        return type(self)(
-            **{name: metric.merge(getattr(other, name)) for name, metric in self._metrics().items()}
-        )
-
-    def compute(self) -> dict[str, Any]:
-        """What each comes to."""
-        return {name: metric.compute() for name, metric in self._metrics().items()}
-
-    def _metrics(self) -> dict[str, Metric]:
-        assert dataclasses.is_dataclass(self)
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-
 @flax.struct.dataclass
-class Mean:
-    """total / count; NaN where nothing was counted.
-
-    Attributes:
-        total: [] float32; count: [] int32, of targets or of steps.
-    """
-
-    total: Float[Array, ""]
-    count: Int[Array, ""]
-
-    def merge(self, other: Self) -> Self:
-        return type(self)(self.total + other.total, self.count + other.count)
-
-    def compute(self) -> Float[Array, ""]:
-        return self.total / self.count
-
-
-@flax.struct.dataclass
-class Loss(Mean):
-    """Nats per target."""
+class Loss(clu.metrics.Average):
+    """Nats per target; NaN where nothing was counted."""
 
     @classmethod
     def from_model_output(cls, *, sums: TokenSums, **_: object) -> Self:
@@ -134,11 +80,11 @@ class Perplexity(Loss):
     """exp of the nats per target."""
 
     def compute(self) -> Float[Array, ""]:
-        return jnp.exp(self.total / self.count)
+        return jnp.exp(super().compute())
 
 
 @flax.struct.dataclass
-class TokenAccuracy(Mean):
+class TokenAccuracy(clu.metrics.Average):
     """Share of targets that the largest logit names."""
 
     @classmethod
@@ -147,7 +93,7 @@ class TokenAccuracy(Mean):
 
 
 @flax.struct.dataclass
-class GradientNorm(Mean):
+class GradientNorm(clu.metrics.Average):
     """Mean over steps with a finite update of the global norm, before clipping."""
 
     @classmethod
@@ -156,45 +102,38 @@ class GradientNorm(Mean):
 
 
 @flax.struct.dataclass
-class ModuleGradientNorms:
-    """Gradient norm of each module in the newest step, finite or not: it shows where a NaN came from.
+class Newest(clu.metrics.Metric):
+    """What the newest step gave, finite or not: an array, or several by name."""
 
-    Attributes:
-        values: by first path component, [] float32.
-    """
+    value: Any
 
-    values: dict[str, Float[Array, ""]]
+    def merge(self, other: Self) -> Self:
+        return other
+
+    def compute(self) -> Any:
+        return self.value
+
+
+@flax.struct.dataclass
+class ModuleGradientNorms(Newest):
+    """Gradient norm of each module, by first path component: it shows where a NaN came from."""
 
     @classmethod
     def from_model_output(cls, *, module_gradient_norms: dict[str, Array], **_: object) -> Self:
         return cls(module_gradient_norms)
 
-    def merge(self, other: Self) -> Self:
-        return other
-
-    def compute(self) -> dict[str, Float[Array, ""]]:
-        return self.values
-
 
 @flax.struct.dataclass
-class LearningRate:
-    """Of the newest step."""
-
-    value: Float[Array, ""]
+class LearningRate(Newest):
+    """Of the update."""
 
     @classmethod
     def from_model_output(cls, *, learning_rate: Array, **_: object) -> Self:
         return cls(learning_rate)
 
-    def merge(self, other: Self) -> Self:
-        return other
-
-    def compute(self) -> Float[Array, ""]:
-        return self.value
-
 
 @flax.struct.dataclass
-class NonFinite:
+class NonFinite(clu.metrics.Metric):
     """Steps whose loss, or else whose gradient, was not finite; their update was withheld.
 
     Attributes:
@@ -209,14 +148,14 @@ class NonFinite:
         return cls((~finite_loss).astype(jnp.int32), (finite_loss & ~finite).astype(jnp.int32))
 
     def merge(self, other: Self) -> Self:
-        return type(self)(self.loss + other.loss, self.gradient + other.gradient)
+        return jax.tree.map(jnp.add, self, other)
 
     def compute(self) -> Int[Array, ""]:
         return self.loss + self.gradient
 
 
 @flax.struct.dataclass
-class TokenMetrics(Collection):
+class TokenMetrics(clu.metrics.Collection):
     """Means over targets: of one evaluation step, or of several merged. `loss.total` and `loss.count` are the sums."""
 
     loss: Loss
@@ -225,7 +164,7 @@ class TokenMetrics(Collection):
 
 
 @flax.struct.dataclass
-class StepMetrics(Collection):
+class StepMetrics(clu.metrics.Collection):
     """Of one training step, or of several merged. Steps that are not finite are counted and are part of no mean."""
 
     loss: Loss
@@ -243,7 +182,7 @@ def step_metrics(
     """Metrics of one training step."""
     finite_loss = jnp.isfinite(sums.loss)
     finite = finite_loss & jnp.isfinite(gradient_norm)
-    return StepMetrics.from_model_output(
+    return StepMetrics.single_from_model_output(
         sums=jax.tree.map(lambda value: jnp.where(finite, value, 0), sums),
         gradient_norm=gradient_norm,
         module_gradient_norms=module_norms,

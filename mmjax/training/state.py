@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
+from clu import parameter_overview
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.distributed.mesh import parameter_shardings
@@ -54,24 +55,28 @@ class Optimizer:
         """Of the update that takes the stage from `step` to `step + 1`. Warm-up rises by equal parts and peaks at its last update."""
         config = self.config
         peak, warmup = config.learning_rate, config.warmup_steps
-        step = jnp.asarray(step, jnp.float32)
+        # It begins at one part: no update is wasted on a learning rate of zero.
+        rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+        after: optax.Schedule
         if config.schedule == "cosine":
-            progress = jnp.clip((step - warmup) / max(self.steps - warmup, 1), 0.0, 1.0)
-            after = config.final_scale + (1.0 - config.final_scale) * 0.5 * (
-                1.0 + jnp.cos(jnp.pi * progress)
+            after = optax.cosine_decay_schedule(
+                peak, max(self.steps - warmup, 1), config.final_scale
             )
         elif config.schedule == "cosine_over_all":
-            fallen, at_peak = (
-                1.0 + jnp.cos(jnp.pi * jnp.minimum((at + 2.0) / self.steps, 1.0))
-                for at in (step, warmup - 1.0)
-            )
-            after = config.final_scale + (1.0 - config.final_scale) * fallen / jnp.maximum(
-                at_peak, jnp.finfo(jnp.float32).tiny
-            )
+            after = self._cosine_over_all
         else:
-            after = jnp.ones_like(step)
-        rise = (step + 1.0) / max(warmup, 1)  # no update is wasted on a learning rate of zero
-        return peak * jnp.where(step < warmup, rise, after)
+            after = optax.constant_schedule(peak)
+        return jnp.float32(optax.join_schedules((rise, after), (warmup,))(step))
+
+    def _cosine_over_all(self, since_warmup: Int[Array, ""] | int) -> Float[Array, ""]:
+        """The rest of a cosine that began with the stage, scaled to meet the peak where warm-up ends."""
+        config, step = self.config, since_warmup + self.config.warmup_steps
+        fallen, at_peak = (
+            1.0 + jnp.cos(jnp.pi * jnp.minimum((at + 2.0) / self.steps, 1.0))
+            for at in (step, config.warmup_steps - 1.0)
+        )
+        left = fallen / jnp.maximum(at_peak, jnp.finfo(jnp.float32).tiny)
+        return config.learning_rate * (config.final_scale + (1.0 - config.final_scale) * left)
 
     @jax.named_scope("optimizer")
     def update(
@@ -80,33 +85,27 @@ class Optimizer:
         state: optax.ScaleByAdamState,
         trainable: Params,
         step: Int[Array, ""],
-        gradient_norm: Float[Array, ""],
         apply: Bool[Array, ""] | bool = True,
     ) -> tuple[Params, optax.ScaleByAdamState]:
-        """New parameters and moments, or the old ones, bit for bit, where `apply` is false.
-
-        `gradient_norm` is the global norm of `gradient`, which the caller has at hand.
-        """
-        if self.config.clip_norm is not None:
-            scale = jnp.minimum(
-                1.0, self.config.clip_norm / jnp.maximum(gradient_norm, jnp.finfo(jnp.float32).tiny)
-            )
-            gradient = {path: value * scale for path, value in gradient.items()}
-        _, new = self._adam.update(gradient, state, trainable)
+        """New parameters and moments, or the old ones, bit for bit, where `apply` is false."""
+        config, rate = self.config, self.learning_rate(step)
+        if config.clip_norm is not None:
+            # A norm of the same squares as the metrics': the compiler sums them once.
+            clip = optax.clip_by_global_norm(config.clip_norm)
+            gradient, _ = clip.update(gradient, optax.EmptyState())
+        _, new = self._adam.update(gradient, state)
         state = jax.tree.map(lambda new, old: jnp.where(apply, new, old), new, state)
         if jax.default_backend() == "cpu":
             # The new moments take the place of the old ones. XLA:CPU would compute them once more where it moves the parameters, from the
-            # old ones, of which it would have to make copies. (A GPU does all of it in one pass.)
+            # old ones, of which it would have to make copies: with the direction that optax gives beside the moments, a step of the default
+            # pre-training takes 2 % longer. (A GPU does all of it in one pass.)
             state = jax.lax.optimization_barrier(state)
-        config, rate = self.config, self.learning_rate(step)
+        mean = optax.tree.bias_correction(state.mu, config.beta1, state.count)
+        square = optax.tree.bias_correction(state.nu, config.beta2, state.count)
 
         def moved(path: str, value: Array) -> Array:
             # Adam's direction (arXiv:1412.6980, algorithm 1), of moments that the gradient has been added to.
-            mean, square = (
-                moments[path] / (1.0 - decay**state.count)
-                for moments, decay in ((state.mu, config.beta1), (state.nu, config.beta2))
-            )
-            direction = mean / (jnp.sqrt(square) + config.epsilon)
+            direction = mean[path] / (jnp.sqrt(square[path]) + config.epsilon)
             group = self.group(path)
             decay = weight_decay(path, value, config, group)
             return value - rate * (group.learning_rate_scale if group else 1.0) * (
@@ -199,6 +198,17 @@ class TrainState:
     def params(self) -> Params:
         """Every parameter by path; no array is copied."""
         return self.trainable | self.frozen
+
+
+def overview(state: TrainState) -> str:
+    """Tables of the parameters, trained and frozen: path, shape, dtype, number of values, and which mesh axes split which axis. Needs no
+    values: the state may be abstract."""
+    parts = {"Trained": state.trainable, "Frozen": state.frozen}
+    return "\n".join(
+        f"{title}\n{parameter_overview.get_parameter_overview(params, include_stats='sharding')}\n"
+        for title, params in parts.items()
+        if params
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.sharding import PartitionSpec
 
 from mmjax.distributed.mesh import ROW_AXES
@@ -73,7 +74,7 @@ def make_train_step(
         metrics = step_metrics(sums, norms(squares), norm, update.learning_rate(state.step))
         apply = (metrics.nonfinite_steps.compute() == 0) & (sums.targets > 0)
         trainable, moments = update.update(
-            gradient, state.optimizer, state.trainable, state.step, norm, apply
+            gradient, state.optimizer, state.trainable, state.step, apply
         )
         return TrainState(trainable, state.frozen, moments, state.step + 1, state.rng), metrics
 
@@ -88,9 +89,7 @@ def make_evaluation_step(
 
     def step(params: Params, batch: Batch) -> TokenMetrics:
         on_trace()
-        metrics = TokenMetrics.from_model_output(sums=_token_sums(model_def, params, batch))
-        assert isinstance(metrics, TokenMetrics)
-        return metrics
+        return TokenMetrics.single_from_model_output(sums=_token_sums(model_def, params, batch))
 
     return jax.jit(step)
 
@@ -137,7 +136,7 @@ def split_rows(batch: Batch, parts: int) -> Batch:
     """[B, ...] to [parts, B / parts, ...]: part i takes rows i, i + parts, ..., so that every device keeps the rows it holds."""
 
     def split(value: Array) -> Array:
-        value = jnp.swapaxes(value.reshape(-1, parts, *value.shape[1:]), 0, 1)
+        value = rearrange(value, "(rows parts) ... -> parts rows ...", parts=parts)
         if jax.sharding.get_abstract_mesh().empty:
             return value
         return jax.lax.with_sharding_constraint(value, PartitionSpec(None, ROW_AXES))

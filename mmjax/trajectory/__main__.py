@@ -3,9 +3,10 @@
     python -m mmjax.trajectory --weights=PATH --text=FILE [--out=DIR] [--measure=positions|vocabulary] [--samples=100] [--length=256]
         [--dtype=float32] [--tokenizer=PATH]
 
-PATH is a folder of transformers, a GGUF file, a folder that mmjax wrote, or fetched:NAME for what `python -m mmjax.fetch NAME` has
-brought; of a whole model, the decoder is read. FILE is UTF-8: samples are separated by blank lines, or, where its name ends in .jsonl, each
-line is one, {"text": ...}. The first --samples of them that have three tokens are read, and of each the first --length tokens.
+PATH is a folder of transformers, a GGUF file, a folder that mmjax wrote, fetched:NAME for what `python -m mmjax.fetch NAME` has
+brought, or hf:OWNER/NAME for a model of the Hugging Face Hub; of a whole model, the decoder is read. FILE is UTF-8: samples are separated
+by blank lines, or, where its name ends in .jsonl, each line is one, {"text": ...}. The first --samples of them that have three tokens are
+read, and of each the first --length tokens.
 
 Every layer's state goes through the model's own final norm and head; the curves say how far these predictions are from the last layer's.
 The result is written to DIR, runs/trajectory-NAME by default: trajectory.json, trajectory.svg and trajectory.html. In the folder of a run,
@@ -75,8 +76,8 @@ def trajectory(options: argparse.Namespace, command: Sequence[str]) -> None:
 
 
 def folder_name(weights: str) -> str:
-    """fetched:smollm2 -> smollm2; a/model.gguf -> model; a/folder -> folder."""
-    path = Path(weights.partition(":")[2] if weights.startswith("fetched:") else weights)
+    """fetched:smollm2 -> smollm2; hf:owner/name -> name; a/model.gguf -> model; a/folder -> folder."""
+    path = Path(weights.partition(":")[2] if weights.startswith(("fetched:", "hf:")) else weights)
     return (path.stem if path.suffix == ".gguf" else path.name) or path.absolute().name
 
 

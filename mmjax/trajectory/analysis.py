@@ -68,7 +68,7 @@ def analyse(
         if settings.tokenizer is None:
             tokenizer = find_tokenizer(path)
         else:
-            tokenizer = named_tokenizer(resolved(settings.tokenizer))
+            tokenizer = named_tokenizer(resolved(settings.tokenizer, weights=False))
         vocabulary = config.decoder.vocabulary
         assert vocabulary is not None, "that of published weights is known"
         samples = read_samples(

@@ -11,6 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from mmjax.models.parameters import ModelDef
 from mmjax.typing import Array, Params
@@ -67,8 +68,8 @@ def read_padded(
     segments = (jnp.arange(len(tokens)) < count).astype(jnp.int32)
     states = model.hidden_states(tokens[None], segments[None])[:, 0]
     chunk = math.gcd(len(tokens), POSITIONS)
-    chunks = jnp.moveaxis(states.reshape(len(states), -1, chunk, states.shape[-1]), 1, 0)
-    following = jnp.roll(tokens, -1).reshape(-1, chunk)
+    chunks = rearrange(states, "layers (chunks c) D -> chunks layers c D", c=chunk)
+    following = rearrange(jnp.roll(tokens, -1), "(chunks c) -> chunks c", c=chunk)
 
     def log_probabilities(states: Array) -> Array:
         logits = model.decoder.logits(model.decoder.norm(states[None]))[0]
@@ -87,7 +88,8 @@ def read_padded(
         before = jax.lax.map(lambda layer: numbers(log_probabilities(layer)), states[:-1])
         return jnp.concatenate([before, numbers(last)[None]])
 
-    return jnp.moveaxis(jax.lax.map(of_chunk, (chunks, following)), 0, 1).reshape(len(states), -1)
+    found = jax.lax.map(of_chunk, (chunks, following))
+    return rearrange(found, "chunks layers c -> layers (chunks c)")
 
 
 def divergences(numbers: np.ndarray, measure: Measure) -> np.ndarray:

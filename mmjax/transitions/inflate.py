@@ -8,6 +8,7 @@ window's queries. Queries per window stay the same, so the queries grow by the s
 from collections.abc import Iterator
 
 import jax.numpy as jnp
+from einops import repeat
 
 from mmjax.models.config import VLMConfig
 from mmjax.transitions.base import Difference, Transition
@@ -55,8 +56,7 @@ def inflate(
 
 def tile(queries: Float[Array, "old D"], side: int, factor: int) -> Float[Array, "new D"]:
     """Queries [side^2 * t, D] in window-major order, each window's t repeated `factor` times along both axes of the grid of windows."""
-    grid = queries.reshape(side, side, -1, queries.shape[-1])
-    return grid.repeat(factor, axis=0).repeat(factor, axis=1).reshape(-1, queries.shape[-1])
+    return repeat(queries, "(i j t) D -> (i a j b t) D", i=side, j=side, a=factor, b=factor)
 
 
 def _hints(difference: Difference) -> Iterator[str]:

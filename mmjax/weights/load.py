@@ -10,6 +10,7 @@ from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from mmjax.distributed.mesh import parameter_shardings
+from mmjax.fetch.downloads import resolved
 from mmjax.models import parameters
 from mmjax.models.vlm import VLM, LanguageModel, VisionEncoder
 from mmjax.weights import orbax_folder, vlm_checkpoint
@@ -55,7 +56,8 @@ def load_pretrained(
     states, and a VLM takes a Batch.
 
     Args:
-        path: a folder of transformers (safetensors), a GGUF file, or what `save_pretrained` wrote.
+        path: a folder of transformers (safetensors), a GGUF file, or what `save_pretrained` wrote; "hf:OWNER/NAME" for a model of the
+            Hugging Face Hub.
         mesh: over which parameters are split as in training (`mmjax.distributed.mesh`); None: all lie on the first device. No host ever
             holds more than one tensor, and of a long one some rows only.
         dtype: "float32" or "bfloat16", of matrices and of the computation; norms, softmax and logits are float32 in any case.
@@ -66,7 +68,7 @@ def load_pretrained(
         ValueError: there is no such dtype.
     """
     name: Any = dtype_name(dtype, DTYPES)
-    with open_pretrained(Path(path)) as pretrained:
+    with open_pretrained(resolved(str(path))) as pretrained:
         config = dataclasses.replace(pretrained.config, compute_dtype=name)
         model_def, shapes = parameters.abstract(config)
         shardings: Mapping[str, Sharding] | None = None

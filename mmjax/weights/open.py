@@ -40,7 +40,7 @@ def open_weights(path: Path) -> TensorSource:
         path = _file_of_folder(path)
     elif not os.path.lexists(path):
         raise InputError(
-            f"There is no {path}. Weights are given as a folder or a file on this machine; nothing is downloaded by name."
+            f"There is no {path}. Weights are a folder or a file on this machine, or hf:OWNER/NAME for a model of the Hugging Face Hub."
         )
     with contextlib.closing(DiskFile(path)) as file:
         beginning = file.read(0, min(file.size, _BEGINNING))

@@ -1,8 +1,8 @@
 """Tensors in one safetensors file, or in several with an index, as transformers and most of the hub write them.
 
-A file begins with eight bytes for the length of a JSON text, the text, and then has the tensors without gaps. The `safetensors` package is
-not used to read: over a memory map it keeps every page that it read resident, its other way of reading reads the whole tensor for each
-slice, it knows no 8-bit floats in numpy, and it takes the last of two tensors of one name. Format:
+A file begins with eight bytes for the length of a JSON text, the text, and then has the tensors without gaps. The `safetensors` package
+checks that it is so. Numbers are not read through it: over a memory map it keeps every page that it read resident, its other way of reading
+reads the whole tensor for each slice, and it knows no 8-bit floats in numpy. Nor does it mind two tensors of one name. Format:
 https://github.com/huggingface/safetensors#format
 """
 
@@ -13,10 +13,11 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from mmjax.errors import InputError
 from mmjax.weights.tensors import (
@@ -60,7 +61,6 @@ INDEX = "model.safetensors.index.json"
 # of this length keeps the parser busy for half a second.
 _HEADER_LIMIT = 1024 * 1024
 _LENGTH = 8
-_KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_AXES = 32
 _MAX_BYTES = 2**63 - 1
 # Room for 20,000 tensors, at about 100 bytes for each; the largest model of the families that mmjax knows has 2,000.
@@ -68,101 +68,38 @@ _INDEX_LIMIT = 2 * 1024 * 1024
 _OBJECTS = 1000  # an index has three
 
 
-class HeaderEntry(NamedTuple):
-    """Where a tensor lies: bytes from the beginning of its file, and how many they are."""
-
-    info: TensorInfo
-    offset: int
-    nbytes: int
-
-
-class Header(NamedTuple):
-    """What a safetensors file says of itself."""
-
-    metadata: dict[str, str]
-    tensors: dict[str, HeaderEntry]
-
-
-def parse_header(file: DiskFile) -> Header:
-    """Reads and checks the header. Raises InputError, naming the file and where possible the tensor, for whatever is not as it must be."""
-    if file.size < _LENGTH:
-        raise damaged(file.path, f"it has {file.size} bytes, less than the shortest header")
-    length = int.from_bytes(file.read(0, _LENGTH), "little")
-    if length > file.size - _LENGTH:
-        raise damaged(
-            file.path,
-            f"its header claims {length} bytes, but the file has {file.size}; it is truncated or of another format",
-        )
-    if length > _HEADER_LIMIT:
+def parse_header(file: DiskFile) -> tuple[dict[str, str], dict[str, tuple[TensorInfo, int]]]:
+    """Metadata, text by name; and by name what each tensor is, and at which byte it begins. Raises InputError if the file is damaged."""
+    length = int.from_bytes(file.read(0, min(file.size, _LENGTH)), "little")
+    if _HEADER_LIMIT < length <= file.size - _LENGTH:
         raise damaged(
             file.path,
             f"its header claims {length} bytes; more than {_HEADER_LIMIT} is no list of tensors",
         )
-    content = _parse_json(file.read(_LENGTH, length), file.path)
-    metadata = content.pop(METADATA, {})
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        raise damaged(file.path, f"{METADATA} is not text by name")
-    start = _LENGTH + length
-    tensors = {name: _parse_entry(value, start, name, file.path) for name, value in content.items()}
-    # Tensors lie one behind the other, from the header to the end of the file.
-    end, last = start, "the header"
-    for offset, nbytes, name in sorted(
-        (entry.offset, entry.nbytes, name) for name, entry in tensors.items()
-    ):
-        shown = f"tensor {quoted(name)}"
-        if offset < end:
-            raise damaged(file.path, f"{shown} overlaps {last}")
-        if offset > end:
-            raise damaged(
-                file.path,
-                f"between {last} and {shown} are {offset - end} bytes that belong to no tensor",
-            )
-        end, last = offset + nbytes, shown
-        if end > file.size:
-            raise damaged(
-                file.path,
-                f"{shown} ends at byte {end}, but the file has {file.size}; it is truncated",
-            )
-    if end < file.size:
-        raise damaged(file.path, f"{file.size - end} bytes after {last} belong to no tensor")
-    return Header(metadata, tensors)
-
-
-def _parse_entry(value: Any, start: int, name: str, path: Path) -> HeaderEntry:
-    """One tensor of a header whose tensors begin at byte `start`, checked by itself."""
-
-    def is_sizes(value: Any) -> bool:
-        return isinstance(value, list) and all(
-            type(size) is int and 0 <= size <= _MAX_BYTES for size in value
-        )
-
-    if not isinstance(value, dict) or value.keys() != _KEYS:
-        raise damaged(
-            path, f"tensor {quoted(name)} must be described by {', '.join(sorted(_KEYS))}"
-        )
-    kind, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(kind, str) or kind not in DTYPES:
-        shown = quoted(kind) if isinstance(kind, str) else "no text"
+    try:
+        with safetensors.safe_open(file.path, "numpy"):
+            pass
+    except safetensors.SafetensorError as error:
+        reason = quoted(str(error).removeprefix("Error while deserializing header: "))
         raise InputError(
-            f"{path}: tensor {quoted(name)} has the dtype {shown}, which mmjax cannot read. It reads {', '.join(DTYPES)}."
-        )
-    if not is_sizes(shape) or len(shape) > _MAX_AXES:
-        raise damaged(
-            path, f"the shape of tensor {quoted(name)} is not a list of at most {_MAX_AXES} sizes"
-        )
-    if not is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise damaged(path, f"data_offsets of tensor {quoted(name)} are not a begin and an end")
-    dtype = DTYPES[kind]
-    # numpy refuses shapes that are too large without the axes of size zero.
-    if math.prod([size or 1 for size in shape]) * dtype.itemsize > _MAX_BYTES:
-        raise damaged(path, f"tensor {quoted(name)} is larger than any file")
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes != offsets[1] - offsets[0]:
-        reason = f"tensor {quoted(name)} is {kind} of shape {shape}, {nbytes} bytes, but has {offsets[1] - offsets[0]}"
-        raise damaged(path, reason)
-    return HeaderEntry(TensorInfo(tuple(shape), dtype), start + offsets[0], nbytes)
+            f"{file.path} is damaged, truncated or of another format; the package safetensors says {reason}."
+        ) from None
+    content = _parse_json(file.read(_LENGTH, length), file.path)
+    metadata = content.pop(METADATA, None) or {}
+    tensors = {}
+    for name, entry in content.items():
+        kind, shape = entry["dtype"], entry["shape"]
+        if kind not in DTYPES:
+            raise InputError(
+                f"{file.path}: tensor {quoted(name)} has the dtype {kind}, which mmjax cannot read. It reads {', '.join(DTYPES)}."
+            )
+        # numpy refuses shapes that are too large without the axes of size zero.
+        whole = math.prod(size or 1 for size in shape) * DTYPES[kind].itemsize
+        if len(shape) > _MAX_AXES or whole > _MAX_BYTES:
+            raise damaged(file.path, f"tensor {quoted(name)} has the shape of no array")
+        start = _LENGTH + length + entry["data_offsets"][0]
+        tensors[name] = TensorInfo(tuple(shape), DTYPES[kind]), start
+    return metadata, tensors
 
 
 def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
@@ -195,31 +132,30 @@ class SafetensorsSource(TensorSource):
         """Opens the files; no tensor may be in two of them. Raises InputError."""
         self.files = paths
         metadata: dict[str, str] = {}
-        self._entries: dict[str, tuple[DiskFile, HeaderEntry]] = {}
+        self._places: dict[str, tuple[DiskFile, int]] = {}
+        self.tensors: dict[str, TensorInfo] = {}
         with contextlib.ExitStack() as stack:
             for path in paths:
                 file = DiskFile(path)
                 stack.callback(file.close)
-                header = parse_header(file)
-                metadata |= header.metadata
-                for name, entry in header.tensors.items():
-                    if name in self._entries:
+                said, tensors = parse_header(file)
+                metadata |= said
+                for name, (info, offset) in tensors.items():
+                    if name in self.tensors:
                         raise InputError(
-                            f"Tensor {quoted(name)} is in {self._entries[name][0].path} and again in {path}."
+                            f"Tensor {quoted(name)} is in {self.file_of(name)} and again in {path}."
                         )
-                    self._entries[name] = (file, entry)
+                    self.tensors[name], self._places[name] = info, (file, offset)
             self._stack = stack.pop_all()
         self.metadata: Mapping[str, Any] = metadata
-        self.tensors = {name: entry.info for name, (_, entry) in self._entries.items()}
 
     def file_of(self, name: str) -> Path:
         """The file that a tensor is in. Raises KeyError for an unknown name."""
-        return self._entries[name][0].path
+        return self._places[name][0].path
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
-        file, entry = self._entries[name]
-        shape, dtype = entry.info.shape, entry.info.dtype
-        return read_slice(file, entry.offset, shape, dtype, spell_out(index, shape))
+        info, (file, offset) = self.tensors[name], self._places[name]
+        return read_slice(file, offset, info.shape, info.dtype, spell_out(index, info.shape))
 
     def close(self) -> None:
         self._stack.close()

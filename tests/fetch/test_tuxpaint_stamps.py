@@ -72,13 +72,14 @@ def test_what_is_no_such_package(tmp_path, folder, harm, said):
         tuxpaint_stamps.unpack(deb, folder)
 
 
-@pytest.mark.parametrize("name", ["../outside.png", f"{STAMPS}/../../../../../../outside.png"])
-def test_paths_that_lead_out(tmp_path, folder, name):
-    with pytest.raises(InputError, match="it has a file"):
+def test_paths_that_lead_out(tmp_path, folder):
+    name = f"{STAMPS}/../../outside.png"
+    with pytest.raises(InputError, match="outside the destination"):
         tuxpaint_stamps.unpack(packages.write_deb(tmp_path, {name: b"x"}), folder)
     assert not (tmp_path / "outside.png").exists()
 
 
 def test_a_caption_that_is_no_text(tmp_path, folder):
+    files = {f"{STAMPS}/a.txt": b"\xff", f"{STAMPS}/a.png": b""}
     with pytest.raises(InputError, match="utf-8"):
-        tuxpaint_stamps.unpack(packages.write_deb(tmp_path, {f"{STAMPS}/a.txt": b"\xff"}), folder)
+        tuxpaint_stamps.unpack(packages.write_deb(tmp_path, files), folder)

@@ -40,6 +40,7 @@ VARIANTS = (
         "single",
         "single-few",
         "scratch",
+        "captions",
         "7b",
         "8b",
         "resampler336",

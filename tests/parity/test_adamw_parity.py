@@ -27,12 +27,7 @@ def test_updates(reference, close):
     }
     state = optimizer.init(params)
 
-    @jax.jit
-    def update(gradient, state, params, step):
-        return optimizer.update(
-            gradient, state, params, step, global_norm(squared_norms(gradient).values())
-        )
-
+    update = jax.jit(optimizer.update)
     clipped = 0
     for step in range(STEPS):
         gradient = {path: jnp.asarray(theirs[f"{step}/gradient:{path}"]) for path in params}

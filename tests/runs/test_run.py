@@ -136,6 +136,7 @@ def test_a_finished_run_has_everything(finished, recipe):
     for stage in recipe.stages:
         assert "image" in workdir.preview(stage, ".txt").read_text()
         assert workdir.preview(stage, ".png").stat().st_size > 0
+        assert "Trained" in workdir.parameters(stage).read_text()
     assert "<html" in workdir.report.read_text()
     assert workdir.recipe() == workdir.resolve(recipe)[0] != recipe
 

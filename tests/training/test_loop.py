@@ -93,6 +93,19 @@ def test_a_run_reports_what_it_did(whole):
     assert screen.count("MFU = (forward + backward FLOPs") == 1
 
 
+def test_every_parameter_is_listed_as_the_stage_has_it(whole):
+    folder, result, _ = whole
+    trained, frozen = (folder / "parameters.txt").read_text().split("Frozen")
+    assert trained.startswith("Trained\n")
+    for path, value in result.params.items():
+        table = frozen if path.startswith("vision/") else trained
+        (line,) = (line for line in table.splitlines() if f" {path} " in line)
+        _, _, shape, dtype, size, _, _ = (cell.strip() for cell in line.split("|"))
+        assert (shape, dtype) == (str(value.shape), str(value.dtype))
+        assert size == f"{value.size:,}"
+    assert "Total: " in trained and "Total: " in frozen
+
+
 def test_the_digests_are_of_the_arrays(whole):
     folder, result, _ = whole
     arrays = record(folder)["arrays"]

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.training.metrics import TokenSums, merge, step_metrics, summary
+from mmjax.training.logging import Counts, Window
+from mmjax.training.metrics import Chrono, TokenSums, merge, step_metrics, summary
 
 
 def of_step(loss, targets, correct, norm=1.0, rate=0.1):
@@ -79,6 +82,18 @@ def test_a_step_that_is_not_finite_is_counted_and_left_out(loss, norm, cause):
 
 def test_the_modules_norm_shows_the_step_that_is_not_finite():
     assert np.isnan(summary(of_step(1, 1, 1, norm=np.nan))["gradient_norm/decoder"])
+
+
+def test_an_open_window_goes_on_from_what_a_checkpoint_holds():
+    whole = Window(Chrono())
+    whole.add(of_step(6, 3, 1, norm=2.0), Counts(1))
+    saved = json.loads(json.dumps(whole.state()))
+    assert saved == pytest.approx([6, 3, 1, 3, 6, 3, 2, 1, 2, 0.1, 0, 0])  # totals and counts alone
+    resumed = Window(Chrono(), saved)
+    for window in (whole, resumed):
+        window.add(of_step(2, 1, 1, norm=4.0), Counts(1))
+    assert resumed.state() == whole.state()
+    assert resumed.summary() == whole.summary()
 
 
 def test_merging_needs_no_transfer():

@@ -34,8 +34,7 @@ def run(config, steps=3, total=10, scale=1.0):
     state = chosen.init(params)
     for step in range(steps):
         gradient = {path: scale * value for path, value in random_params(step + 1).items()}
-        norm = global_norm(squared_norms(gradient).values())
-        params, state = jax.jit(chosen.update)(gradient, state, params, step, norm)
+        params, state = jax.jit(chosen.update)(gradient, state, params, step)
     return params, state
 
 

@@ -1,6 +1,7 @@
 """The step on a model small enough to check by hand: an embedding, a stacked layer and a head."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -85,12 +86,16 @@ def make_batch(seed=0, empty_rows=()):
     )
 
 
+@functools.cache
+def make_step(**changes):
+    """A stage and its step, which is compiled once."""
+    stage = dataclasses.replace(STAGE, **changes)
+    return stage, make_train_step(ToyStructure(), stage)
+
+
 def run(batch, gradient_accumulation_steps=1, params=None, steps=1, **changes):
-    stage = dataclasses.replace(
-        STAGE, gradient_accumulation_steps=gradient_accumulation_steps, **changes
-    )
+    stage, step = make_step(gradient_accumulation_steps=gradient_accumulation_steps, **changes)
     state = create(params or make_params(), stage, jax.random.key(0))
-    step = make_train_step(ToyStructure(), stage)
     for _ in range(steps):
         state, metrics = step(state, batch)
     return state, metrics

@@ -130,7 +130,11 @@ def train(
         return train_stage(
             stage,
             recipe,
-            StageFiles(workdir / "checkpoints", workdir / "nonfinite.json"),
+            StageFiles(
+                checkpoints=workdir / "checkpoints",
+                parameters=workdir / "parameters.txt",
+                dump=workdir / "nonfinite.json",
+            ),
             start=lambda mesh: InitialParams(
                 {}, lambda _: parameters.initialize(stage.model, jax.random.key(1))
             ),

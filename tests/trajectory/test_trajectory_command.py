@@ -169,6 +169,7 @@ def test_a_folder_that_holds_something_keeps_it(folder, text, tmp_path):
     ("weights", "folder"),
     [
         ("fetched:smollm2", "smollm2"),
+        ("hf:owner/Name-1.7B", "Name-1.7B"),
         ("a/b/model.Q4_1.gguf", "model.Q4_1"),
         ("a/model-1.5/", "model-1.5"),
         ("fetched:x/y.gguf", "y"),

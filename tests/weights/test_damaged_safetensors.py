@@ -1,10 +1,11 @@
-"""Damaged and hostile safetensors files: one message that names the file and the tensor, at once, for each."""
+"""Damaged and hostile safetensors files: one message that names the file, at once, for each."""
 
 import json
 import pathlib
 import re
 
 import pytest
+import safetensors.numpy
 
 from mmjax.errors import InputError
 from mmjax.weights.open import open_weights
@@ -16,115 +17,57 @@ MOST_CALLS = 5_000
 SECOND = {"b": entry(offsets=(16, 32))}
 TWICE = b'{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
 
+# What the `safetensors` package refuses, and mmjax with its reason.
 DAMAGED = {
-    "shorter than a length": (b"\x00\x01", "2 bytes"),
-    "truncated data": (safetensors_bytes({"a": entry()} | SECOND, bytes(31)), "'b'.*truncated"),
-    "truncated header": (
-        safetensors_bytes({"a": entry()}, bytes(16))[:30],
-        "claims 65 bytes.*has 30.*truncated",
-    ),
-    "a header of terabytes": (
-        safetensors_bytes({"a": entry()}, bytes(16), length=1 << 42),
-        "claims 4398046511104 bytes",
-    ),
-    "the longest length": (
-        safetensors_bytes({"a": entry()}, bytes(16), length=(1 << 64) - 1),
-        "claims",
-    ),
+    "shorter than a length": b"\x00\x01",
+    "truncated data": safetensors_bytes({"a": entry()} | SECOND, bytes(31)),
+    "truncated header": safetensors_bytes({"a": entry()}, bytes(16))[:30],
+    "a header of terabytes": safetensors_bytes({"a": entry()}, bytes(16), length=1 << 42),
+    "the longest length": safetensors_bytes({"a": entry()}, bytes(16), length=(1 << 64) - 1),
+    "no JSON": safetensors_bytes(b"{nonsense"),
+    "no UTF-8": safetensors_bytes(b'{"\xff":0}'),
+    "an array": safetensors_bytes(b"[]"),
+    "deep nesting": safetensors_bytes(b'{"a":' + b"[" * 200_000),
+    "a key twice": safetensors_bytes(b'{"a":{"dtype":"F32","dtype":"F16"}}'),
+    "no object": safetensors_bytes({"a": 3}),
+    "no offsets": safetensors_bytes({"a": {"dtype": "F32", "shape": []}}),
+    "unknown dtype": safetensors_bytes({"a": entry("F31")}, bytes(16)),
+    "dtype of another type": safetensors_bytes({"a": entry(["F32"])}, bytes(16)),
+    "text for a shape": safetensors_bytes({"a": entry(shape="22")}, bytes(16)),
+    "a negative size": safetensors_bytes({"a": entry(shape=(-2, -2))}, bytes(16)),
+    "a fraction": safetensors_bytes({"a": entry(shape=(2.0, 2))}, bytes(16)),
+    "true for a size": safetensors_bytes({"a": entry(shape=(True, 4))}, bytes(16)),
+    "an endless tensor": safetensors_bytes({"a": entry(shape=(2**62, 2**62))}, bytes(16)),
+    "terabytes": safetensors_bytes({"a": entry(shape=(2**40,), offsets=(0, 2**42))}, bytes(16)),
+    "offsets backwards": safetensors_bytes({"a": entry(offsets=(16, 0))}, bytes(16)),
+    "three offsets": safetensors_bytes({"a": entry(offsets=(0, 8, 16))}, bytes(16)),
+    "negative offset": safetensors_bytes({"a": entry(offsets=(-16, 0))}, bytes(16)),
+    "another size": safetensors_bytes({"a": entry(shape=(2, 3))}, bytes(16)),
+    "overlap": safetensors_bytes({"a": entry(), "b": entry(offsets=(8, 24))}, bytes(24)),
+    "the same place": safetensors_bytes({"a": entry(), "b": entry()}, bytes(16)),
+    "a gap": safetensors_bytes({"a": entry(), "b": entry(offsets=(20, 36))}, bytes(36)),
+    "a gap before": safetensors_bytes({"a": entry(offsets=(4, 20))}, bytes(20)),
+    "bytes behind": safetensors_bytes({"a": entry()}, bytes(17)),
+    "metadata of numbers": safetensors_bytes({"__metadata__": {"a": 1}}),
+    "metadata as text": safetensors_bytes({"__metadata__": "a"}),
+    "names of other terminals": safetensors_bytes({"\x1b[31m" + "a" * 999: entry(offsets=(1, 17))}),
+}
+# What the package reads, and mmjax does not.
+UNUSABLE = {
     "a long header": (safetensors_bytes(b"{" + b" " * 9_000_000 + b"}"), "claims 9000002 bytes"),
-    "no JSON": (safetensors_bytes(b"{nonsense"), "JSON cannot be read"),
-    "no UTF-8": (safetensors_bytes(b'{"\xff":0}'), "JSON cannot be read"),
-    "an array": (safetensors_bytes(b"[]"), "not an object"),
-    "deep nesting": (safetensors_bytes(b'{"a":' + b"[" * 200_000), "nested too deeply"),
     "a name twice": (safetensors_bytes(TWICE, bytes(16)), "'a' stands in it twice"),
-    "a key twice": (
-        safetensors_bytes(b'{"a":{"dtype":"F32","dtype":"F16"}}'),
-        "'dtype' stands in it twice",
-    ),
-    "no object": (safetensors_bytes({"a": 3}), "tensor 'a' must be described"),
-    "no offsets": (
-        safetensors_bytes({"a": {"dtype": "F32", "shape": []}}),
-        "tensor 'a' must be described",
-    ),
-    "unknown dtype": (
-        safetensors_bytes({"a": entry("F31")}, bytes(16)),
-        "tensor 'a' has the dtype 'F31'.*BF16",
-    ),
     "packed dtype": (
         safetensors_bytes({"a": entry("F4", (2, 16))}, bytes(16)),
-        "tensor 'a' has the dtype 'F4'",
-    ),
-    "dtype of another type": (
-        safetensors_bytes({"a": entry(["F32"])}, bytes(16)),
-        "tensor 'a' has the dtype",
-    ),
-    "text for a shape": (
-        safetensors_bytes({"a": entry(shape="22")}, bytes(16)),
-        "the shape of tensor 'a'",
-    ),
-    "a negative size": (
-        safetensors_bytes({"a": entry(shape=(-2, -2))}, bytes(16)),
-        "the shape of tensor 'a'",
-    ),
-    "a fraction": (
-        safetensors_bytes({"a": entry(shape=(2.0, 2))}, bytes(16)),
-        "the shape of tensor 'a'",
-    ),
-    "true for a size": (
-        safetensors_bytes({"a": entry(shape=(True, 4))}, bytes(16)),
-        "the shape of tensor 'a'",
+        "tensor 'a' has the dtype F4.*BF16",
     ),
     "many axes": (
-        safetensors_bytes({"a": entry(shape=[1] * 33)}, bytes(16)),
-        "the shape of tensor 'a'",
-    ),
-    "an endless tensor": (
-        safetensors_bytes({"a": entry(shape=(2**62, 2**62))}, bytes(16)),
-        "tensor 'a' is larger",
+        safetensors_bytes({"a": entry(shape=[1] * 33, offsets=(0, 4))}, bytes(4)),
+        "tensor 'a' has the shape of no array",
     ),
     "endless, but empty": (
         safetensors_bytes({"a": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}),
-        "tensor 'a' is larger",
+        "tensor 'a' has the shape of no array",
     ),
-    "terabytes": (
-        safetensors_bytes({"a": entry(shape=(2**40,), offsets=(0, 2**42))}, bytes(16)),
-        "tensor 'a'.*truncated",
-    ),
-    "offsets backwards": (
-        safetensors_bytes({"a": entry(offsets=(16, 0))}, bytes(16)),
-        "data_offsets of tensor 'a'",
-    ),
-    "three offsets": (
-        safetensors_bytes({"a": entry(offsets=(0, 8, 16))}, bytes(16)),
-        "data_offsets of tensor 'a'",
-    ),
-    "negative offset": (
-        safetensors_bytes({"a": entry(offsets=(-16, 0))}, bytes(16)),
-        "data_offsets of tensor 'a'",
-    ),
-    "another size": (
-        safetensors_bytes({"a": entry(shape=(2, 3))}, bytes(16)),
-        "tensor 'a' is F32 of shape .*24 bytes, but has 16",
-    ),
-    "overlap": (
-        safetensors_bytes({"a": entry(), "b": entry(offsets=(8, 24))}, bytes(24)),
-        "'b' overlaps tensor 'a'",
-    ),
-    "the same place": (
-        safetensors_bytes({"a": entry(), "b": entry()}, bytes(16)),
-        "'b' overlaps tensor 'a'",
-    ),
-    "a gap": (
-        safetensors_bytes({"a": entry(), "b": entry(offsets=(20, 36))}, bytes(36)),
-        "between tensor 'a' and tensor 'b' are 4 bytes",
-    ),
-    "a gap before": (
-        safetensors_bytes({"a": entry(offsets=(4, 20))}, bytes(20)),
-        "between the header and tensor 'a' are 4 bytes",
-    ),
-    "bytes behind": (safetensors_bytes({"a": entry()}, bytes(17)), "1 bytes after tensor 'a'"),
-    "metadata of numbers": (safetensors_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
-    "metadata as text": (safetensors_bytes({"__metadata__": "a"}), "__metadata__"),
 }
 
 
@@ -138,10 +81,19 @@ def refused(path: pathlib.Path) -> str:
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_damage_is_named(tmp_path: pathlib.Path, case: str):
-    data, message = DAMAGED[case]
+def test_damage_is_refused(tmp_path: pathlib.Path, case: str):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(DAMAGED[case])
+    assert refused(path).startswith(f"{path} is damaged, truncated or of another format; ")
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_cannot_be_used_is_named(tmp_path: pathlib.Path, case: str):
+    data, message = UNUSABLE[case]
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
+    with safetensors.safe_open(path, "numpy"):
+        pass
     text = refused(path)
     assert str(path) in text and re.search(message, text)
 
@@ -178,7 +130,7 @@ def shared(places: dict[str, str]) -> str:
     ],
 )
 def test_an_index_does_not_lead_out_of_its_folder(sharded: pathlib.Path, file: str):
-    write_safetensors(sharded.parent / "outside.safetensors", listed(arrays()))
+    safetensors.numpy.save_file(arrays(), sharded.parent / "outside.safetensors")
     write_index(sharded, {"scale": f"{file}.safetensors"})
     text = refused(sharded)
     assert "'scale'" in text and "not a plain path" in text and str(sharded) in text
@@ -234,10 +186,8 @@ def test_a_tensor_that_the_index_forgot_is_there(sharded: pathlib.Path):
 
 def test_a_tensor_in_two_files(sharded: pathlib.Path):
     places = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
-    write_safetensors(
-        sharded / "more.safetensors",
-        listed({name: arrays()[name] for name in ("scale", "odd bytes")}),
-    )
+    again = {name: arrays()[name] for name in ("scale", "odd bytes")}
+    safetensors.numpy.save_file(again, sharded / "more.safetensors")
     write_index(sharded, places | {"odd bytes": "more.safetensors"})
     text = refused(sharded)
     assert "again in" in text and "more.safetensors" in text

@@ -20,6 +20,7 @@ class JsonlSource(SourceConfig):
     ...]}.
 
     Attributes:
+        image_dir: what images are relative to; None: the folder of the file.
         holdout_by: which examples `DataConfig.holdout` keeps from training. "position": the last ones. "caption": those that a digest of
         the captions chooses; examples with equal captions (case and punctuation aside) or the same image stay together, so that neither
         is met in training. They are never more than `holdout`, and fewer where all that is left belongs to larger groups.
@@ -27,7 +28,7 @@ class JsonlSource(SourceConfig):
 
     kind: Literal["jsonl"]
     path: str
-    image_dir: str
+    image_dir: str | None = None
     weight: float = 1.0
     holdout_by: Literal["position", "caption"] = "position"
     captions: ClassVar[bool] = True
@@ -46,9 +47,13 @@ class Jsonl(Source):
     def __init__(self, config: JsonlSource, template: Template, *, holdout: int, part: Part):
         """Finds the lines; to split by caption, reads them. Raises InputError if the file or the image folder is missing, or the file has
         no lines, or none that can be held out."""
-        self._folder = check_folder(resolved(config.image_dir), "image_dir")
+        path = resolved(config.path, download=False)
+        folder = (
+            path.parent if config.image_dir is None else resolved(config.image_dir, download=False)
+        )
+        self._folder = check_folder(folder, "image_dir")
+        self._records = open_lines(path)
         self._template = template
-        self._records = open_lines(resolved(config.path))
         self._indices: Sequence[int] | np.ndarray
         if config.holdout_by == "caption" and holdout:
             keys = [_caption_key(self._records, row) for row in range(len(self._records))]

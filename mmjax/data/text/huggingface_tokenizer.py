@@ -1,13 +1,14 @@
-"""Tokenizers of published models, run by the `tokenizers` package."""
+"""Tokenizers of published models: read by transformers, run by the `tokenizers` package alone, as loader processes want it."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import tokenizers
 
 from mmjax.data.text.tokenizer_files import read_tokenizer
+from mmjax.data.text.tokenizer_json import SPACE, Content
 from mmjax.errors import InputError
 
 # Names that published tokenizers give to these tokens, where no tokenizer_config.json tells.
@@ -17,7 +18,8 @@ _KNOWN_NAMES = {
     "pad": ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>"),
     "image": ("<image>", "<|image|>", "<|image_pad|>", "<image_soft_token>", "[IMG]"),
 }
-
+# What the parts of a tokenizer.json that see spaces are called, and lists of them.
+_SEQUENCES = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 
 PrefixSpace = Literal["never", "first", "always", "again"]
 """Where a tokenizer puts a space of its own: before a whole text that begins without one; also before each text that follows a special
@@ -45,22 +47,17 @@ class HuggingFaceTokenizer:
 
     def __init__(self, path: Path | str):
         """Reads `path`, as `read_tokenizer` does. Raises InputError if it cannot be read or has no end-of-sequence token."""
-        files = read_tokenizer(path)
-        self.path = files.path
-        self.chat_template = files.chat_template
-        self._settings = files.settings
-        try:
-            self.prefix_space = _prefix_space(files.content)
-            # Without what puts a space before a text and takes it off again, the ids of two texts in a row mean just these texts.
-            parts = ("normalizer", "pre_tokenizer", "decoder")
-            content = files.content | {
-                name: _without_prefix_space(files.content.get(name)) for name in parts
-            }
-        except (AttributeError, KeyError, StopIteration, TypeError):
-            raise InputError(
-                f"{self.path} is not a tokenizer: its normalizer, pre_tokenizer or decoder is damaged."
-            ) from None
-        self._tokenizer = _build(content, self.path)
+        self.path, published = read_tokenizer(path)
+        template = published.chat_template
+        self.chat_template: str | None = (
+            template.get("default") if isinstance(template, dict) else template
+        )
+        self.names: dict[str, str] = dict(published.special_tokens_map)
+        content = json.loads(published.backend_tokenizer.to_str())
+        # Without such spaces, the ids of two texts in a row mean just these texts.
+        self.prefix_space = _take_prefix_space(content)
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+        self._tokenizer.encode_special_tokens = True  # names of special tokens in a text stay text
         self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(self._ids.values()) + 1
         eos = self._find("eos")
@@ -74,21 +71,24 @@ class HuggingFaceTokenizer:
         self.pad = eos if pad is None else pad
         self.image = self.vocabulary if image is None else image
         self.vocabulary = max(self.vocabulary, self.image + 1)
-        added = files.content.get("added_tokens") or ()
-        unknown = self._ids.get((files.content.get("model") or {}).get("unk_token") or "")
-        specials = {token["id"] for token in added if token.get("special")}
-        specials |= {self.pad, self.bos, self.eos, self.image}
+        added = [token for token in content["added_tokens"] if token["special"]]
+        model = content["model"]
+        unknown = model.get("unk_id", self._ids.get(model.get("unk_token") or ""))
+        specials = {token["id"] for token in added} | {self.pad, self.bos, self.eos, self.image}
         self._specials = frozenset(specials - ({unknown} - {self.eos}))
         self.special_tokens = {
             name: index for name, index in self._ids.items() if index in self._specials
         }
-        self.names = self._role_names()
+        if not self.names:
+            by_id = {index: name for name, index in self.special_tokens.items()}
+            found = {"bos_token": bos, "eos_token": eos}
+            self.names = {role: by_id[index] for role, index in found.items() if index is not None}
         first = next(iter(self._tokenizer.encode("").tokens), "")
         self.begins = first if self._ids.get(first) == self.bos != self.eos else ""
         self.swallows = {
-            token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip")))
+            token["content"]: (token["lstrip"], token["rstrip"])
             for token in added
-            if token.get("special") and (token.get("lstrip") or token.get("rstrip"))
+            if token["lstrip"] or token["rstrip"]
         }
 
     def encode(self, text: str) -> list[int]:
@@ -116,102 +116,45 @@ class HuggingFaceTokenizer:
             raise InputError(f"{self.path} has no special token {name!r}; a template needs it.")
         return self._ids[name]
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
-        # Another process reads the file again: the settings do not survive pickling.
-        return type(self), (self.path,)
-
-    def _named(self, role: str) -> str | None:
-        """The token that tokenizer_config.json gives a role."""
-        named = self._settings.get(f"{role}_token")
-        name = named.get("content") if isinstance(named, dict) else named
-        if name is not None and not isinstance(name, str):
-            raise InputError(
-                f"{self.path}: tokenizer_config.json has {str(name)[:40]!r} as {role}_token, which is no text."
-            )
-        return name
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenizer.encode_special_tokens = True  # it does not survive pickling
 
     def _find(self, role: str) -> int | None:
-        name = self._named(role)
-        if name is not None:
-            if name not in self._ids:
-                raise InputError(
-                    f"{self.path}: tokenizer_config.json names {name!r} as {role}_token, but there is no such token."
+        named = self.names.get(f"{role}_token")
+        names = _KNOWN_NAMES[role] if named is None else (named,)
+        return next((self._ids[name] for name in names if name in self._ids), None)
+
+
+def _take_prefix_space(content: Content) -> PrefixSpace:
+    """Takes out of a tokenizer what puts a space before a text, or takes it off again. Returns where one was put."""
+    found: PrefixSpace = "never"
+    for name, members in _SEQUENCES.items():
+        kept = []
+        for part in _parts(content[name], members):
+            kind = part["type"]
+            # Transformers doubles the space that a text begins with, beside a Metaspace.
+            doubles = kind == "Replace" and part["pattern"] == {"Regex": rf"\A{SPACE}"}
+            if kind == "Prepend" or doubles:
+                found = "again"
+                continue
+            if kind == "Strip" and part.get("content") == " ":
+                continue
+            if name == "pre_tokenizer" and found == "never":
+                found = part.get(
+                    "prepend_scheme", "always" if part.get("add_prefix_space") else found
                 )
-            return self._ids[name]
-        return next((self._ids[known] for known in _KNOWN_NAMES[role] if known in self._ids), None)
-
-    def _role_names(self) -> dict[str, str]:
-        """Where nothing names any, those that were found by customary names."""
-        named = {
-            f"{role}_token": name
-            for role in (*_KNOWN_NAMES, "unk")
-            if (name := self._named(role)) is not None
-        }
-        if self._settings:
-            return named
-        by_id = {index: name for name, index in self.special_tokens.items()}
-        return {
-            f"{role}_token": by_id[index]
-            for role in ("bos", "eos")
-            if (index := self._find(role)) is not None
-        }
+            for setting, value in (("prepend_scheme", "never"), ("add_prefix_space", False)):
+                if setting in part:
+                    part[setting] = value
+            kept.append(part)
+        if content[name] is not None:
+            content[name] = {"type": "Sequence", members: kept}
+    return found
 
 
-def _prefix_space(content: dict[str, Any]) -> PrefixSpace:
-    """What `_without_prefix_space` takes out."""
-    for part in _parts(content.get("normalizer")):
-        if part["type"] == "Prepend":
-            return "again"
-    for part in _parts(content.get("pre_tokenizer")):
-        if part["type"] == "Metaspace":
-            scheme: PrefixSpace = part.get("prepend_scheme") or (
-                "always" if part.get("add_prefix_space", True) else "never"
-            )
-            return scheme
-        if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
-            return "always"
-    return "never"
-
-
-def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer, or the members of a sequence of them."""
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        return [
-            inner
-            for name in ("normalizers", "pretokenizers")
-            for member in part.get(name, ())
-            for inner in _parts(member)
-        ]
-    return [part]
-
-
-def _build(content: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the package raises no narrower type
-        raise InputError(f"{path} is not a tokenizer: {error}.") from None
-    tokenizer.encode_special_tokens = True  # names of special tokens in a text stay text
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _without_prefix_space(part: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A normalizer, pre-tokenizer or decoder without what puts a space before a text, or takes it off again."""
-    if (
-        part is None
-        or part["type"] == "Prepend"
-        or (part["type"] == "Strip" and part.get("content") == " ")
-    ):
-        return None
-    if part["type"] == "Metaspace":
-        return {**part, "prepend_scheme": "never"}
-    if part["type"] == "ByteLevel":
-        return {**part, "add_prefix_space": False}
-    if part["type"] == "Sequence":
-        name = next(name for name in ("normalizers", "pretokenizers", "decoders") if name in part)
-        kept = [clean for clean in map(_without_prefix_space, part[name]) if clean is not None]
-        return {**part, name: kept} if kept else None
-    return part
+def _parts(part: Content | None, members: str) -> list[Content]:
+    """The members of a sequence, and of sequences in it."""
+    if part is None or members not in part:
+        return [part] if part else []
+    return [inner for member in part[members] for inner in _parts(member, members)]

@@ -1,68 +1,92 @@
-"""Where a published tokenizer lies, and in which form: folders, tokenizer.json, tokenizer.model, GGUF files; and how it is written as the
-files that transformers reads."""
+"""Where a published tokenizer lies, and how transformers reads and writes it: folders, tokenizer.json, tokenizer.model, GGUF files.
+
+Transformers is shown a folder with copies of the files that are known, each of a bounded size. It reads them all with one class,
+`PreTrainedTokenizerFast`, which takes a tokenizer.json as it stands and a tokenizer.model by its own rules. The classes that AutoTokenizer
+picks by name have rules of their own: GPT2Tokenizer cuts digits otherwise than SmolLM2's tokenizer.json says, and LlamaTokenizer merges
+spaces otherwise than sentencepiece does with Mistral's tokenizer.model.
+"""
 
 import json
-from dataclasses import dataclass
+import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from mmjax.base.files import read_regular
+import tokenizers
+
+from mmjax.base.files import read_object, read_regular
+from mmjax.base.huggingface import transformers
 from mmjax.data.text.gguf_tokenizer import read_gguf
-from mmjax.data.text.sentencepiece_tokenizer import read_sentencepiece
-from mmjax.data.text.tiktoken_tokenizer import is_tiktoken, read_tiktoken
-from mmjax.data.text.tokenizer_json import LARGEST, Content
+from mmjax.data.text.tokenizer_models import Vocabulary, read_model, unreadable
 from mmjax.errors import InputError
 
-_GGUF = b"GGUF"
-_BEGINNING = 4096  # bytes that tell the formats apart
 _NAMES = ("tokenizer.json", "tokenizer.model")
-_SETTINGS = 8 * 1024 * 1024  # bytes; published ones have up to 1.2 MB
+_CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_TEMPLATES, _DECODER = "chat_template.json", "added_tokens_decoder"
+_ROLES = ("bos_token", "eos_token", "pad_token", "image_token")
+_GGUF = b"GGUF"
+_LARGEST = 128 * 1024 * 1024  # bytes; the tokenizer of Gemma, with 262,144 tokens, has 33 million
+_LARGEST_SETTINGS = 8 * 1024 * 1024  # bytes; published ones have up to 1.2 MB
+# Transformers compares what settings name with each added token, in seconds for this many; one alone takes as long as some of these.
+_MOST_NAMED, _MOST_COMPARED, _BASE = 2048, 2**21, 16
+_MOST_PARTS = 2**17  # lists and objects of settings, which transformers copies one by one
+
+Settings = dict[str, dict[str, Any]]
+"""What the JSON files beside a vocabulary say, by their names."""
 
 
-@dataclass(frozen=True)
-class TokenizerFiles:
-    """A published tokenizer.
-
-    Attributes:
-        path: the file that holds the vocabulary.
-        content: as tokenizer.json has it.
-        settings: as tokenizer_config.json has them; empty without one.
-        chat_template: in the language of jinja, or None.
-    """
-
-    path: Path
-    content: Content
-    settings: dict[str, Any]
-    chat_template: str | None
-
-
-def read_tokenizer(path: Path | str) -> TokenizerFiles:
-    """Reads a tokenizer.
+def read_tokenizer(path: Path | str) -> tuple[Path, Any]:
+    """The file that holds the vocabulary, and the tokenizer: a `PreTrainedTokenizerFast` of transformers.
 
     Args:
         path: tokenizer.json, tokenizer.model (of Llama 3, or of SentencePiece), a GGUF file, or a folder with one of these, looked for
-            in this order. What lies beside it (tokenizer_config.json, chat_template.jinja, chat_template.json) is read too.
+            in this order. What lies beside it (tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat_template.jinja,
+            chat_template.json) is read too.
 
     Raises:
         InputError: there is none, or it cannot be read.
     """
     file = _find_file(Path(path).absolute())
-    try:
-        with file.open("rb") as stream:
-            beginning = stream.read(_BEGINNING)
-    except OSError as error:
-        raise InputError(f"The tokenizer file {file} cannot be read: {error.strerror}.") from None
-    if beginning.startswith(_GGUF):
-        content, settings = read_gguf(file)
-        return TokenizerFiles(file, content, settings, settings["chat_template"])
-    settings = _read_json(file.with_name("tokenizer_config.json"), optional=True)
-    if is_tiktoken(beginning):
-        content = read_tiktoken(file, settings)
-    elif file.suffix == ".model":
-        content = read_sentencepiece(file, settings)
-    else:
-        content = _read_json(file, limit=LARGEST)
-    return TokenizerFiles(file, content, settings, _find_chat_template(file.parent, settings))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        vocabulary = _copy(file, folder)
+        logger = logging.getLogger("transformers")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # what matters is raised
+        try:
+            tokenizer = transformers().PreTrainedTokenizerFast.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **vocabulary.options
+            )
+        except Exception as error:  # it expects files that are in order
+            raise unreadable(file, error, folder) from None
+        finally:
+            logger.setLevel(level)
+    added = tokenizer.init_kwargs[_DECODER].values()
+    known = vocabulary.tokens | {str(token) for token in added}
+    for role, named in tokenizer.special_tokens_map.items():
+        if role in _ROLES and named not in known:  # transformers gives it a new id
+            raise InputError(
+                f"{file}: tokenizer_config.json names {named!r} as {role}, but there is no such token."
+            )
+    return file, tokenizer
+
+
+def write_tokenizer(source: Path | str, folder: Path) -> None:
+    """Writes tokenizer.json and tokenizer_config.json, with the chat template, into a folder that exists.
+
+    Args:
+        source: as `read_tokenizer` takes it.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    _, tokenizer = read_tokenizer(source)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    settings = read_object(folder / _CONFIG, _LARGEST_SETTINGS, "part of a tokenizer")
+    # The name of the same class before transformers 5, which knows both.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def _find_file(path: Path) -> Path:
@@ -85,64 +109,73 @@ def _find_file(path: Path) -> Path:
     return found[0]
 
 
-def _find_chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """A file of its own comes before a setting; of several named ones, "default" is taken."""
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        try:
-            return read_regular(file, _SETTINGS, "chat template").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"The chat template {file} cannot be read: {error}.") from None
-    found = settings.get("chat_template") or _read_json(
-        folder / "chat_template.json", optional=True
-    ).get("chat_template")
-    if isinstance(found, list):
-        found = next(
-            (
-                entry.get("template")
-                for entry in found
-                if isinstance(entry, dict) and entry.get("name") == "default"
-            ),
-            None,
-        )
-    return found if isinstance(found, str) else None
-
-
-def _read_json(path: Path, optional: bool = False, limit: int = _SETTINGS) -> dict[str, Any]:
-    if optional and not path.exists():
-        return {}
+def _copy(file: Path, folder: Path) -> Vocabulary:
+    """Fills the folder that transformers reads."""
     try:
-        content = json.loads(read_regular(path, limit, "part of a tokenizer").decode("utf-8"))
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"The tokenizer file {path} does not hold a JSON object.")
-    return content
+        with file.open("rb") as stream:
+            is_gguf = stream.read(len(_GGUF)) == _GGUF
+    except OSError as error:
+        raise InputError(f"The tokenizer file {file} cannot be read: {error.strerror}.") from None
+    if is_gguf:
+        content, named = read_gguf(file)
+        settings = {_CONFIG: {key: value for key, value in named.items() if value is not None}}
+        vocabulary = _read_json(json.dumps(content).encode(), file)
+    else:
+        settings = _read_settings(file)
+        jinja = file.with_name("chat_template.jinja")
+        if jinja.exists():
+            template = read_regular(jinja, _LARGEST_SETTINGS, "chat template")
+            (folder / jinja.name).write_bytes(template)
+        data = read_regular(file, _LARGEST, "tokenizer")
+        vocabulary = read_model(data, file, settings[_CONFIG]) or _read_json(data, file)
+    _check_effort(file, settings, vocabulary)
+    for name, content in settings.items():
+        text = json.dumps(content)
+        if text.count("[") + text.count("{") > _MOST_PARTS:
+            raise InputError(
+                f"{file.with_name(name)} has more lists and objects than any tokenizer."
+            )
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / vocabulary.name).write_bytes(vocabulary.data)
+    return vocabulary
 
 
-_CLASS = "PreTrainedTokenizerFast"
+def _read_settings(file: Path) -> Settings:
+    found: Settings = {
+        name: read_object(path, _LARGEST_SETTINGS, "part of a tokenizer")
+        for name in (_CONFIG, _MAP, _ADDED, _TEMPLATES)
+        if (path := file.with_name(name)).exists()
+    }
+    found[_CONFIG] = found.pop(_TEMPLATES, {}) | found.get(_CONFIG, {})
+    found[_CONFIG].pop("fast_tokenizer_files", None)  # names of further files
+    return found
 
 
-def write_tokenizer(source: Path | str, folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, with the chat template, into a folder that exists.
+def _check_effort(file: Path, settings: Settings, vocabulary: Vocabulary) -> None:
+    def size(value: Any) -> int:
+        return len(value) if isinstance(value, dict | list) else 0
 
-    What was converted (from a GGUF file or a tokenizer.model) is read by transformers' class for any tokenizer.json.
-
-    Args:
-        source: as `read_tokenizer` takes it.
-
-    Raises:
-        InputError: the source cannot be read.
-    """
-    files = read_tokenizer(source)
-    settings = dict(files.settings)
-    if files.path.name != "tokenizer.json" or "tokenizer_class" not in settings:
-        settings["tokenizer_class"] = _CLASS
-    settings["chat_template"] = files.chat_template
-    kept = {name: value for name, value in settings.items() if value is not None}
-    for name, content in (("tokenizer.json", files.content), ("tokenizer_config.json", kept)):
-        (folder / name).write_text(
-            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    config, roles = dict(settings[_CONFIG]), settings.get(_MAP, {})
+    # Most added tokens stand in a tokenizer.json and beside it.
+    added = max(vocabulary.added, size(config.pop(_DECODER, None)) + size(settings.get(_ADDED)))
+    named = sum(map(size, (config, roles, *config.values(), *roles.values()))) + vocabulary.named
+    if named > _MOST_NAMED or (_BASE + named) * added > _MOST_COMPARED:
+        raise InputError(
+            f"{file}: {named} special tokens and settings beside {added} added tokens are more than those of any tokenizer."
         )
+
+
+def _read_json(data: bytes, file: Path) -> Vocabulary:
+    """A tokenizer.json, written anew by the package that runs it."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # the package raises no narrower type
+        raise InputError(f"{file} is not a tokenizer: {error}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return Vocabulary(
+        "tokenizer.json",
+        tokenizer.to_str().encode(),
+        set(tokenizer.get_vocab()),
+        added=len(tokenizer.get_added_tokens_decoder()),
+    )

@@ -6,9 +6,6 @@ from typing import Any, NamedTuple
 Content = dict[str, Any]
 """JSON data in the format of tokenizer.json."""
 
-LARGEST = 128 * 1024 * 1024
-"""Bytes of a tokenizer, whatever its form; that of Gemma, with 262,144 tokens, has 33 million."""
-
 SPACE = "▁"
 """SentencePiece's sign for a space."""
 
@@ -32,11 +29,6 @@ _PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _OTHERS = (chr(0x100 + number) for number in range(0x100))
 BYTE_CHARACTERS = [chr(byte) if byte in _PRINTABLE else next(_OTHERS) for byte in range(0x100)]
 """GPT-2's character for each byte: itself where it is printable, else one of those that follow all bytes."""
-
-
-def in_byte_characters(data: bytes) -> str:
-    """Bytes as a byte-level vocabulary spells them."""
-    return "".join(BYTE_CHARACTERS[byte] for byte in data)
 
 
 def split_by(pattern: str) -> Sequence[Content]:

@@ -16,8 +16,11 @@ from mmjax.recipe.recipe import Recipe, Stage
 MULTIPLE = 8  # of the vocabulary of a decoder that is built for its tokenizer: matrix units like it
 
 
-def make_tokenizer(recipe: Recipe) -> Tokenizer:
+def make_tokenizer(recipe: Recipe, *, download: bool = True) -> Tokenizer:
     """Reads the recipe's tokenizer, or builds it from the training text of all stages; what is held out contributes nothing.
+
+    Args:
+        download: a tokenizer of the Hugging Face Hub that is not in the cache is brought; False: it is refused.
 
     Raises:
         InputError: the tokenizer or the data cannot be read.
@@ -27,7 +30,7 @@ def make_tokenizer(recipe: Recipe) -> Tokenizer:
             raise InputError(
                 "config.tokenizer.path has no value yet; give a tokenizer file or its folder with --config.tokenizer.path=..."
             )
-        return open_tokenizer(resolved(recipe.tokenizer.path))
+        return open_tokenizer(resolved(recipe.tokenizer.path, weights=False, download=download))
     templates = {stage.data.template for stage in recipe.stages.values()}
     specials = itertools.chain.from_iterable(
         find_template(name).special_tokens for name in sorted(templates)

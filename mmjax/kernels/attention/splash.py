@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.typing import Array, Float, Int
@@ -47,13 +48,9 @@ def attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    batch, length, heads, head_dim = q.shape
+    batch, length, heads, _ = q.shape
     keys, kv_heads = k.shape[1:3]
-    grouped = (
-        (q * scale)
-        .reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-        .transpose(0, 2, 3, 1, 4)
-    )
+    grouped = rearrange(q * scale, "B T (K G) H -> B K G T H", K=kv_heads)
     rows_more, keys_more = -length % _TILE, -keys % _TILE
     grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, 0), (0, rows_more), (0, 0)))
     k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, keys_more), (0, 0))) for x in (k, v))
@@ -64,7 +61,7 @@ def attention(
     ids = _segments(mask, batch, length, keys, rows_more, keys_more)
     of_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     out = jax.vmap(of_head)(grouped, k, v, ids)[:, :, :, :length]
-    out = out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
+    out = rearrange(out, "B K G T H -> B T (K G) H").astype(q.dtype)
     return out if mask is None else jnp.where(mask.sees_something(keys)[..., None, None], out, 0)
 
 

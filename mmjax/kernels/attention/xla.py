@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.typing import Array, Bool, Float
@@ -30,12 +31,11 @@ def attention(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N H"]:
-    batch, length, heads, head_dim = q.shape
-    kv_heads, group = k.shape[2], heads // k.shape[2]
-    rows = q.swapaxes(1, 2).reshape(batch, kv_heads, group * length, head_dim)
+    group = q.shape[2] // k.shape[2]
+    rows = rearrange(q, "B T (K G) H -> B K (G T) H", G=group)
     seen = None if mask is None else jnp.tile(mask.dense(k.shape[1]), (1, group, 1))[:, None]
     out = _attend(rows, k.swapaxes(1, 2), v.swapaxes(1, 2), seen, scale, softcap)
-    return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
+    return rearrange(out, "B K (G T) H -> B T (K G) H", G=group)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

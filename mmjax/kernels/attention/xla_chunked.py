@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from mmjax.kernels.attention.mask import SKIP, IntervalMask, tile_classes
 from mmjax.typing import Array, Bool, Float, Int
@@ -65,31 +66,22 @@ def attention(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "B T N H"]:
-    batch, length, heads, head_dim = q.shape
+    batch, length, heads, _ = q.shape
     keys, kv_heads = k.shape[1:3]
     tile = TILES.get(jax.default_backend(), _OTHERWISE)
     rows, wide, together = min(tile.rows, length), min(tile.keys, keys), 1 if tile.alone else batch
-    grouped = _tiles(q, together, rows)
-    blocks, tall = grouped.shape[:2]
-    grouped = grouped.reshape(blocks, tall, together, rows, kv_heads, -1, head_dim).transpose(
-        0, 1, 2, 4, 5, 3, 6
-    )
-    grouped = grouped.reshape(blocks, tall, together, kv_heads, -1, head_dim)
+    tiles = _tiles(q, together, rows)
+    grouped = rearrange(tiles, "A I b R (K G) H -> A I b K (G R) H", K=kv_heads)
     keys_and_values = (_tiles(x, together, wide).swapaxes(3, 4) for x in (k, v))
     prepared = _prepare(mask, (batch, length, keys), (together, rows, wide), heads // kv_heads)
     out = _attend(_Settings(scale, softcap), grouped, *keys_and_values, prepared)
-    out = out.reshape(blocks, tall, together, kv_heads, -1, rows, head_dim).transpose(
-        0, 2, 1, 5, 3, 4, 6
-    )
-    return out.reshape(batch, -1, heads, head_dim)[:, :length]
+    return rearrange(out, "A I b K (G R) H -> (A b) (I R) (K G) H", R=rows)[:, :length]
 
 
 def _tiles(values: Array, together: int, size: int) -> Array:
     """[B, T, ...] as [A, tiles, b, size, ...], with zeros behind the last row."""
     padded = jnp.pad(values, ((0, 0), (0, -values.shape[1] % size), *((0, 0),) * (values.ndim - 2)))
-    return padded.reshape(-1, together, padded.shape[1] // size, size, *values.shape[2:]).swapaxes(
-        1, 2
-    )
+    return rearrange(padded, "(A b) (I size) ... -> A I b size ...", b=together, size=size)
 
 
 def _prepare(

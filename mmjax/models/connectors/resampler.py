@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
 from flax import nnx
 
 from mmjax.errors import InputError
@@ -281,18 +282,14 @@ class ResamplerConfig(ConnectorConfig):
 
 def partition(x: Float[Array, "B P D"], window: int) -> Float[Array, "BW S D"]:
     """Patches (row by row) into windows (row by row) of window^2 patches: [B, P, D] -> [B * W, window^2, D]."""
-    batch, patches, width = x.shape
-    windows = round(patches**0.5) // window
-    x = x.reshape(batch, windows, window, windows, window, width).swapaxes(2, 3)
-    return x.reshape(batch * windows**2, window**2, width)
+    side = round(x.shape[1] ** 0.5) // window
+    return rearrange(x, "B (i a j b) D -> (B i j) (a b) D", i=side, j=side, a=window, b=window)
 
 
 def on_grid(weights: Float[Array, "W Q S"], window: int) -> Float[Array, "Q P P"]:
     """Weights over the window^2 patches of each window (windows and patches row by row) to maps over the whole grid."""
-    windows, queries, _ = weights.shape
-    side = round(windows**0.5)
-    tiles = weights.reshape(side, side, queries, window, window)
-    return tiles.transpose(2, 0, 3, 1, 4).reshape(queries, side * window, side * window)
+    side = round(len(weights) ** 0.5)
+    return rearrange(weights, "(i j) Q (a b) -> Q (i a) (j b)", i=side, j=side, a=window, b=window)
 
 
 class ResamplerBlock(Projections):
@@ -359,10 +356,8 @@ class Scale(nnx.Module):
 
     def start(self, batch: int, patches: int) -> Float[Array, "BW Q D"]:
         """The learned queries dealt out to the windows of every image."""
-        queries, width = self.queries.shape
-        windows = patches // self.window**2
-        q = jnp.broadcast_to(self.queries[...].astype(self.dtype), (batch, queries, width))
-        return q.reshape(batch * windows, queries // windows, width)
+        q, windows = self.queries[...].astype(self.dtype), patches // self.window**2
+        return repeat(q, "(W Q) D -> (B W) Q D", B=batch, W=windows)
 
     def attention_map(
         self, features: tuple[Float[Array, "1 S D"], ...]
@@ -376,11 +371,11 @@ class Scale(nnx.Module):
         return jnp.stack(maps)
 
     def __call__(self, features: tuple[Float[Array, "B P D"], ...]) -> Float[Array, "B N D"]:
-        batch, patches, width = features[0].shape
+        batch, patches, _ = features[0].shape
         q = self.start(batch, patches)
         for block, x in zip(self.blocks, features, strict=True):
             q = block(q, partition(x, self.window))
-        return q.reshape(batch, -1, width)
+        return rearrange(q, "(B W) Q D -> B (W Q) D", B=batch)
 
 
 class Resampler(nnx.Module):
