@@ -1,4 +1,4 @@
-"""Settings of decoders that config.json may say in several ways, as transformers 5.23 understands them."""
+"""Settings of decoders that config.json may say in several ways, as transformers 5.24 understands them."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ LINEAR = {"rope_type": "linear", "factor": 4.0}
 THETA = {"rope_type": "default", "rope_theta": 500.0}
 YARN = {"type": "yarn", "factor": 2.0, "attention_factor": 1.0}
 
-# What stands in config.json; theta and scaling. Each was computed by transformers 5.23 (LlamaConfig.from_dict, LlamaRotaryEmbedding).
+# What stands in config.json; theta and scaling. Each was computed by transformers 5.24 (LlamaConfig.from_dict, LlamaRotaryEmbedding).
 ROPE = {
     "theta among the older settings": ({"rope_scaling": THETA}, 500.0, None),
     "theta twice": ({"rope_scaling": THETA, "rope_theta": 7.0}, 500.0, None),
