@@ -158,7 +158,7 @@ def small_pretrain(tokens: Settings) -> Settings:
             learning_rate=5e-4, warmup_steps=60, final_scale=0.03, beta2=0.98,
             weight_decay=0.02, clip_norm=1.0,
         ),
-        steps=2000,
+        steps=1500,
         batch_size=16,
     )  # fmt: skip
 
@@ -176,7 +176,7 @@ def small_finetune(tokens: Settings, transitions: tuple[str, ...] = GROW) -> Set
             weight_decay=0.02, clip_norm=1.0,
         ),
         transitions=transitions,
-        steps=400,
+        steps=250,
         batch_size=16,
     )  # fmt: skip
 
