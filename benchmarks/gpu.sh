@@ -5,9 +5,9 @@
 #     bash benchmarks/gpu.sh --device cpu          a trial without one, with the smallest shapes
 #
 # PYTHON names the interpreter. Packages that it lacks, on a machine without a network, come from wheels/ (git ignores it), which is filled
-# elsewhere; mmjax's step needs the first two:
+# elsewhere: mmjax's step needs the first two, the parts that read a recipe or rows the others.
 #
-#     python3 -m pip download --no-deps -d wheels clu einops ml_collections
+#     python3 -m pip download --no-deps -d wheels clu einops ml_collections grain
 #
 # Exit code: 0 all that could run did, 1 a part failed or was stopped, 2 there is no GPU.
 set -euo pipefail

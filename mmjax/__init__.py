@@ -1,6 +1,6 @@
 """Multimodal language models, trained in JAX.
 
-    recipe = mmjax.load_recipe("configs/cos.py", {"stages.pretrain.steps": 10})
+    recipe = mmjax.load_recipe("cos", {"stages.pretrain.steps": 10})
     mmjax.train(recipe, "runs/short")
     mmjax.open_run("runs/short").answer("image.png", "what shape is present?")
     decoder = mmjax.weights.load_pretrained("path/to/folder or file.gguf")

@@ -115,10 +115,9 @@ def find_config(file: str) -> pathlib.Path:
         return path
     package = pathlib.Path(__file__).parents[1]
     # A wheel has them within the package, a checkout beside it.
-    places = [
-        folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
-    ]
-    shipped = {other.stem: other for folder in places for other in sorted(folder.glob("*.py"))}
+    folder = package / "configs"
+    folder = folder if folder.is_dir() else package.parent / "configs"
+    shipped = {other.stem: other for other in sorted(folder.glob("*.py"))}
     if file in shipped:
         return shipped[file]
     near = sorted(map(str, path.parent.glob("*.py"))) if path.parent.is_dir() else []

@@ -55,10 +55,7 @@ def run(
     stage = list(recipe.stages.values())[-1]
     settings = recipe.evaluation
     tasks = {name: find_task(name) for name in settings.tasks}
-    images = {
-        name: task.images(stage.data, split, tokenizer)[: settings.limit]
-        for name, task in tasks.items()
-    }
+    images = open_images(recipe, tokenizer, split)
     questions = {name: [one for image in images[name] for one in image.questions] for name in tasks}
     evaluated = EvaluatedModel(
         stage, model_def, params, tokenizer, settings.batch_size, should_stop
@@ -100,6 +97,17 @@ def run(
         name: _scored(task, questions[name], answers[name], baselines[name])
         | task.details(evaluated, images[name])
         for name, task in tasks.items()
+    }
+
+
+def open_images(
+    recipe: Recipe, tokenizer: Tokenizer, split: Split = "test"
+) -> dict[str, Sequence[ImageQuestions]]:
+    """What each task of `recipe.evaluation` asks about, by its name. Raises InputError if there is nothing to ask, or data are missing."""
+    data, settings = list(recipe.stages.values())[-1].data, recipe.evaluation
+    return {
+        name: find_task(name).images(data, split, tokenizer)[: settings.limit]
+        for name in settings.tasks
     }
 
 

@@ -33,6 +33,7 @@ _SETTINGS = (
     "chat_template.jinja",
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_FILES = (".gguf", ".safetensors", ".json", ".model")  # a path that ends so is no folder
 
 _SECONDS = 10  # within which the Hub must answer
 _SHOWN = 4  # names in a message
@@ -130,9 +131,10 @@ def _parse(text: str, weights: bool) -> _Wanted:
     wanted = functools.partial(_Wanted, text, repository, path)
     if uri.type == "dataset":
         return wanted([path, f"{path}/*"] if path else ["*"], [])
-    if path.endswith((".gguf", ".safetensors")):
+    if path.endswith(_FILES):
         above = path.rpartition("/")[0]
-        return wanted([path], [f"{above}/{name}".lstrip("/") for name in _SETTINGS])
+        beside = [*_SETTINGS, *(_WEIGHTS if path.endswith(".index.json") else ())]
+        return wanted([path], [f"{above}/{name}".lstrip("/") for name in beside])
     if path:
         names = [path, *(f"{path}/{name}" for name in (*_SETTINGS, *(_WEIGHTS if weights else ())))]
         return wanted(names, [])

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from jax.sharding import Mesh
 from rich.console import Console
 
+from mmjax import evaluation
 from mmjax.base.signals import StopSignal
 from mmjax.config.checks import refuse_missing
 from mmjax.data.packing.layout import preview, save_preview
@@ -98,6 +99,8 @@ class _Run:
             begun = steps[stage.name] is not None or self.summary.has(stage)
             if stage.init_from and not begun:
                 initial_weights.check(stage)
+        if not self.summary.is_scored:
+            evaluation.open_images(self.recipe, self.tokenizer)
         for index, stage in enumerate(stages):
             done = steps[stage.name] or 0
             # Checkpoints of a stage that another one has followed may have been removed to save space.

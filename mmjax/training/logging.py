@@ -16,8 +16,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self
 
-import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -71,20 +69,13 @@ class Window:
     def add(self, new: StepMetrics, counts: Counts) -> None:
         """One more step. Waits for nothing."""
         if self._sums is None and self._saved is not None:
-            leaves, structure = jax.tree.flatten(new)
-            pairs = zip([1, *self._saved], leaves, strict=True)
-            values = [np.asarray(value, leaf.dtype) for value, leaf in pairs]
-            self._sums, self._saved = jax.tree.unflatten(structure, values), None
+            self._sums, self._saved = metrics.from_sums(self._saved, new), None
         self._sums = new if self._sums is None else metrics.merge(self._sums, new)
         self._counts += counts
 
     def state(self) -> list[float] | None:
-        """The sums as JSON holds them exactly, without clu's count of merges, which comes first. Waits for the device."""
-        return (
-            self._saved
-            if self._sums is None
-            else [leaf.item() for leaf in jax.tree.leaves(jax.device_get(self._sums))[1:]]
-        )
+        """The sums as JSON holds them exactly. Waits for the device."""
+        return self._saved if self._sums is None else metrics.to_sums(self._sums)
 
     def summary(self) -> dict[str, float]:
         """Means over the window. Waits for the device."""

@@ -15,6 +15,7 @@ import clu.metrics
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.typing import NO_TARGET, Array, Float, Int
 
@@ -196,6 +197,25 @@ def step_metrics(
 def merge[M: (TokenMetrics, StepMetrics)](left: M, right: M) -> M:
     """Of the steps of both, `right` being the newer; one small dispatch, no transfer to the host."""
     return left.merge(right)
+
+
+def to_sums(metrics: StepMetrics) -> list[float]:
+    """The numbers of all metrics, in order. Waits for the device."""
+    parts = [getattr(metrics, name) for name in _METRICS]
+    return [leaf.item() for leaf in jax.tree.leaves(jax.device_get(parts))]
+
+
+def from_sums(sums: list[float], like: StepMetrics) -> StepMetrics:
+    """The metrics whose numbers `to_sums` gave, with the types of `like`."""
+    leaves, structure = jax.tree.flatten([getattr(like, name) for name in _METRICS])
+    values = [np.asarray(value, leaf.dtype) for value, leaf in zip(sums, leaves, strict=True)]
+    parts = jax.tree.unflatten(structure, values)
+    return like.replace(**dict(zip(_METRICS, parts, strict=True)))
+
+
+_METRICS = tuple(
+    StepMetrics.__annotations__
+)  # clu adds a count of merges, which nothing here reads
 
 
 def summary(metrics: TokenMetrics | StepMetrics) -> dict[str, float]:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 ROOT = pathlib.Path(__file__).parents[2]
 ABSENT = (
     "grain",
-    "clu",
     "ml_collections",
     "tensorflow_datasets",
     "array_record",

@@ -17,7 +17,6 @@ from mmjax.models import parameters
 ROOT = pathlib.Path(__file__).parents[2]
 ABSENT = (
     "grain",
-    "clu",
     "ml_collections",
     "tensorflow_datasets",
     "tensorflow",

@@ -34,7 +34,7 @@ def test_every_setting_is_shown_with_who_chose_it():
     assert text.startswith("cos: pretrain -> finetune\n* differs from the default   ! set")
     found = shown_settings(text)
     assert found["stages.pretrain.steps"] == ("!", "10")
-    assert found["stages.finetune.steps"] == (" ", "400")
+    assert found["stages.finetune.steps"] == (" ", "250")
     assert found["stages.pretrain.model.unroll"] == found["stages.finetune.model.unroll"]
     assert found["stages.finetune.model.unroll"] == ("!", "1")
     assert found["seed"] == ("!", "0")

@@ -114,7 +114,7 @@ def test_a_tokenizer_comes_without_weights(hub):
             "hf:owner/name/a.gguf",
             {"a.gguf", "config.json", "tokenizer.json", "chat_template.jinja"},
         ),
-        ("hf:owner/name/tokenizer.json", {"tokenizer.json"}),
+        ("hf:owner/name/tokenizer.json", {"tokenizer.json", "config.json", "chat_template.jinja"}),
         ("hf:owner/name/deep", {"deep/config.json", "deep/model.safetensors"}),
         ("hf:owner/name/deep/model.safetensors", {"deep/config.json", "deep/model.safetensors"}),
         ("hf:datasets/owner/captions", {"captions.jsonl", "images/a.png"}),

@@ -69,7 +69,7 @@ def packed(content: object) -> np.ndarray:
 
 
 def byte_level_gguf(folder: pathlib.Path, pre: str) -> dict[str, np.ndarray]:
-    """In `apart`, transformers 5.23 is left to itself, which does not know "smollm": it cuts digits off in another way than the model."""
+    """In `apart`, transformers 5.24 is left to itself, which does not know "smollm": it cuts digits off in another way than the model."""
     trained = small.byte_level(CUTS[pre], ["<unk>", "<s>", "</s>"], plain=("<think>",))
     content = json.loads(trained.to_str())
     tokens = [name for name, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]

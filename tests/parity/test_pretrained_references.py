@@ -25,7 +25,7 @@ def test_a_case_says_how_it_was_made(name):
         metadata = json.loads(str(file["metadata"]))
     assert metadata["script"] == "record_pretrained.py" and metadata["seed"]
     assert metadata["torch"].split("+")[0] == "2.13.0" and metadata["transformers"].startswith(
-        "5.23."
+        "5.24."
     )
 
 

@@ -26,7 +26,7 @@ def test_a_reference_says_how_it_was_made(name):
     assert metadata["script"] == f"record_{name}.py"
     assert metadata.keys() >= {"seed", "python", "numpy"}
     assert metadata["torch"].split("+")[0] == "2.13.0" and metadata["transformers"].startswith(
-        "5.23."
+        "5.24."
     )
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from mmjax.errors import InputError
 
-_LONGEST = (
-    2**26
-)  # the sum of the squares of tokens' lengths; that of Llama 4, with 200,000 tokens, has 13 million
+# The sum of the squares of tokens' lengths; that of Llama 4, with 200,000 tokens, has 13 million.
+_LONGEST = 2**26
 _UNIGRAM, _BPE = 1, 2  # kinds of SentencePiece's models
 _KINDS = {3: "words", 4: "characters"}
 _CONTROL = 3  # a kind of its pieces
@@ -66,9 +65,9 @@ def read_model(data: bytes, file: Path, settings: dict[str, Any]) -> Vocabulary 
     Raises:
         InputError: the file is damaged, or changes texts in a way that is not implemented.
     """
-    # Else tiktoken leaves copies in a folder of all users, and reads such a copy for another file that comes to the same place.
-    os.environ["TIKTOKEN_CACHE_DIR"] = ""
     if _TIKTOKEN.match(data):
+        # Else tiktoken leaves copies in a folder of all users, and reads such a copy for another file that comes to the same place.
+        os.environ["TIKTOKEN_CACHE_DIR"] = ""
         return _read_tiktoken(data, file, settings)
     return _read_sentencepiece(data, file, settings) if file.suffix == ".model" else None
 

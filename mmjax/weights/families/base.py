@@ -36,7 +36,8 @@ def class_defaults(model_type: str) -> Mapping[str, Any]:
     if model_type not in classes:
         return {}
     own = classes[model_type]
-    return {"rope_theta": own.default_theta} | own.default_config_fields()
+    fields = {"rope_theta": own.default_theta} | own.default_config_fields()
+    return {name: value for name, value in fields.items() if not callable(value)}
 
 
 class ConfigJson:
