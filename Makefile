@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
-run: setup  ## train, score and report the default recipe (some minutes on two CPU cores)
+run: setup  ## train, score and report the default recipe (about five minutes on two CPU cores)
 	$(BIN)/python -m mmjax.main --config=configs/cos.py
 
 test: setup  ## the tests
