@@ -61,23 +61,26 @@ def test_weights_and_kernels_need_no_other_import(tmp_path: pathlib.Path):
     script = (
         "import mmjax\n"
         f"decoder = mmjax.weights.load_pretrained({str(tmp_path / 'decoder')!r})\n"
-        "import jax.numpy as jnp\n"
-        "print(decoder(jnp.ones((1, 3), jnp.int32)).shape)\n"
+        "import jax, jax.numpy as jnp\n"
+        "print(jax.jit(decoder)(jnp.ones((1, 3), jnp.int32)).shape)\n"
         "ones = jnp.ones((1, 4, 2, 8))\n"
-        "print(mmjax.kernels.attention(ones, ones, ones).shape)"
+        "print(jax.jit(mmjax.kernels.attention)(ones, ones, ones).shape)"
     )
     assert run(script) == f"(1, 3, {DECODER.vocabulary})\n(1, 4, 2, 8)\n"
 
 
 def test_from_a_config_file_to_an_answer(tmp_path: pathlib.Path):
     data = squares.write_data(tmp_path)
-    settings = squares.settings(data) | {"stages.squares.steps": 3, "logging.trackers": ()}
+    settings = squares.settings(data) | {
+        "stages.squares.steps": 1,
+        "stages.squares.data.holdout": 0,
+        "logging.trackers": (),
+    }
     recipe = mmjax.load_recipe(squares.__file__, settings)
     mmjax.train(recipe, tmp_path / "run")
     trained = mmjax.open_run(str(tmp_path / "run"))
-    assert trained.checkpoint.name == "3" and trained.recipe.stages["squares"].steps == 3
+    assert trained.checkpoint.name == "1" and trained.recipe.stages["squares"].steps == 1
     assert isinstance(trained.answer(data / "0.png", "what is it?"), str)
-    assert isinstance(trained.answer(None, "what is it?"), str)
 
 
 def test_a_recipe_is_the_one_of_the_command_line():

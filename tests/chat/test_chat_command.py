@@ -137,6 +137,7 @@ def test_a_pipe_without_a_question(folder: pathlib.Path, text: bytes, message: s
     assert message in err.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_an_answer(folder: pathlib.Path, number: signal.Signals, code: int):
     with running(start(folder, "--prompt=one?", ENDLESS)) as process:
@@ -148,6 +149,7 @@ def test_a_signal_ends_an_answer(folder: pathlib.Path, number: signal.Signals, c
         assert err.decode().strip() in ("mmjax: Interrupted.", "mmjax: Terminated.")
 
 
+@pytest.mark.slow
 def test_a_pipe_may_be_closed_early(folder: pathlib.Path):
     with running(start(folder, "--prompt=one?", ENDLESS)) as process:
         assert process.stdout is not None
@@ -259,6 +261,7 @@ def test_a_conversation_at_a_terminal(terminal: Terminal, tmp_path: pathlib.Path
     assert terminal.end() == 0
 
 
+@pytest.mark.slow
 def test_leaving_by_command_and_by_ctrl_c_while_loading(folder: pathlib.Path, terminal: Terminal):
     early = Terminal(command(folder))
     early.wait_for("loading")

@@ -1,7 +1,9 @@
 """Held-out captions of a (tiny, untrained) model: what it writes, and how likely it finds what people wrote."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -42,8 +44,13 @@ TOKENIZER = WordTokenizer.build([*CAPTIONS, "a short image description: what? th
 TASK = CaptionsTask()
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> JsonlSource:
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> JsonlSource:
+    """For tests that only read it."""
+    return write_noise(tmp_path_factory.mktemp("squares"))
+
+
+def write_noise(tmp_path: Path) -> JsonlSource:
     """Eleven images of noise, the first with a question beside its caption; the third caption once more, in other spelling."""
     rng = np.random.default_rng(0)
     for number in range(12):
@@ -83,7 +90,12 @@ def make_recipe(
 
 
 def make_params(recipe: Recipe) -> dict:
-    return parameters.initialize(recipe.stages["only"].model, jax.random.key(1))
+    return dict(initialized(recipe.stages["only"].model))
+
+
+@functools.cache
+def initialized(model: VLMConfig) -> dict:
+    return parameters.initialize(model, jax.random.key(1))
 
 
 def run(recipe: Recipe, params: dict, **options: object) -> dict:
@@ -91,10 +103,26 @@ def run(recipe: Recipe, params: dict, **options: object) -> dict:
     return evaluation.run(recipe, model_def, params, TOKENIZER, **options)["captions"]
 
 
-def test_result_and_predictions(source: JsonlSource, tmp_path: Path) -> None:
-    recipe = make_recipe(source, untrained=True)
-    result = run(recipe, make_params(recipe), workdir=tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def scored(source: JsonlSource, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """What one whole run finds, and where it wrote."""
+    recipe, folder = make_recipe(source, untrained=True), tmp_path_factory.mktemp("scored")
+    return run(recipe, make_params(recipe), workdir=folder), folder
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written, for tests of how likely captions are: the programs that write cost seconds."""
+    monkeypatch.setattr(
+        Generator,
+        "answer_all",
+        lambda _, params, examples, **__: [[""] * len(one.continuations) for one in examples],
+    )
+
+
+def test_result_and_predictions(scored: tuple[dict, Path]) -> None:
+    result, folder = scored
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == result["n"] == 6 and {line["type"] for line in lines} == {"squares"}
     assert all(
         line["prediction"] and Path(line["image"]).is_file() and not line["question"]
@@ -122,22 +150,18 @@ def test_result_and_predictions(source: JsonlSource, tmp_path: Path) -> None:
     json.dumps(result)
 
 
-def test_score_of_a_model_that_writes_every_second_caption(
-    source: JsonlSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = make_recipe(source)
-    references = [
-        image.questions[0].reference for image in TASK.images(recipe.stages["only"].data, "test")
-    ]
+def test_score_of_a_model_that_writes_every_second_caption(source: JsonlSource) -> None:
+    images = TASK.images(make_recipe(source).stages["only"].data, "test")
+    questions = [image.questions[0] for image in images]
+    references = [question.reference for question in questions]
     answers = [
         reference.upper() if number % 2 else "" for number, reference in enumerate(references)
     ]
-    monkeypatch.setattr(Generator, "answer_all", lambda *_, **__: [[answer] for answer in answers])
-    result = run(recipe, make_params(recipe))
-    assert result["score"] == pytest.approx(
+    score = TASK.score(questions, answers).score
+    assert score == pytest.approx(
         np.mean(cider_d(answers, [[reference] for reference in references]))
     )
-    assert 0.3 < result["score"] / result["reference_score"] < 0.7
+    assert 0.3 < score / TASK.score(questions, references).score < 0.7
 
 
 def test_none_of_the_images_and_captions_is_trained_on(source: JsonlSource) -> None:
@@ -158,21 +182,31 @@ def test_none_of_the_images_and_captions_is_trained_on(source: JsonlSource) -> N
     assert captions.isdisjoint(map(normalised, texts))
 
 
+@functools.cache
+def full_pass(config: VLMConfig) -> Callable[[dict, Batch], jax.Array]:
+    """(parameters, batch) to logits [B, T, V]."""
+    model_def, _ = parameters.abstract(config)
+    return jax.jit(lambda params, batch: model_def.merge(params)(batch))
+
+
 def naive_nll(recipe: Recipe, params: dict, pairs: list[tuple[str, str]]) -> tuple[float, int]:
     """Sum in float64 over the tokens of each (path, caption), every one a row by itself in which each token sees all before it."""
-    model = parameters.abstract(recipe.stages["only"].model)[0].merge(params)
-    visual, total, count = recipe.stages["only"].model.visual_tokens, 0.0, 0
+    model = recipe.stages["only"].model
+    visual, total, count = model.visual_tokens, 0.0, 0
     for path, caption in pairs:
         said = [*TOKENIZER.encode(caption), TOKENIZER.eos]
-        tokens = np.array([[TOKENIZER.image] * visual + [TOKENIZER.bos, *said[:-1]]], np.int32)
+        written = [TOKENIZER.image] * visual + [TOKENIZER.bos, *said[:-1]]
+        # Padded to one length, so that one program serves all.
+        tokens = np.array([written + [TOKENIZER.pad] * (24 - len(written))], np.int32)
         places = np.arange(tokens.shape[1], dtype=np.int32)[None]
-        nothing, one = np.full_like(tokens, -1), np.ones_like(tokens)
+        nothing, one = np.full_like(tokens, -1), (places < len(written)).astype(np.int32)
         slots = np.where(places < visual, places, -1).astype(np.int32)
         pixels = load_image(path, 8)[None, None]
-        logits = model(
-            Batch(tokens, nothing, one, 0 * one, places, pixels, np.ones((1, 1), bool), slots)
+        logits = full_pass(model)(
+            params,
+            Batch(tokens, nothing, one, 0 * one, places, pixels, np.ones((1, 1), bool), slots),
         )
-        shown = np.asarray(logits[0, visual:], np.float64)
+        shown = np.asarray(logits, np.float64)[0, visual : len(written)]
         total += sum(
             np.log(np.exp(row).sum()) - row[token] for row, token in zip(shown, said, strict=True)
         )
@@ -180,12 +214,12 @@ def naive_nll(recipe: Recipe, params: dict, pairs: list[tuple[str, str]]) -> tup
     return total, count
 
 
-def test_likelihood_is_the_loss_by_hand(source: JsonlSource) -> None:
+def test_likelihood_is_the_loss_by_hand(source: JsonlSource, scored: tuple[dict, Path]) -> None:
     recipe = make_recipe(source)
     params = make_params(recipe)
     images = TASK.images(recipe.stages["only"].data, "test")
     captions = [image.questions[0].reference for image in images]
-    result = run(recipe, params)
+    result, _ = scored
     total, count = naive_nll(
         recipe,
         params,
@@ -200,7 +234,10 @@ def test_likelihood_is_the_loss_by_hand(source: JsonlSource) -> None:
     assert abs(result["nll_shuffled"] - result["nll"]) > 1e-3, "this model sees"
 
 
-@pytest.mark.parametrize("template", ["plain", "short_prompt"])
+@pytest.mark.parametrize(
+    "template", [pytest.param("plain", marks=pytest.mark.slow), "short_prompt"]
+)
+@pytest.mark.usefixtures("silent")
 def test_likelihood_is_the_held_out_loss_of_training(source: JsonlSource, template: str) -> None:
     recipe = make_recipe(source, template=template)
     stage, params = recipe.stages["only"], make_params(recipe)
@@ -212,6 +249,7 @@ def test_likelihood_is_the_held_out_loss_of_training(source: JsonlSource, templa
     assert run(recipe, params)["nll"] == pytest.approx(metrics.summary(total)["loss"], rel=1e-5)
 
 
+@pytest.mark.usefixtures("silent")
 def test_a_model_that_does_not_look_finds_captions_as_likely_beside_other_images(
     source: JsonlSource,
 ) -> None:
@@ -240,6 +278,7 @@ def test_other_images_have_other_captions() -> None:
     assert other_images([question("a")]) is None
 
 
+@pytest.mark.usefixtures("silent")
 def test_captions_of_one_image_are_scored_together(tmp_path: Path) -> None:
     Pillow.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Pillow.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
@@ -296,7 +335,8 @@ def test_prompts_are_those_of_training(source: JsonlSource) -> None:
     assert written == "|a short image description:", "up to where the caption begins"
 
 
-def test_examples_without_caption_or_image_are_skipped(source: JsonlSource, tmp_path: Path) -> None:
+def test_examples_without_caption_or_image_are_skipped(tmp_path: Path) -> None:
+    source = write_noise(tmp_path)
     more = [
         {"text": "no image"},
         {"image": "0.png", "questions": [["what?", "that"]]},
@@ -320,7 +360,8 @@ def test_examples_without_caption_or_image_are_skipped(source: JsonlSource, tmp_
     assert [image.questions[0].reference for image in TASK.images(data, "test")] == ["that"]
 
 
-def test_a_missing_image_is_named(source: JsonlSource) -> None:
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    source = write_noise(tmp_path)
     recipe = make_recipe(source)
     for path in Path(source.image_dir).glob("*.png"):
         path.unlink()
@@ -329,7 +370,13 @@ def test_a_missing_image_is_named(source: JsonlSource) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "where"), [(0, "answering"), (2, "how likely"), (3, "how likely"), (4, "how likely")]
+    ("asked", "where"),
+    [
+        (0, "answering"),
+        pytest.param(2, "how likely", marks=pytest.mark.slow),
+        pytest.param(3, "how likely", marks=pytest.mark.slow),
+        (4, "how likely"),
+    ],
 )
 def test_a_stop_is_answered_between_batches(source: JsonlSource, asked: int, where: str) -> None:
     """Two batches are answered, then two are measured, and two beside other images."""
@@ -339,23 +386,21 @@ def test_a_stop_is_answered_between_batches(source: JsonlSource, asked: int, whe
         run(recipe, make_params(recipe), should_stop=lambda: next(answers))
 
 
-def test_limit_and_the_length_of_a_caption(source: JsonlSource, tmp_path: Path) -> None:
-    recipe = make_recipe(source, limit=2, max_caption_tokens=1)
-    assert run(recipe, make_params(recipe), workdir=tmp_path)["n"] == 2
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert all(len(TOKENIZER.encode(line["prediction"])) <= 1 for line in lines)
-
-
-def test_beside_another_task(source: JsonlSource, tmp_path: Path) -> None:
-    recipe = make_recipe(source, tasks=("easy_vqa", "captions"), limit=2)
+def test_beside_another_task_with_a_limit_and_short_captions(
+    source: JsonlSource, tmp_path: Path
+) -> None:
+    recipe = make_recipe(
+        source, tasks=("easy_vqa", "captions"), limit=2, max_caption_tokens=1, max_new_tokens=3
+    )
     model_def, _ = parameters.abstract(recipe.stages["only"].model)
     scores = evaluation.run(recipe, model_def, make_params(recipe), TOKENIZER, workdir=tmp_path)
     assert "metric" not in scores["easy_vqa"] and "nll" not in scores["easy_vqa"]
-    lines = [
-        json.loads(line)["task"]
-        for line in (tmp_path / "predictions.jsonl").read_text().splitlines()
-    ]
-    assert lines == ["easy_vqa"] * scores["easy_vqa"]["n"] + ["captions"] * 2
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    tasks = [line["task"] for line in lines]
+    assert tasks == ["easy_vqa"] * scores["easy_vqa"]["n"] + ["captions"] * 2
+    assert scores["captions"]["n"] == 2
+    lengths = [len(TOKENIZER.encode(line["prediction"])) for line in lines]
+    assert max(lengths[-2:]) <= 1 < max(lengths[:-2])
     easy, captions = describe(scores)
     assert " questions (" in easy and "%" not in captions
     assert (

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mmjax.config.checks import check
 from mmjax.config.load import recipe_from
+from mmjax.distributed.mesh import make_mesh
 from mmjax.errors import InputError
 from mmjax.graft import __main__ as graft
 from mmjax.graft import graft as grafting
@@ -30,6 +31,7 @@ from mmjax.models.config import (
 )
 from mmjax.recipe.recipe import RANDOM, Recipe
 from mmjax.runs import initial_weights, run
+from mmjax.runs.initial_params import initial_params
 from mmjax.runs.initial_weights import open_initial
 from mmjax.runs.score import evaluate
 from mmjax.runs.workdir import Workdir
@@ -64,7 +66,8 @@ COLORS = ("red", "green", "blue")
 
 
 def publish(folder: pathlib.Path, config, seed: int) -> str:
-    save_params(parameters.initialize(config, jax.random.key(seed)), config, folder)
+    draw = jax.jit(lambda: parameters.initialize(config, jax.random.key(seed)))
+    save_params(draw(), config, folder)
     return str(folder)
 
 
@@ -146,10 +149,31 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, published: dict[str, str]) 
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Workdir:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe
+) -> tuple[Workdir, dict[str, int]]:
+    """The finished run; and how many embedding tables were alive when a stage began to read published weights."""
+    shape = (DECODER.vocabulary, DECODER.width)
+    others = {id(array) for array in jax.live_arrays()}
+    alive, real = {}, initial_weights.load_into
+
+    def load_into(start, manifest, stage, *arguments):
+        gc.collect()
+        alive[stage.name] = sum(
+            array.shape == shape and id(array) not in others for array in jax.live_arrays()
+        )
+        return real(start, manifest, stage, *arguments)
+
     workdir = Workdir(tmp_path_factory.mktemp("run") / "run")
-    run.train(recipe, workdir, console=Console(file=io.StringIO()))
-    return workdir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initial_weights, "load_into", load_into)
+        run.train(recipe, workdir, console=Console(file=io.StringIO()))
+    return workdir, alive
+
+
+@pytest.fixture(scope="module")
+def finished(trained: tuple[Workdir, dict[str, int]]) -> Workdir:
+    return trained[0]
 
 
 def saved(workdir: Workdir, stage: str) -> dict[str, np.ndarray]:
@@ -204,7 +228,7 @@ def test_grafting_in_the_run_leaves_the_surrogate_behind(finished):
 
 
 def test_of_the_surrogate_only_what_is_grafted_is_read_again(
-    finished, recipe, tmp_path, monkeypatch
+    finished, published, recipe, tmp_path, monkeypatch
 ):
     again = Workdir(tmp_path / "run")
     shutil.copytree(finished.path, again.path)
@@ -212,18 +236,34 @@ def test_of_the_surrogate_only_what_is_grafted_is_read_again(
     summary = json.loads(again.summary.read_text())
     summary["stages"] = summary["stages"][:2]
     again.summary.write_text(json.dumps(summary))
-    asked = []
+    asked, begun = [], []
+
+    class BegunError(Exception):
+        """The stage has what it begins with: all that is looked at here."""
 
     def load(folder, shardings=None):
         asked.append((folder.parent.name, set(shardings)))
         return load_params(folder, shardings)
 
+    def begin(stage, recipe, files, *, start, **others):
+        first = start(make_mesh(recipe.mesh))
+        begun.append((stage.name, jax.jit(first.make)(first.given)))
+        raise BegunError
+
     monkeypatch.setattr("mmjax.runs.workdir.load_params", load)
-    run.train(recipe, again, console=Console(file=io.StringIO()))
-    (stage, paths), *_ = asked
+    monkeypatch.setattr(run, "train_stage", begin)
+    with pytest.raises(BegunError):
+        run.train(recipe, again, console=Console(file=io.StringIO()))
+    ((stage, paths),) = asked
     assert stage == "encoder" and {path.split("/")[0] for path in paths} == {"vision", "connector"}
-    for path, value in saved(finished, "decoder").items():
-        np.testing.assert_array_equal(saved(again, "decoder")[path], value, err_msg=path)
+    ((stage, params),) = begun
+    assert stage == "decoder" and params.keys() == saved(finished, "decoder").keys()
+    before, target = saved(finished, "encoder"), load_whole(published["decoder"])
+    for path, value in params.items():
+        if path.startswith("decoder/"):
+            np.testing.assert_array_equal(value, target[path], err_msg=path)
+        else:
+            np.testing.assert_array_equal(value, before[path], err_msg=path)
 
 
 @pytest.fixture(scope="module")
@@ -283,29 +323,47 @@ def test_the_way_there_and_back_leaves_the_encoder_as_it_was(grafted, finished, 
 
 
 def test_one_workdir_gives_all_three_scores(finished, recipe):
-    out = io.StringIO()
-    settings = {"console": Console(file=out, width=200)}
-    evaluate(recipe, finished, checkpoint=str(finished.checkpoints / "encoder" / "2"), **settings)
-    evaluate(recipe, finished, begin="decoder", **settings)
-    evaluate(recipe, finished, checkpoint=str(finished.checkpoints / "decoder" / "2"), **settings)
+    quiet = {"console": Console(file=io.StringIO())}
+    evaluate(recipe, finished, checkpoint=str(finished.checkpoints / "encoder" / "2"), **quiet)
+    evaluate(recipe, finished, begin="decoder", **quiet)
     noted = [json.loads(line) for line in finished.evaluations.read_text().splitlines()]
     assert [(record["stage"], record["step"]) for record in noted] == [
         ("encoder", 2),
         ("decoder", 0),
-        ("decoder", 2),
     ]
-    assert len({record["eval"]["captions"]["nll"] for record in noted}) == 3
     final = json.loads(finished.summary.read_text())["eval"]
-    assert noted[2]["eval"]["captions"]["nll"] == final["captions"]["nll"]
+    scores = [*(record["eval"] for record in noted), final]
+    assert len({score["captions"]["nll"] for score in scores}) == 3
 
 
-def test_what_a_stage_begins_with_can_be_scored_once_it_is_known(recipe, finished, tmp_path):
+@pytest.mark.slow
+def test_the_last_checkpoint_has_the_score_of_the_run(finished, recipe):
+    before = json.loads(finished.summary.read_text())["eval"]
+    last = str(finished.checkpoints / "decoder" / "2")
+    evaluate(recipe, finished, checkpoint=last, console=Console(file=io.StringIO()))
+    noted = json.loads(finished.evaluations.read_text().splitlines()[-1])
+    assert (noted["stage"], noted["step"]) == ("decoder", 2)
+    assert noted["eval"]["captions"]["nll"] == before["captions"]["nll"]
+
+
+def test_what_a_stage_begins_with_can_be_scored_once_it_is_known(
+    recipe, published, tmp_path, monkeypatch
+):
     quiet = {"console": Console(file=io.StringIO())}
-    fresh = Workdir(tmp_path / "run")
+    fresh, scored = Workdir(tmp_path / "run"), []
+
+    def score(recipe, stage, params, *others, folder):
+        scored.append(params)
+        return {}
+
+    monkeypatch.setattr("mmjax.runs.score.score", score)
     # Published weights and a connector that has learned nothing.
     evaluate(recipe, fresh, begin="translator", **quiet)
     (noted,) = [json.loads(line) for line in fresh.evaluations.read_text().splitlines()]
     assert (noted["stage"], noted["step"]) == ("translator", 0)
+    np.testing.assert_array_equal(
+        scored[0]["decoder/embedding"], load_whole(published["decoder"])["decoder/embedding"]
+    )
     with pytest.raises(
         InputError,
         match="begins with what stage 'encoder' ends with, and that one has not finished",
@@ -313,9 +371,8 @@ def test_what_a_stage_begins_with_can_be_scored_once_it_is_known(recipe, finishe
         evaluate(recipe, fresh, begin="decoder", **quiet)
 
 
-@pytest.mark.parametrize("kind", ["lora", "random"])
-def test_the_target_may_be_adapted_or_drawn(recipe, tmp_path, kind):
-    """Low-rank updates beside the kernels that are loaded; a decoder of random numbers, to measure cost."""
+def adapted_or_drawn(recipe: Recipe, kind: str) -> Recipe:
+    """The recipe with low-rank updates in its last stage, or with a decoder of random numbers there."""
     decoder = recipe.stages["decoder"]
     if kind == "lora":
         lora = LoRAConfig(rank=2, alpha=4.0, targets=("decoder/layers/attention/query",))
@@ -328,14 +385,47 @@ def test_the_target_may_be_adapted_or_drawn(recipe, tmp_path, kind):
     else:
         changes = {"init_from": {"decoder": RANDOM}}
     stages = recipe.stages | {"decoder": dataclasses.replace(decoder, **changes)}
-    again = Workdir(tmp_path / "run")
-    run.train(
-        dataclasses.replace(recipe, stages=stages), again, console=Console(file=io.StringIO())
+    return dataclasses.replace(recipe, stages=stages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "random"])
+def test_a_target_that_is_adapted_or_drawn_is_trained(recipe, tmp_path, kind):
+    changed, workdir = adapted_or_drawn(recipe, kind), Workdir(tmp_path / "run")
+    run.train(changed, workdir, console=Console(file=io.StringIO()))
+    after = saved(workdir, "decoder")
+    shapes = parameters.abstract(changed.stages["decoder"].model)[1]
+    assert {path: value.shape for path, value in after.items()} == {
+        path: leaf.shape for path, leaf in shapes.items()
+    }
+    kernel = "decoder/layers/attention/query/kernel"
+    target = load_whole(recipe.stages["decoder"].init_from["decoder"])
+    assert np.array_equal(after[kernel], target[kernel]) == (kind == "lora")
+    if kind == "lora":
+        assert np.any(after["decoder/layers/attention/query/lora_b"])
+
+
+@pytest.mark.parametrize("kind", ["lora", "random"])
+def test_the_target_may_be_adapted_or_drawn(finished, recipe, tmp_path, kind):
+    """Low-rank updates beside the kernels that are loaded; a decoder of random numbers, to measure cost."""
+    changed, again = adapted_or_drawn(recipe, kind), Workdir(tmp_path)
+    again.manifest("decoder").parent.mkdir()
+    start = initial_params(
+        changed,
+        changed.stages["decoder"],
+        make_mesh(recipe.mesh),
+        again,
+        trained=lambda before, needed: {
+            path: value for path, value in saved(finished, before.name).items() if path in needed
+        },
+        say=lambda text: None,
     )
+    params = jax.jit(start.make)(start.given)
     entries = {
         entry["target"]: entry["how"]
         for entry in json.loads(again.manifest("decoder").read_text())["entries"]
     }
+    assert entries.keys() == params.keys()
     kernel = "decoder/layers/attention/query/kernel"
     if kind == "lora":
         adapters = {
@@ -343,28 +433,15 @@ def test_the_target_may_be_adapted_or_drawn(recipe, tmp_path, kind):
         }
         assert set(adapters.values()) == {"fresh"} and entries[kernel] == "loaded"
         np.testing.assert_array_equal(
-            saved(again, "decoder")[kernel], load_whole(decoder.init_from["decoder"])[kernel]
+            params[kernel], load_whole(recipe.stages["decoder"].init_from["decoder"])[kernel]
         )
     else:
         assert {how for path, how in entries.items() if path.startswith("decoder/")} == {"fresh"}
     assert {how for path, how in entries.items() if path.startswith("vision/")} == {"copied"}
 
 
-def test_no_array_of_the_surrogate_lives_while_the_target_is_read(recipe, tmp_path, monkeypatch):
-    shape = (DECODER.vocabulary, DECODER.width)
-    others = {id(array) for array in jax.live_arrays()}
-    alive, real = {}, initial_weights.load_into
-
-    def load_into(start, manifest, stage, *arguments):
-        gc.collect()
-        alive[stage.name] = sum(
-            array.shape == shape and id(array) not in others for array in jax.live_arrays()
-        )
-        return real(start, manifest, stage, *arguments)
-
-    monkeypatch.setattr(initial_weights, "load_into", load_into)
-    run.train(recipe, Workdir(tmp_path / "run"), console=Console(file=io.StringIO()))
-    assert alive == {"translator": 0, "decoder": 0}
+def test_no_array_of_the_surrogate_lives_while_the_target_is_read(trained):
+    assert trained[1] == {"translator": 0, "decoder": 0}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ def params() -> dict:
     return parameters.initialize(CONFIG, jax.random.key(2))
 
 
+@functools.cache
 def make_generator(config: VLMConfig = CONFIG, **options: object) -> Generator:
+    """The same one is made once: what tests ask in batches of equal shapes runs in the same programs."""
     options = {"batch_size": 4, "max_new_tokens": LONGEST} | options
     return Generator(parameters.abstract(config)[0], config, TOKENIZER, **options)
 
@@ -122,6 +124,15 @@ def ask(*questions: str, prefix: tuple = (), template: str = "plain", name: str 
     )
 
 
+ABOUT_ONE_IMAGE = ask(*QUESTIONS, prefix=(image(0),))
+
+
+@pytest.fixture(scope="module")
+def plain_answers(params: dict) -> list[list[int]]:
+    """What the model says about one image."""
+    return make_generator().answer_tokens(params, [ABOUT_ONE_IMAGE])[0]
+
+
 def test_many_questions_per_image_equal_the_packed_row(params: dict) -> None:
     # Batches of 4 questions: two images share one, and one image needs two.
     examples = [ask(*QUESTIONS[:number], prefix=(image(number),)) for number in (3, 1, 5, 2)]
@@ -178,7 +189,7 @@ def test_continuations_with_images_behind_a_shared_prefix(params: dict) -> None:
     assert all(one != other for one, other in zip(answers, alone, strict=True))
 
 
-def test_low_rank_updates_are_used(params: dict) -> None:
+def test_low_rank_updates_are_used(params: dict, plain_answers: list[list[int]]) -> None:
     config = make_config(lora=LoRAConfig(rank=2))
     rng = np.random.default_rng(0)
     shapes = {
@@ -190,33 +201,34 @@ def test_low_rank_updates_are_used(params: dict) -> None:
     trained = params | {
         path: rng.normal(0, 0.3, shape).astype(np.float32) for path, shape in shapes.items()
     }
-    example = ask(*QUESTIONS, prefix=(image(0),))
-    answers = make_generator(config).answer_tokens(trained, [example])[0]
-    check(trained, example, answers, config)
-    assert answers != make_generator().answer_tokens(params, [example])[0]
+    answers = make_generator(config).answer_tokens(trained, [ABOUT_ONE_IMAGE])[0]
+    check(trained, ABOUT_ONE_IMAGE, answers, config)
+    assert answers != plain_answers
 
 
-def test_unrolled_layers_keep_their_caches_apart_and_answer_the_same(params: dict) -> None:
-    config = make_config(unroll=2)
-    example = ask(*QUESTIONS, prefix=(image(0), Text("the image of one circle")))
-    answers = make_generator(config).answer_tokens(params, [example])[0]
-    check(params, example, answers, config)
-    assert answers == make_generator().answer_tokens(params, [example])[0]
+def test_unrolled_layers_keep_their_caches_apart_and_answer_the_same(
+    params: dict, plain_answers: list[list[int]]
+) -> None:
+    unrolled = make_generator(make_config(unroll=2))
+    answers = unrolled.answer_tokens(params, [ABOUT_ONE_IMAGE])[0]
+    check(params, ABOUT_ONE_IMAGE, answers)
+    assert answers == plain_answers
 
 
-def test_answers_do_not_depend_on_the_batch(params: dict) -> None:
+@pytest.mark.parametrize("batch_size", [4, pytest.param(64, marks=pytest.mark.slow)])
+def test_answers_do_not_depend_on_the_batch(params: dict, batch_size: int) -> None:
     examples = [ask(*QUESTIONS, prefix=(image(number),)) for number in range(3)]
-    assert make_generator(batch_size=1).answer_tokens(params, examples) == make_generator(
-        batch_size=64
-    ).answer_tokens(params, examples)
+    one, other = (make_generator(batch_size=size) for size in (1, batch_size))
+    assert one.answer_tokens(params, examples) == other.answer_tokens(params, examples)
 
 
 def test_answers_are_text(params: dict) -> None:
     head = np.zeros((16, CONFIG.decoder.vocabulary), np.float32)
     say = TOKENIZER.encode(" yes")[0]
     bias = params | {"decoder/norm/scale": np.zeros(16, np.float32), "decoder/lm_head/kernel": head}
+    prompt = find_template("plain").prompt(QUESTIONS[2])
     # All logits equal: pad, which is no text.
-    assert make_generator().answer(bias, (), find_template("plain").prompt("is there?")) == ""
+    assert make_generator().answer(bias, (image(0),), prompt) == ""
     # The first hidden unit is always 1 after this norm when the embedding table is constant.
     table = np.tile(np.eye(16, dtype=np.float32)[0], (CONFIG.decoder.vocabulary, 1))
     head[0, say] = 1.0
@@ -225,19 +237,15 @@ def test_answers_are_text(params: dict) -> None:
         for path, value in params.items()
     }
     constant |= {"decoder/embedding": table, "decoder/lm_head/kernel": head}
-    assert (
-        make_generator(max_new_tokens=2).answer(
-            constant, (image(0),), find_template("plain").prompt("is there?")
-        )
-        == "yes yes"
-    )
+    said = make_generator().answer(constant, (image(0),), prompt)
+    assert said == " ".join(["yes"] * LONGEST)
 
 
 def test_ids_that_mean_nothing_are_never_taken(params: dict) -> None:
     kernel = np.array(params["decoder/lm_head/kernel"])
     kernel[:, TOKENIZER.vocabulary :] *= 1e3  # the head is wider than the tokenizer
     answers = make_generator().answer_tokens(
-        params | {"decoder/lm_head/kernel": kernel}, [ask(*QUESTIONS, prefix=(image(0),))]
+        params | {"decoder/lm_head/kernel": kernel}, [ABOUT_ONE_IMAGE]
     )
     assert max(max(answer, default=0) for answer in answers[0]) < TOKENIZER.vocabulary
 
@@ -269,7 +277,7 @@ def test_stops_between_batches(params: dict) -> None:
 
     with pytest.raises(Preempted):
         make_generator(batch_size=1).answer_tokens(
-            params, [ask(*QUESTIONS)], should_stop=should_stop
+            params, [ABOUT_ONE_IMAGE], should_stop=should_stop
         )
     assert len(asked) == 3
 

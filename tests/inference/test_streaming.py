@@ -92,7 +92,7 @@ def test_it_does_not_matter_how_a_text_is_cut(lengths: list[int]):
     for length in lengths:
         chosen = one.read(TOKENS[start : start + length])
         start += length
-        assert chosen == whole(language_model(), 240)[start - 1].argmax()
+        assert chosen == whole(language_model(), 1300)[start - 1].argmax()
 
 
 @settings(deadline=None)
@@ -107,12 +107,12 @@ def test_what_is_forgotten_leaves_no_trace(length: int, data: st.DataObject):
         else np.concatenate([TOKENS[:kept], TOKENS[500 : 500 + length]])
     )
     one.forget(kept)
-    assert one.read(TOKENS[kept : kept + 20]) == whole(language_model(), 240)[kept + 19].argmax()
+    assert one.read(TOKENS[kept : kept + 20]) == whole(language_model(), 1300)[kept + 19].argmax()
 
 
 def test_long_texts_are_read_in_chunks_and_the_cache_grows():
-    config = language_model()
-    one = make(config)
+    config, one = language_model(), shared()
+    one.reset()
     assert one.read(TOKENS[:1200]) == whole(config, 1300)[1199].argmax()
     for place in range(1200, 1230):
         assert one.read(TOKENS[place : place + 1]) == whole(config, 1300)[place].argmax()
@@ -142,7 +142,8 @@ def test_few_programs_are_compiled():
 
 
 def test_a_stop_is_noticed_between_the_chunks_of_a_long_text():
-    one = make(language_model())
+    one = shared()
+    one.reset()
     answers = iter([False, True])
     one.read(TOKENS, should_stop=lambda: next(answers))
     assert one.length == 2 * streaming.MAX_CHUNK
@@ -152,23 +153,25 @@ def test_a_stop_is_noticed_between_the_chunks_of_a_long_text():
 def test_embeddings_take_the_place_of_tokens():
     config = language_model()
     table = initialized(config)["decoder/embedding"]
-    one = make(config)
+    one = shared()
+    one.reset()
     where = np.zeros(40, bool)
     where[5:30] = True
     visual = jnp.where(where[:, None], table[TOKENS[:40]], jnp.nan)
     tokens = np.where(where, 0, TOKENS[:40])
-    assert one.read(tokens, (visual, where)) == whole(config, 40)[39].argmax()
+    assert one.read(tokens, (visual, where)) == whole(config, 1300)[39].argmax()
 
 
 def test_ids_without_a_meaning_are_never_chosen():
     config = language_model()
-    some = whole(config, 240)[:50].argmax(axis=1)
+    some = whole(config, 1300)[:50].argmax(axis=1)
     few = int(some.max())
-    assert make(config).read(TOKENS[: int(some.argmax()) + 1]) == few
+    shared().reset()
+    assert shared().read(TOKENS[: int(some.argmax()) + 1]) == few
     one = make(config, vocabulary=few)
     assert (
         one.read(TOKENS[: int(some.argmax()) + 1])
-        == whole(config, 240)[int(some.argmax()), :few].argmax()
+        == whole(config, 1300)[int(some.argmax()), :few].argmax()
     )
 
 
@@ -199,6 +202,6 @@ def test_bfloat16_is_kept_in_the_cache():
     assert isinstance(config.decoder, DecoderConfig)
     one = make(config, score(7))
     assert as_float(one.read(TOKENS[:30])) == pytest.approx(
-        whole(language_model(), 50)[29, 7], abs=0.2
+        whole(language_model(), 1300)[29, 7], abs=0.2
     )
     assert one._layers[0][0].dtype == jnp.bfloat16

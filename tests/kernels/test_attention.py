@@ -30,7 +30,10 @@ def looped_mask(segments, prefixes):
 @st.composite
 def packed_rows(draw):
     lengths = draw(st.lists(st.integers(1, 5), min_size=0, max_size=5))
-    padding = draw(st.integers(0 if lengths else 1, 4))
+    # Up to one of a few lengths, of which each is a program.
+    padding = draw(st.sampled_from([one for one in (5, 12, 26) if one >= sum(lengths)])) - sum(
+        lengths
+    )
     segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     shared = [0, *(draw(st.integers(0, number - 1)) for number in range(1, len(lengths) + 1))]
     prefixes = np.array([shared[number] for number in segments], int)
@@ -40,12 +43,16 @@ def packed_rows(draw):
     ].astype(np.int32)
 
 
+@jax.jit
+def dense(segments, prefixes):
+    return IntervalMask.from_segments(segments, prefixes).dense(segments.shape[1])
+
+
 @given(packed_rows())
 @settings(max_examples=60, deadline=None)
 def test_the_mask_of_packed_segments_is_the_looped_one(row):
     segments, prefixes = row
-    mask = IntervalMask.from_segments(jnp.asarray(segments), jnp.asarray(prefixes))
-    np.testing.assert_array_equal(mask.dense(segments.shape[1]), looped_mask(segments, prefixes))
+    np.testing.assert_array_equal(dense(segments, prefixes), looped_mask(segments, prefixes))
 
 
 def test_without_prefixes_segments_are_causal_islands():
@@ -74,13 +81,17 @@ MASKS = {
 }
 
 
-EVERYWHERE = ("xla", "xla_chunked")
+EVERYWHERE = ("xla", "xla_chunked, rows alone", "xla_chunked, rows together")
 
 
-@pytest.fixture(params=[True, False], ids=["rows alone", "rows together"])
-def small_tiles(monkeypatch, request):
-    """Tiles that the few rows and keys of a test fill several of."""
-    monkeypatch.setitem(xla_chunked.TILES, "cpu", xla_chunked.Tile(3, 4, alone=request.param))
+@pytest.fixture
+def implementation(request, monkeypatch):
+    """Its name; of `EVERYWHERE`, in tiles that the few rows and keys of a test fill several of."""
+    name, _, rows = request.param.partition(", ")
+    monkeypatch.setitem(
+        xla_chunked.TILES, "cpu", xla_chunked.Tile(3, 4, alone=rows == "rows alone")
+    )
+    return name
 
 
 def relative_error(got, wanted):
@@ -97,10 +108,11 @@ def value_and_gradients(inputs, weight, mask, **options):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads"), [pytest.param(4, 4, marks=pytest.mark.slow), (4, 2), (6, 1)]
+)
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("implementation", EVERYWHERE)
-@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("implementation", EVERYWHERE, indirect=True)
 def test_values_and_gradients_are_those_of_the_definition(
     mask, heads, kv_heads, softcap, implementation
 ):
@@ -113,8 +125,7 @@ def test_values_and_gradients_are_those_of_the_definition(
     assert max(relative_error(got, wanted)) < 1e-5
 
 
-@pytest.mark.parametrize("implementation", EVERYWHERE)
-@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("implementation", EVERYWHERE, indirect=True)
 def test_large_scores_lose_nothing(implementation):
     inputs = make_inputs(4, 2)
     weight = jax.random.normal(jax.random.key(9), inputs[0].shape)
@@ -125,8 +136,7 @@ def test_large_scores_lose_nothing(implementation):
     assert max(relative_error(got, wanted)) < 1e-4
 
 
-@pytest.mark.parametrize("implementation", EVERYWHERE)
-@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("implementation", EVERYWHERE, indirect=True)
 def test_a_row_that_sees_nothing_is_zero_and_has_no_gradient(implementation):
     q, k, v = make_inputs(2, 2)
     mask = IntervalMask(jnp.full((2, 7), 3), jnp.where(jnp.arange(7) == 4, 3, 5)[None].repeat(2, 0))
@@ -168,8 +178,8 @@ def test_any_intervals_give_what_the_definition_gives(cuts):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.usefixtures("small_tiles")
-def test_tiles_that_nobody_sees_are_not_touched():
+@pytest.mark.parametrize("implementation", EVERYWHERE[1:], indirect=True)
+def test_tiles_that_nobody_sees_are_not_touched(implementation):
     """What lies in such tiles may be anything, even NaN."""
     q, k, v = make_inputs(2, 2, length=6, keys=12)
     mask = IntervalMask(
@@ -177,7 +187,7 @@ def test_tiles_that_nobody_sees_are_not_touched():
     )  # the second of three tiles of keys
     poisoned = (x.at[:, :4].set(jnp.nan).at[:, 8:].set(jnp.nan) for x in (k, v))
     out, gradients = jax.value_and_grad(
-        lambda *x: attention(*x, mask, implementation="xla_chunked").sum(), (0, 1, 2)
+        lambda *x: attention(*x, mask, implementation=implementation).sum(), (0, 1, 2)
     )(q, *poisoned)
     assert np.isfinite(out) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
@@ -211,8 +221,7 @@ def test_memory_grows_with_rows_and_not_with_scores():
     assert long < 4.5 * short and long < 32768 * 32768 / 8
 
 
-@pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE])
-@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE], indirect=True)
 def test_padding_may_be_anything(implementation):
     """Of a packed row, in the same tiles as what is seen; so may the gradient of its results."""
     segments = jnp.asarray([[1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 0]])
@@ -231,7 +240,7 @@ def test_padding_may_be_anything(implementation):
         np.testing.assert_allclose(got, jnp.where(real, wanted, 0), atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE])
+@pytest.mark.parametrize("implementation", ["reference", *EVERYWHERE], indirect=True)
 def test_intervals_outside_the_keys_show_nothing(implementation):
     mask = IntervalMask.from_media(
         jnp.asarray([[0, 1, 1, 3, 3, 3, 3], [1, 1, 1, 1, 2, 2, 2]]), tokens=9

@@ -13,15 +13,26 @@ from mmjax.models.config import LoRAConfig
 from mmjax.models.layers import matmul_float32
 
 
-@pytest.fixture(params=["untied", "tied", "untied with LoRA"])
-def decoder(request, make_vlm, config):
+@pytest.fixture(params=["untied", "tied", "untied with LoRA"], scope="module")
+def decoder(request, config):
+    """Of drawn parameters; a LoRA's B is zero."""
     changed = dataclasses.replace(config.decoder, tie_word_embeddings=request.param == "tied")
     lora = (
         LoRAConfig(rank=2, targets=("decoder/lm_head",))
         if "LoRA" in request.param
         else LoRAConfig()
     )
-    return make_vlm(decoder=changed, lora=lora, compute_dtype="bfloat16").decoder
+    model_def, shapes = parameters.abstract(
+        dataclasses.replace(config, decoder=changed, lora=lora, compute_dtype="bfloat16")
+    )
+    rng = np.random.default_rng(0)
+    params = {
+        path: jnp.asarray(
+            rng.normal(0, 0.0 if path.endswith("lora_b") else 0.2, leaf.shape), "float32"
+        )
+        for path, leaf in shapes.items()
+    }
+    return model_def.merge(params).decoder
 
 
 def states(decoder, rows=2):
@@ -39,9 +50,8 @@ def test_logits_are_not_rounded_to_the_compute_dtype(decoder):
         if decoder.config.tie_word_embeddings
         else decoder.lm_head.kernel[...]
     )
-    low = kernel.astype(jnp.bfloat16).astype(
-        jnp.float32
-    )  # what was rounded before the product; a LoRA's B is zero
+    # What was rounded before the product.
+    low = kernel.astype(jnp.bfloat16).astype(jnp.float32)
     np.testing.assert_allclose(logits, hidden.astype(jnp.float32) @ low, atol=1e-5, rtol=1e-5)
     assert np.any(logits != logits.astype(jnp.bfloat16).astype(jnp.float32))
 

@@ -51,7 +51,7 @@ def test_windows_are_a_bijection_of_the_patches_row_by_row(windows, window):
         np.testing.assert_array_equal(got[number], wanted.ravel())
 
 
-@pytest.mark.parametrize("token", range(2, 10))
+@pytest.mark.parametrize("token", [2, 5, 6, 9])  # one of each window, first and second ones
 def test_a_local_token_sees_its_window_and_nothing_else(resampler, token):
     """The gradient of a token of the fine scale with respect to the features: exactly 0 outside of the window, and not inside."""
 
@@ -62,14 +62,14 @@ def test_a_local_token_sees_its_window_and_nothing_else(resampler, token):
     row, column = divmod(window, 2)
     inside = np.zeros((4, 4), bool)
     inside[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = True
-    for gradient in jax.grad(score)(features()):
+    for gradient in jax.jit(jax.grad(score))(features()):
         size = np.abs(np.asarray(gradient)[0].reshape(4, 4, 8)).sum(-1)
         assert np.all(size[~inside] == 0) and np.all(size[inside] > 0)
         assert not np.any(np.asarray(gradient)[1])
 
 
 def test_global_tokens_see_every_patch(resampler):
-    for gradient in jax.grad(lambda x: resampler(x)[0, :2].sum())(features()):
+    for gradient in jax.jit(jax.grad(lambda x: resampler(x)[0, :2].sum()))(features()):
         assert np.all(np.abs(np.asarray(gradient)[0]).sum(-1) > 0)
 
 

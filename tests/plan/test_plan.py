@@ -38,7 +38,17 @@ def test_the_published_numbers_of_cos_7b(cos_7b):
     assert (pretrain.stage.model.visual_tokens, finetune.stage.model.visual_tokens) == (80, 1296)
 
 
-@pytest.mark.parametrize("variant", (*golden.VARIANTS, *golden.GRAFTED))
+# Of each kind of variant one or two; with the slow tests all of them.
+FAST = ("", "7b", "cos80-336", "captions", "graft:8b", "graft:8b-cos", "graft:70b-lora")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        variant if variant in FAST else pytest.param(variant, marks=pytest.mark.slow)
+        for variant in (*golden.VARIANTS, *golden.GRAFTED)
+    ],
+)
 def test_variants_are_the_golden_ones(variant):
     expected = json.loads((golden.GOLDEN / "variants.json").read_text())
     assert golden.summary(variant) == expected[variant], (

@@ -13,6 +13,7 @@ import sys
 import time
 
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,8 +25,10 @@ from mmjax.models import parameters
 from mmjax.port import __main__ as command
 from mmjax.port.port import port
 from mmjax.port.table import show
-from mmjax.runs import run
+from mmjax.recipe.serialization import digest
 from mmjax.runs.workdir import Workdir
+from mmjax.training.checkpoint import Checkpoints
+from mmjax.training.state import create
 from mmjax.weights import load_pretrained
 from mmjax.weights.pretrained_protocol import TensorMapping
 from mmjax.weights.save import save_params
@@ -88,14 +91,28 @@ def test_to_orbax_and_back_gives_the_same_bytes(llama, tmp_path, capsys):
     assert filecmp.cmpfiles(llama, tmp_path / "huggingface", names, shallow=False)[1:] == ([], [])
 
 
-@pytest.mark.parametrize("name", ["mixtral", "siglip", "vlm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral",
+        pytest.param("siglip", marks=pytest.mark.slow),
+        pytest.param("vlm", marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_of_model_goes_both_ways(name, tmp_path):
     assert ported(saved(name, tmp_path / "huggingface"), tmp_path / "orbax") == 0
     assert ported(tmp_path / "orbax", tmp_path / "again") == 0
     same_params(tmp_path / "huggingface", tmp_path / "again")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param("float32", marks=pytest.mark.slow),
+        "bfloat16",
+        pytest.param("float16", marks=pytest.mark.slow),
+    ],
+)
 def test_in_another_dtype(dtype, llama, tmp_path):
     assert ported(llama, tmp_path / "orbax", f"--dtype={dtype}") == 0
     assert ported(tmp_path / "orbax", tmp_path / "huggingface") == 0
@@ -183,12 +200,21 @@ def test_of_a_gguf_file_the_tokenizer_comes_along(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two steps."""
+    """A checkpoint in the folder of a run, saved without any training: nothing of it is converted but the parameters."""
     data = squares.write_data(tmp_path_factory.mktemp("data"))
     workdir = Workdir(tmp_path_factory.mktemp("run") / "run")
-    recipe = config_load.load(squares.__file__, squares.settings(data))
-    run.train(recipe, workdir, stop_after_steps=2, console=Console(file=io.StringIO()))
-    return workdir.path / "checkpoints" / "squares" / "2"
+    folder, key = workdir.path / "checkpoints" / "squares", jax.random.key(0)
+    with workdir.claim(config_load.load(squares.__file__, squares.settings(data))) as (recipe, _):
+        stage, random = recipe.stages["squares"], np.random.default_rng(0)
+        params = {
+            path: random.normal(size=shape.shape).astype(shape.dtype)
+            for path, shape in parameters.abstract(stage.model)[1].items()
+        }
+        with Checkpoints(folder) as kept:
+            kept.save(
+                2, create(params, stage, key), row=2, metadata={"config_digest": digest(recipe)}
+            )
+    return folder / "2"
 
 
 def test_a_checkpoint_of_a_run(trained, tmp_path, capsys):

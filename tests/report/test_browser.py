@@ -65,7 +65,7 @@ def measured(page: Path, folder: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("width", [1200, 400])
+@pytest.mark.parametrize("width", [pytest.param(1200, marks=pytest.mark.slow), 400])
 def test_loads_nothing_and_fits(workdir: Path, tmp_path: Path, width: int) -> None:
     dom = browse(
         tmp_path,
@@ -93,7 +93,7 @@ def test_dom_has_its_parts(workdir: Path, tmp_path: Path) -> None:
     assert dom.count("<section>") == 8
 
 
-@pytest.mark.parametrize("width", [1200, 400])
+@pytest.mark.parametrize("width", [1200, pytest.param(400, marks=pytest.mark.slow)])
 def test_is_painted(workdir: Path, tmp_path: Path, width: int) -> None:
     image = tmp_path / f"{width}.png"
     browse(tmp_path, report.write(workdir), f"--screenshot={image}", f"--window-size={width},1600")

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from mmjax.config.load import recipe_from
+from mmjax.data.text.vocabulary import filled
+from mmjax.distributed.mesh import make_mesh
 from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, LanguageModelConfig, VisionEncoderConfig, ViTConfig
 from mmjax.recipe.recipe import Recipe
 from mmjax.runs import run
 from mmjax.runs.export import export
+from mmjax.runs.initial_params import initial_params
 from mmjax.runs.initial_weights import check, open_initial
 from mmjax.runs.workdir import Workdir
 from mmjax.training.checkpoint import load_params
@@ -46,6 +49,11 @@ DECODER = DecoderConfig(
 )
 
 
+def publish(folder: pathlib.Path, config: VisionEncoderConfig | LanguageModelConfig) -> None:
+    draw = jax.jit(lambda: parameters.initialize(config, jax.random.key(1)))
+    save_params(draw(), config, folder)
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """An encoder for larger images and with more blocks than the recipe has, and a decoder."""
@@ -54,19 +62,19 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         ("encoder", VisionEncoderConfig(VISION)),
         ("decoder", LanguageModelConfig(DECODER)),
     ):
-        save_params(parameters.initialize(config, jax.random.key(1)), config, folder / name)
+        publish(folder / name, config)
     return folder
 
 
-@pytest.fixture
-def make_recipe(tmp_path: pathlib.Path, published: pathlib.Path):
+@pytest.fixture(scope="module")
+def make_recipe(tmp_path_factory: pytest.TempPathFactory):
     """The recipe of tests/squares.py with weights; the connector alone is trained."""
-    write_data(tmp_path)
+    folder = write_data(tmp_path_factory.mktemp("data"))
 
     def make(changes: dict | None = None, **weights: str) -> Recipe:
         tree = get_config().to_dict()
         source = tree["stages"]["squares"]["data"]["sources"]["squares"]
-        source |= {key.rsplit(".", 1)[1]: value for key, value in settings(tmp_path).items()}
+        source |= {key.rsplit(".", 1)[1]: value for key, value in settings(folder).items()}
         tree["model"]["decoder"]["vocabulary"] = DECODER.vocabulary
         for part, changed in (changes or {}).items():
             tree["model"][part] |= changed
@@ -80,15 +88,20 @@ def make_recipe(tmp_path: pathlib.Path, published: pathlib.Path):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def weights(published):
     return {"vision": str(published / "encoder"), "decoder": str(published / "decoder")}
 
 
-def test_a_stage_begins_with_them_and_says_so(make_recipe, weights, published, tmp_path):
-    recipe, workdir = make_recipe(**weights), Workdir(tmp_path / "run")
+@pytest.fixture(scope="module")
+def finished(make_recipe, weights, tmp_path_factory) -> tuple[Recipe, Workdir]:
+    recipe, workdir = make_recipe(**weights), Workdir(tmp_path_factory.mktemp("run") / "run")
     run.train(recipe, workdir)
+    return recipe, workdir
 
+
+def test_a_stage_begins_with_them_and_says_so(finished, weights, published):
+    _, workdir = finished
     params, _ = load_params(workdir.checkpoints / "squares" / "2")
     decoder, encoder = (load_pretrained(published / name) for name in ("decoder", "encoder"))
     for path, value in parameters.split(decoder)[1].items():
@@ -116,11 +129,8 @@ def test_a_stage_begins_with_them_and_says_so(make_recipe, weights, published, t
     assert loaded == {("loaded", weights["decoder"])}
 
 
-def test_what_was_trained_goes_back_to_folders_that_begin_the_next_run(
-    make_recipe, weights, tmp_path
-):
-    recipe, workdir = make_recipe(**weights), Workdir(tmp_path / "run")
-    run.train(recipe, workdir)
+def test_what_was_trained_goes_back_to_folders_that_begin_the_next_run(make_recipe, finished):
+    recipe, workdir = finished
     folder = export(recipe, workdir)
     assert folder == workdir.path / "export" / "squares-2"
     assert json.loads((folder / "vision" / "preprocessor_config.json").read_text())["size"] == {
@@ -189,7 +199,7 @@ def test_low_rank_updates_begin_fresh_beside_loaded_kernels(make_recipe, weights
 
 
 def test_a_later_stage_may_load_a_part_anew(tmp_path):
-    recipe = make_two_stages(tmp_path)
+    recipe = filled(make_two_stages(tmp_path), 64)
     stages = {
         name: dataclasses.replace(
             stage,
@@ -201,22 +211,31 @@ def test_a_later_stage_may_load_a_part_anew(tmp_path):
         for name, stage in recipe.stages.items()
     }
     vision = dataclasses.replace(stages["finetune"].model.vision, image_size=24, final_norm=True)
-    config = VisionEncoderConfig(vision)
-    save_params(parameters.initialize(config, jax.random.key(5)), config, tmp_path / "encoder")
+    publish(tmp_path / "encoder", VisionEncoderConfig(vision))
     stages["finetune"] = dataclasses.replace(
         stages["finetune"], init_from={"vision": str(tmp_path / "encoder")}
     )
-    recipe, workdir = dataclasses.replace(recipe, stages=stages), Workdir(tmp_path / "run")
-    run.train(recipe, workdir)
-
-    params, _ = load_params(workdir.checkpoints / "finetune" / str(stages["finetune"].steps))
+    workdir = Workdir(tmp_path / "run")
+    workdir.manifest("finetune").parent.mkdir(parents=True)
+    model = stages["pretrain"].model
+    before = jax.jit(lambda: parameters.initialize(model, jax.random.key(6)))()
+    start = initial_params(
+        dataclasses.replace(recipe, stages=stages),
+        stages["finetune"],
+        make_mesh(recipe.mesh),
+        workdir,
+        trained=lambda stage, needed: {path: before[path] for path in needed},
+        say=lambda text: None,
+    )
+    params = jax.jit(start.make)(start.given)
     theirs = parameters.split(load_pretrained(tmp_path / "encoder"))[1]
     np.testing.assert_array_equal(
         params["vision/layers/mlp/up/kernel"], theirs["vision/layers/mlp/up/kernel"]
     )
     assert params["vision/position"].shape == (16, 8)
-    before, _ = load_params(workdir.checkpoints / "pretrain" / str(stages["pretrain"].steps))
     assert not np.array_equal(
         before["vision/layers/mlp/up/kernel"], theirs["vision/layers/mlp/up/kernel"]
     )
     np.testing.assert_array_equal(params["decoder/embedding"], before["decoder/embedding"])
+    manifest = json.loads(workdir.manifest("finetune").read_text())
+    assert {entry["target"] for entry in manifest["entries"]} == params.keys()

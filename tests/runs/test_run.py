@@ -18,17 +18,21 @@ from mmjax.config.load import recipe_from
 from mmjax.data.examples import Image
 from mmjax.data.sources.llava import LlavaSource
 from mmjax.data.text.templates import TEMPLATES, prompt_of
+from mmjax.data.text.vocabulary import filled
+from mmjax.distributed.mesh import make_mesh
 from mmjax.errors import InputError, Preempted
-from mmjax.recipe.recipe import DataConfig, LoggingConfig, OptimizerConfig, Recipe
+from mmjax.recipe.recipe import CheckpointConfig, DataConfig, LoggingConfig, OptimizerConfig, Recipe
 from mmjax.recipe.serialization import digest
 from mmjax.runs import answer, run
 from mmjax.runs.answer import generate, open_run, request
+from mmjax.runs.initial_params import initial_params
 from mmjax.runs.score import evaluate
 from mmjax.runs.workdir import Workdir
 from mmjax.training.checkpoint import load_params
 from mmjax.transitions import Manifest
 
 STEPS = {"pretrain": 3, "finetune": 2}
+STEPS_TO_LEARN, EARLY = 150, 10
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
 
 
@@ -164,8 +168,6 @@ def test_the_vocabulary_fits_the_tokenizer(finished, recipe):
 
 
 def test_a_decoder_without_room_for_the_tokenizer_is_refused(tmp_path, recipe):
-    from mmjax.data.text.vocabulary import filled
-
     with pytest.raises(InputError, match=r"vocabulary must be at least the \d+ tokens .* not 100"):
         train(filled(recipe, 100), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -192,24 +194,27 @@ def test_a_stage_that_another_one_has_followed_may_lose_its_checkpoints(
 
 def test_what_is_frozen_and_random_is_said(recipe, tmp_path, finished):
     frozen = dataclasses.replace(recipe.stages["pretrain"], trainable=("vision/*", "connector/*"))
-    text = train(
-        dataclasses.replace(recipe, stages=recipe.stages | {"pretrain": frozen}),
-        tmp_path,
-        stop_after_steps=1,
+    said, workdir = [], Workdir(tmp_path)
+    workdir.manifest("pretrain").parent.mkdir()
+    initial_params(
+        recipe,
+        filled(dataclasses.replace(recipe, stages={"pretrain": frozen}), 64).stages["pretrain"],
+        make_mesh(recipe.mesh),
+        workdir,
+        trained=_never,
+        say=said.append,
     )
-    assert "(decoder) are random numbers and stay so" in text
+    assert any("(decoder) are random numbers and stay so" in text for text in said)
     assert "random numbers" not in finished[1]
 
 
-@pytest.mark.parametrize(("steps", "newest"), [(3, (3, None)), (4, (3, 1))])
-def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
-    finished, recipe, tmp_path, steps, newest
-):
-    """Stopped at the very end of a stage, and within the next one."""
+def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(finished, recipe, tmp_path):
+    """Stopped at the very end of a stage, and then within the next one."""
     workdir, _ = finished
-    assert "as asked" in train(recipe, tmp_path, stop_after_steps=steps)
-    assert tuple(Workdir(tmp_path).newest_step(stage) for stage in STEPS) == newest
-    assert not (tmp_path / "report.html").exists()
+    for steps, newest in ((3, (3, None)), (1, (3, 1))):
+        assert "as asked" in train(recipe, tmp_path, stop_after_steps=steps)
+        assert tuple(Workdir(tmp_path).newest_step(stage) for stage in STEPS) == newest
+        assert not (tmp_path / "report.html").exists()
     train(recipe, tmp_path)
     expected, _ = load_params(workdir.checkpoints / "finetune" / "2")
     found, _ = load_params(tmp_path / "checkpoints" / "finetune" / "2")
@@ -220,54 +225,55 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_parameters(
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory, recipe) -> tuple[Recipe, Workdir]:
-    """The first stage alone, long enough to tell red from the others; its first step was saved, too."""
+    """The first stage alone, long enough to tell red from the others; an early step was kept, too."""
     stage = dataclasses.replace(
-        recipe.stages["pretrain"], steps=150, optimizer=OptimizerConfig(2e-2)
+        recipe.stages["pretrain"], steps=STEPS_TO_LEARN, optimizer=OptimizerConfig(2e-2)
     )
     recipe = dataclasses.replace(
-        recipe, stages={"pretrain": stage}, logging=LoggingConfig(trackers=())
+        recipe,
+        stages={"pretrain": stage},
+        checkpoint=CheckpointConfig(every=EARLY, keep_last=STEPS_TO_LEARN // EARLY),
+        logging=LoggingConfig(trackers=()),
     )
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "learned")
-    train(recipe, workdir.path, stop_after_steps=1)
     train(recipe, workdir.path)
     return recipe, workdir
 
 
-def test_questions_are_answered(learned, tmp_path):
-    """What is said depends on the image, on the question, and on the checkpoint."""
-    recipe, workdir = learned
-    for color in ("red", "blue"):
-        PillowImage.new("RGB", (40, 30), COLORS[color]).save(tmp_path / f"{color}.png")
+def draw(folder: pathlib.Path, color: str) -> str:
+    """An image of one color, of another size than those of the training."""
+    path = folder / f"{color}.png"
+    PillowImage.new("RGB", (40, 30), COLORS[color]).save(path)
+    return str(path)
 
-    def answers(color: str, checkpoint: str | None = None) -> list[str]:
-        image = str(tmp_path / f"{color}.png")
-        return [
-            generate(recipe, workdir, image=image, prompt=text, checkpoint=checkpoint)
-            for text in ("what color is it?", "is it red?")
-        ]
+
+def test_an_open_run_answers_again_without_loading_again(learned, tmp_path, monkeypatch):
+    """What is said depends on the image and on the question."""
+    _, workdir = learned
+    opened = open_run(workdir.path)
+    monkeypatch.setattr(answer, "read_params", _never)
+
+    def answers(color: str) -> list[str]:
+        image = draw(tmp_path, color)
+        return [opened.answer(image, text) for text in ("what color is it?", "is it red?")]
 
     assert answers("red") == ["red", "yes"]
     color, is_red = answers("blue")
     assert color in ("blue", "green") and is_red == "no"
-    first = str(workdir.checkpoints / "pretrain" / "1")
-    assert answers("red", first) != ["red", "yes"]
-
-
-def test_an_open_run_answers_again_without_loading_again(learned, tmp_path, monkeypatch):
-    _, workdir = learned
-    opened = open_run(workdir.path)
-    monkeypatch.setattr(answer, "read_params", _never)
-    PillowImage.new("RGB", (40, 30), COLORS["red"]).save(tmp_path / "red.png")
-    asked = [
-        opened.answer(tmp_path / "red.png", text) for text in ("what color is it?", "is it red?")
-    ]
-    assert asked == ["red", "yes"]
     assert isinstance(opened.answer(None, "is it red?"), str)
     assert opened.recipe == workdir.recipe() and opened.stage.name == "pretrain"
-    assert opened.checkpoint == workdir.checkpoints / "pretrain" / "150"
+    assert opened.checkpoint == workdir.checkpoints / "pretrain" / str(STEPS_TO_LEARN)
     assert opened.scores == {}
     with pytest.raises(InputError, match="There is no image"):
         opened.answer("none.png", "what color is it?")
+
+
+def test_a_question_is_answered_by_the_checkpoint_that_is_named(learned, tmp_path):
+    recipe, workdir = learned
+    early = str(workdir.checkpoints / "pretrain" / str(EARLY))
+    asked = {"image": draw(tmp_path, "red"), "prompt": "what color is it?"}
+    assert generate(recipe, workdir, **asked) == "red"
+    assert generate(recipe, workdir, **asked, checkpoint=early) != "red"
 
 
 @pytest.mark.parametrize(

@@ -208,8 +208,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+# What lies before all that is trained, what lies after it, low-rank updates, and two layers of everything: the rest is slow.
+QUICK = (("all", 2), ("low rank", 1), ("lm_head", 2))
+
+
+@pytest.mark.parametrize(
+    "case, layers",
+    [
+        pytest.param(case, layers, marks=() if (case, layers) in QUICK else pytest.mark.slow)
+        for case in CASES
+        for layers in (1, 2)
+    ],
+)
 def test_xla_counts_the_same_within_two_percent(case, layers):
     """Unrolled, since XLA counts the body of a loop once. XLA does not halve causal attention, and counts element-wise work too, of which
     wider models have a smaller share.

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
+import shutil
 import time
 
 import jax
@@ -19,6 +21,30 @@ from mmjax.training.checkpoint import describe
 from tests.training import toy
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_steps():
+    """All runs here are of one model, and those of one stage share their compiled steps: tracing them takes most of the time of so short a
+    run. Only the first run is told of the compilation.
+    """
+    make_train, make_evaluation = training_loop.make_train_step, training_loop.make_evaluation_step
+    train_steps, evaluation_steps = {}, []
+
+    def shared_train(model_def, stage, *arguments, **options):
+        if repr(stage) not in train_steps:
+            train_steps[repr(stage)] = make_train(model_def, stage, *arguments, **options)
+        return train_steps[repr(stage)]
+
+    def shared_evaluation(*arguments, **options):
+        if not evaluation_steps:
+            evaluation_steps.append(make_evaluation(*arguments, **options))
+        return evaluation_steps[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_loop, "make_train_step", shared_train)
+        patch.setattr(training_loop, "make_evaluation_step", shared_evaluation)
+        yield
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return toy.write_data(tmp_path_factory.mktemp("data"))
@@ -30,6 +56,12 @@ def whole(data, tmp_path_factory):
     folder, screen = tmp_path_factory.mktemp("whole"), io.StringIO()
     result = toy.train(toy.small_recipe(data), folder, console=Console(file=screen))
     return folder, result, screen.getvalue()
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of the folder of that run."""
+    return shutil.copytree(whole[0], tmp_path / "finished")
 
 
 def record(workdir: pathlib.Path, step: int = toy.STEPS) -> dict:
@@ -195,34 +227,44 @@ def test_an_evaluation_cut_short_and_then_a_crash_leave_no_line_twice(data, whol
     assert_same_end(tmp_path, toy.train(rare, tmp_path), whole)
 
 
-def test_a_finished_stage_is_not_repeated(data, whole, tmp_path, monkeypatch):
-    recipe = toy.small_recipe(data)
-    toy.train(recipe, tmp_path)
-    monkeypatch.setattr(toy.parameters, "initialize", lambda *_: pytest.fail("it was begun again"))
+def test_a_finished_stage_is_not_repeated(data, whole, finished, monkeypatch):
+    monkeypatch.setattr(toy, "first_params", lambda *_: pytest.fail("it was begun again"))
     monkeypatch.setattr(training_loop, "batches", lambda *_: pytest.fail("data was read"))
-    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
+    assert_same_end(finished, toy.train(toy.small_recipe(data), finished), whole)
 
 
-def test_a_damaged_newest_step_costs_its_steps_only(data, whole, tmp_path):
-    recipe = toy.small_recipe(data)
-    toy.train(recipe, tmp_path)
-    (tmp_path / "checkpoints" / "6" / "record" / "record.json").write_text("")
-    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
-    assert (tmp_path / "checkpoints" / "6.damaged").is_dir()
+def test_a_damaged_newest_step_costs_its_steps_only(data, whole, finished):
+    (finished / "checkpoints" / "6" / "record" / "record.json").write_text("")
+    assert_same_end(finished, toy.train(toy.small_recipe(data), finished), whole)
+    assert (finished / "checkpoints" / "6.damaged").is_dir()
 
 
-def test_a_loss_that_is_not_finite_ends_the_stage_with_the_samples_named(data, tmp_path):
-    recipe = toy.small_recipe(
-        data, every=1, optimizer=OptimizerConfig(1e30, schedule="constant", clip_norm=None)
-    )
-    rows = []
+def test_a_loss_that_is_not_finite_ends_the_stage_with_the_samples_named(
+    data, tmp_path, monkeypatch
+):
+    make, rows = training_loop.make_train_step, []
+
+    def spoiling(*arguments, **options):
+        """A step whose second call finds a parameter that is not finite."""
+        step, calls = make(*arguments, **options), itertools.count(1)
+
+        def spoilt(state, batch):
+            if next(calls) == 2:
+                path, value = min(state.trainable.items())
+                bad = jax.device_put(np.full(value.shape, np.nan, np.float32), value.sharding)
+                state = dataclasses.replace(state, trainable=state.trainable | {path: bad})
+            return step(state, batch)
+
+        return spoilt
+
+    monkeypatch.setattr(training_loop, "make_train_step", spoiling)
 
     def remember(train_rows, held_out):
         rows.append(train_rows)
         return train_rows, held_out
 
     with pytest.raises(NonFiniteError, match=r"step 2 of stage 'toy'"):
-        toy.train(recipe, tmp_path, edit_rows=remember)
+        toy.train(toy.small_recipe(data, every=1), tmp_path, edit_rows=remember)
     dump = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (dump["step"], dump["stage"]) == (2, "toy") and dump["what"] in ("loss", "gradient")
     assert dump["samples"] == [rows[0].sample_ids(index) for index in (2, 3)] and all(
@@ -328,22 +370,26 @@ def test_input_is_waited_for_only_where_no_step_is_under_way(data, tmp_path, mon
     assert later > 0.1 * (len(seconds) - 2) if done else later < 0.1
 
 
-def test_another_recipe_is_refused(data, whole, tmp_path):
-    toy.train(toy.small_recipe(data), tmp_path, stop_after=1)
+def test_another_recipe_is_refused(data, finished):
     with pytest.raises(InputError, match="another recipe"):
-        toy.train(toy.small_recipe(data, optimizer=OptimizerConfig(2e-2)), tmp_path)
+        toy.train(toy.small_recipe(data, optimizer=OptimizerConfig(2e-2)), finished)
 
 
 def test_a_second_compilation_is_noticed(data, tmp_path, monkeypatch):
-    place, calls = training_loop.place_batch, []
+    """Of which the step tells the loop: test_step.py shows when."""
+    make = training_loop.make_train_step
 
-    def changing(batch, mesh):
-        calls.append(None)
-        if len(calls) == 3:
-            batch = dataclasses.replace(batch, positions=batch.positions.astype(np.int16))
-        return place(batch, mesh)
+    def telling(*arguments, on_trace):
+        step, calls = make(*arguments, on_trace=on_trace), itertools.count(1)
 
-    monkeypatch.setattr(training_loop, "place_batch", changing)
+        def told(state, batch):
+            if next(calls) in (1, 3):
+                on_trace()
+            return step(state, batch)
+
+        return told
+
+    monkeypatch.setattr(training_loop, "make_train_step", telling)
     screen = io.StringIO()
     recipe = toy.small_recipe(data)
     toy.train(recipe, tmp_path, console=Console(file=screen), stop_after=3)

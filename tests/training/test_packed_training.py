@@ -84,6 +84,7 @@ def test_twenty_varied_batches_are_one_compilation_and_are_learned(trained):
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_steps_of_real_rows_change_nothing(mixed, trained):
     (rows, stage), (losses, _, _, whole) = mixed, trained
     split = dataclasses.replace(stage, gradient_accumulation_steps=4)

@@ -111,7 +111,9 @@ def assert_close(left, right, tolerance=1e-6):
 
 # With every second row empty, micro-batch 1 of 2 (rows 1, 3, 5, 7) has no target at all.
 @pytest.mark.parametrize("empty_rows", [(), (0, 3), (1, 3, 5, 7)])
-@pytest.mark.parametrize("gradient_accumulation_steps", [2, 4, 8])
+@pytest.mark.parametrize(
+    "gradient_accumulation_steps", [2, 4, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_gradient_accumulation_steps_are_one_batch(gradient_accumulation_steps, empty_rows):
     batch = make_batch(empty_rows=empty_rows)
     (whole, whole_metrics), (parts, parts_metrics) = (
@@ -173,7 +175,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step(where, gradient_
 
 
 def test_training_goes_on_after_a_step_that_was_not_finite():
-    step = make_train_step(ToyStructure(), STAGE)
+    _, step = make_step(gradient_accumulation_steps=1)
     state = create(make_params(), STAGE, jax.random.key(0))
     state, _ = step(state, make_batch(0))
     bias = state.trainable["vision/bias"]
@@ -191,7 +193,7 @@ def test_training_goes_on_after_a_step_that_was_not_finite():
 
 
 def test_a_batch_without_targets_moves_nothing():
-    step = make_train_step(ToyStructure(), STAGE)
+    _, step = make_step(gradient_accumulation_steps=1)
     state, _ = step(create(make_params(), STAGE, jax.random.key(0)), make_batch())
     before = {path: np.array(value) for path, value in state.params.items()}
     state, metrics = step(state, make_batch(empty_rows=range(ROWS)))
@@ -199,8 +201,12 @@ def test_a_batch_without_targets_moves_nothing():
     assert int(metrics.nonfinite_steps.compute()) == 0 and int(state.step) == 2
 
 
-@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
-def test_twenty_varied_batches_compile_once(gradient_accumulation_steps):
+@pytest.mark.parametrize(
+    "gradient_accumulation_steps", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_twenty_varied_batches_compile_once_and_one_of_other_shapes_once_more(
+    gradient_accumulation_steps,
+):
     stage = dataclasses.replace(STAGE, gradient_accumulation_steps=gradient_accumulation_steps)
     traces: list[None] = []
     step = make_train_step(ToyStructure(), stage, on_trace=lambda: traces.append(None))
@@ -208,6 +214,8 @@ def test_twenty_varied_batches_compile_once(gradient_accumulation_steps):
     for seed in range(20):
         state, _ = step(state, make_batch(seed, empty_rows=range(seed % 4)))
     assert len(traces) == 1
+    step(state, jax.tree.map(lambda value: value[:4], make_batch()))
+    assert len(traces) == 2
 
 
 def test_training_lowers_the_loss_and_frozen_parameters_stay():
@@ -235,7 +243,7 @@ def test_training_lowers_the_loss_and_frozen_parameters_stay():
 
 
 def test_the_state_is_consumed():
-    step = make_train_step(ToyStructure(), STAGE)
+    _, step = make_step(gradient_accumulation_steps=1)
     state = create(make_params(), STAGE, jax.random.key(0))
     step(state, make_batch())
     assert all(value.is_deleted() for value in state.trainable.values())

@@ -1,5 +1,6 @@
 """A run small enough to train in a second: real rows, the real step, a model of a few thousand parameters."""
 
+import functools
 import json
 import pathlib
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from mmjax.recipe.recipe import (
 from mmjax.training.logging import make_trackers
 from mmjax.training.loop import StageFiles, StageResult, train_stage
 from mmjax.training.state import InitialParams
+from mmjax.typing import Params
 
 COLOURS = ("red", "green", "blue", "white", "black", "pink")
 TOKENIZER = WordTokenizer.build([f"a {colour} square" for colour in COLOURS])
@@ -107,6 +109,13 @@ def small_recipe(data: pathlib.Path, *, every: int = 2, **changes: object) -> Re
     return replace(recipe, stages={"toy": stage})
 
 
+@functools.cache
+def first_params(model: VLMConfig) -> Params:
+    """Drawn once a process: each run that draws its own traces and compiles one program more."""
+    drawn = parameters.initialize(model, jax.random.key(1))
+    return {path: np.asarray(value) for path, value in drawn.items()}
+
+
 def train(
     recipe: Recipe,
     workdir: pathlib.Path,
@@ -135,9 +144,7 @@ def train(
                 parameters=workdir / "parameters.txt",
                 dump=workdir / "nonfinite.json",
             ),
-            start=lambda mesh: InitialParams(
-                {}, lambda _: parameters.initialize(stage.model, jax.random.key(1))
-            ),
+            start=lambda mesh: InitialParams(first_params(stage.model), lambda params: params),
             key=jax.random.key(2),
             rows=rows,
             held_out=held_out,

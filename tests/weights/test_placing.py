@@ -263,6 +263,7 @@ def measured(folder, dtype, kind=""):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_small_load(tmp_path):
     """200 MB, of which the table of embeddings is 80: beyond the result, no stack, and not even the table."""
