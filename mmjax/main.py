@@ -208,8 +208,11 @@ def _dispatch(options: Options) -> None:
         case "show":
             from mmjax.config.show import show
 
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may close it early
-            print(show(recipe, options.overrides))
+            text = show(recipe, options.overrides)
+            # The reader of a pipe may close it early; to other writes of a process that calls `main`, that stays an error.
+            before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            print(text, flush=True)
+            signal.signal(signal.SIGPIPE, before)
         case "plan":
             from mmjax.config.load import load
             from mmjax.plan import table

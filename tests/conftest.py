@@ -14,6 +14,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
@@ -22,3 +23,12 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 install_import_hook(["mmjax.models", "mmjax.kernels"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def signals_are_left_as_they_were():
+    """A disposition that a command leaves behind ends the process of the tests much later: a write to a closed pipe, and no word of it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
