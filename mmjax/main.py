@@ -30,6 +30,7 @@ from mmjax.base import host
 from mmjax.base.command import run_command
 from mmjax.base.signals import reraise_swallowed
 from mmjax.errors import ExitCode, InputError
+from mmjax.plan.topology import Topology
 from mmjax.recipe.schema import choose, suggestion
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def parse(argv: Sequence[str]) -> Options:
     for name in ("stop_after_steps", "text_length"):
         if name in given and given[name] < 1:
             raise InputError(f"--{name} must be positive, not {given[name]}.")
+    if options.topology is not None:
+        Topology.parse(options.topology)
     return options
 
 

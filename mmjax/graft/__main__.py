@@ -21,6 +21,7 @@ from rich.console import Console
 
 from mmjax.base import host
 from mmjax.base.command import run_command
+from mmjax.base.files import check_free
 from mmjax.base.signals import defer_signals, interruptible
 
 
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host.prepare()
 
     def command() -> None:
+        check_free(options.out)  # before jax is imported
         with interruptible():
             with defer_signals():
                 from mmjax.graft import graft

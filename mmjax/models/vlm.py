@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from mmjax.kernels.attention import IntervalMask
-from mmjax.models import lora
+from mmjax.models import check_inputs, lora
 from mmjax.models.config import LanguageModelConfig, VisionEncoderConfig, VLMConfig
 from mmjax.models.decoder import Decoder
 from mmjax.models.vit import ViT
@@ -70,7 +70,10 @@ class VLM(nnx.Module):
         return self.decoder(self.embed(batch), batch.positions, mask)[0]
 
     def __call__(self, batch: Batch) -> Float[Array, "B T V"]:
-        """Logits at every position, float32."""
+        """Logits at every position, float32. Raises InputError if the arrays do not fit each other or the model."""
+        check_inputs.check_batch(
+            batch, self.config.decoder.vocabulary, self.config.vision.image_size
+        )
         return self.decoder.logits(self.hidden(batch))
 
     def supervised_logits(self, batch: Batch) -> tuple[Float[Array, "B t V"], Int[Array, "B t"]]:
@@ -102,6 +105,9 @@ class LanguageModel(nnx.Module):
 
         Args:
             segments: 0 for padding at the end of a row, 1 elsewhere; None: no padding.
+
+        Raises:
+            InputError: tokens or segments are no such arrays, or there is an id that the vocabulary does not have.
         """
         embeddings, positions, mask = self._row(tokens, segments)
         return self.decoder.logits(self.decoder(embeddings, positions, mask)[0])
@@ -116,6 +122,7 @@ class LanguageModel(nnx.Module):
         self, tokens: AnyArray, segments: AnyArray | None
     ) -> tuple[Array, Array, IntervalMask]:
         """What the decoder is given of a row: embeddings, positions, and who sees whom."""
+        check_inputs.check_row(tokens, segments, self.config.decoder.vocabulary)
         segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         return self.decoder.embed_tokens(tokens), positions, IntervalMask.from_segments(segments)
@@ -148,10 +155,7 @@ class VisionEncoder(nnx.Module):
         Raises:
             ValueError: there is no such layer, or the pixels are no images with the three channels last.
         """
-        if jnp.ndim(pixels) != 4 or jnp.shape(pixels)[-1] != 3:
-            raise ValueError(
-                f"pixels are {jnp.shape(pixels)}; they must be [images, height, width, 3]"
-            )
+        check_inputs.check_pixels(pixels)
         blocks = self.config.vision.layers
         layers = (blocks,) if layers is None else layers
         if (

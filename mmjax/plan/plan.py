@@ -15,55 +15,14 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mmjax.distributed.mesh import MESH_AXES, axis_sizes, check_layout, parameter_shardings
-from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
+from mmjax.plan.topology import Topology
 from mmjax.recipe.recipe import PARTS, Recipe, Stage
-from mmjax.recipe.schema import choose, suggestion
 from mmjax.training import state as training_state
 from mmjax.training.flops import StepFlops, step_flops
 
 ASSUMED_UTILISATION = 0.4
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """An accelerator: bytes of memory, and dense bfloat16 FLOP/s (vendors' data sheets)."""
-
-    memory: float
-    flops: float
-
-
-DEVICES = {
-    "a100": Device(80e9, 312e12),
-    "h100": Device(80e9, 989e12),
-    "h200": Device(141e9, 989e12),
-    "v5e": Device(16 * 2**30, 197e12),
-    "v5p": Device(95 * 2**30, 459e12),
-    "v6e": Device(32 * 2**30, 918e12),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """Some number of equal devices."""
-
-    name: str
-    device: Device
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Topology":
-        """Reads "h100:8" or "v5p:4x4x4". Raises InputError for anything else."""
-        kind, _, shape = text.partition(":")
-        form = "--topology must be an accelerator, a colon and a number of devices, such as h100:8 or v5p:4x4x4"
-        if ":" not in text:
-            raise InputError(f"{form}; it is {text}. {suggestion(kind, DEVICES)}")
-        device = choose(kind.lower(), DEVICES, "accelerator")
-        sides = shape.split("x")
-        if not all(side.isdecimal() and int(side) > 0 for side in sides):
-            raise InputError(f"{form}; it is {text}.")
-        return cls(text, device, math.prod(map(int, sides)))
 
 
 @dataclasses.dataclass(frozen=True)

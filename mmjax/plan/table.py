@@ -11,7 +11,8 @@ from mmjax.data.text import vocabulary
 from mmjax.errors import InputError
 from mmjax.ledger.costs import Costs, StageCost
 from mmjax.ledger.table import show as show_comparison
-from mmjax.plan.plan import ASSUMED_UTILISATION, Memory, StagePlan, Topology, make_plan
+from mmjax.plan.plan import ASSUMED_UTILISATION, Memory, StagePlan, make_plan
+from mmjax.plan.topology import Topology
 from mmjax.recipe.recipe import PARTS, Recipe
 
 

@@ -24,8 +24,9 @@ from rich.console import Console
 
 from mmjax.base import host
 from mmjax.base.command import run_command
+from mmjax.base.files import check_free
 from mmjax.base.signals import defer_signals, interruptible
-from mmjax.errors import ExitCode
+from mmjax.errors import ExitCode, InputError
 from mmjax.port import DTYPES, FORMS
 
 
@@ -46,6 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host.prepare()
 
     def command() -> None:
+        # What can be said at once is said before jax is imported.
+        check_free(options.target)
+        if ":" not in options.source and not os.path.lexists(options.source):
+            raise InputError(
+                f"There is no {options.source}. What is ported is a folder or a file on this machine, fetched:NAME, or hf:OWNER/NAME for a "
+                "model of the Hugging Face Hub."
+            )
         with interruptible(), _quiet_threads():
             with defer_signals():
                 from mmjax.port import port

@@ -18,7 +18,7 @@ from mmjax.port.table import listed, show
 from mmjax.training.logging import print_line
 from mmjax.weights.orbax_folder import save_orbax
 from mmjax.weights.pretrained_protocol import Progress, TensorMapping, dtype_name, stored
-from mmjax.weights.save import save_params, saved_mappings
+from mmjax.weights.save import has_whole, save_params, saved_mappings
 
 
 def port(
@@ -47,6 +47,8 @@ def port(
             mapping.count * math.prod(mapping.shape) * jnp.dtype(mapping.dtype).itemsize
             for mapping in tensors.values()
         )
+        if to == "huggingface" and has_whole(model.config):
+            nbytes *= 2
         if (free := free_space(target)) < nbytes:
             raise InputError(
                 f"{target} needs {_megabytes(nbytes)}, and there are {_megabytes(free)} left on its disk."

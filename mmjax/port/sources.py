@@ -14,6 +14,7 @@ from mmjax.fetch.downloads import resolved
 from mmjax.models.config import ModelConfig
 from mmjax.port import FORMS
 from mmjax.runs import export
+from mmjax.runs.whole_folder import complete_whole
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.typing import Params
 from mmjax.weights.load import form_of, open_pretrained
@@ -121,6 +122,7 @@ class _Model(PortSource):
                 copied += [f"{part}/{name}" for name in found]
             elif (folder / part).is_dir():
                 _copy(beside, folder / part, patterns)
+        complete_whole(folder)
         return copied
 
 
@@ -177,4 +179,5 @@ class _Checkpoint(PortSource):
             return []
         inner = folder / DECODER if (folder / DECODER).is_dir() else folder
         write_tokenizer(resolved(settings.path, weights=False), inner)
+        complete_whole(folder)
         return [f"{inner.relative_to(folder) / name}" for name in _WRITTEN]

@@ -10,6 +10,7 @@ from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
 from mmjax.recipe.recipe import Recipe
 from mmjax.runs.initial_weights import open_initial
+from mmjax.runs.whole_folder import complete_whole
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.training.logging import print_line
 from mmjax.weights.families.base import IMAGES, dumps
@@ -27,7 +28,8 @@ def export(
 ) -> pathlib.Path:
     """Writes the newest state of a run, or a checkpoint folder, to `export/<stage>-<step>` in the workdir; low-rank updates are merged.
 
-    Returns the folder, with `vision`, `connector` and `decoder` in it; a published tokenizer stands in the last.
+    Returns the folder, with `vision`, `connector` and `decoder` in it; a published tokenizer stands in the last. Where
+    transformers' LlavaForConditionalGeneration has the form of the model, it is there as a whole, too, in `llava`.
 
     Raises:
         InputError: there is no such checkpoint, the folder exists, or no family of published models has the form of a part.
@@ -36,17 +38,19 @@ def export(
     target = workdir.path / "export" / f"{stage.name}-{folder.name}"
     if target.exists():
         raise InputError(f"{target} exists already; remove it to export again.")
-    recipe, _ = workdir.resolve(recipe)
+    recipe, tokenizer = workdir.resolve(recipe)
     save_params(
         read_params(folder, recipe),
         recipe.stages[stage.name].model,
         target,
         origins=origins(recipe, stage.name),
+        image_token=tokenizer.image,
     )
     if stage.data.resize == "stretch":
         stretch(target / VISION / IMAGES)
     if recipe.tokenizer.kind == "huggingface" and recipe.tokenizer.path:
         write_tokenizer(resolved(recipe.tokenizer.path, weights=False), target / DECODER)
+    complete_whole(target)
     print_line(console or Console(), f"{folder} is now in {target}")
     return target
 

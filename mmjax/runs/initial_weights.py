@@ -100,6 +100,12 @@ class InitialWeights:
         )
 
     @property
+    def file_notes(self) -> tuple[str, ...]:
+        """What in the files is not as their config says, or is not known."""
+        notes = [note for _, opened in self._sources.values() for note in opened.notes]
+        return tuple(dict.fromkeys(notes))
+
+    @property
     def notes(self) -> dict[str, str]:
         """What happens to a parameter on the way, by its path."""
         found, decoder = {}, self._model.decoder
@@ -226,6 +232,8 @@ def load_into(
         for part, path in stage.init_from.items():
             if path != RANDOM:
                 say(f"{stage.name}: reading the {part} from {path}")
+        for note in weights.file_notes:
+            say(f"{stage.name}: {note}")
         frozen = [path for path in weights.paths if not parameters.matches(path, stage.trainable)]
         places = param_shardings(stage.model, mesh)
         loaded = weights.read(places, frozen, jnp.dtype(stage.model.compute_dtype))

@@ -39,6 +39,10 @@ class _Parser(argparse.ArgumentParser):
 
 def trajectory(options: argparse.Namespace, command: Sequence[str]) -> None:
     """Runs a command line. Raises InputError if it cannot be done; nothing is written then."""
+    folder = options.out or Path("runs", f"trajectory-{folder_name(options.weights)}")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out is {folder}, and there is a file in its place.")
     # Here and below: what imports jax comes after all that can be wrong without it.
     from rich.console import Console
     from rich.progress import Progress
@@ -54,10 +58,6 @@ def trajectory(options: argparse.Namespace, command: Sequence[str]) -> None:
         options.dtype,
         options.tokenizer,
     )
-    folder = options.out or Path("runs", f"trajectory-{folder_name(options.weights)}")
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out is {folder}, and there is a file in its place.")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("opening", total=None)

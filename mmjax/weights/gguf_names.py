@@ -45,14 +45,51 @@ NEUTRAL = {
     "attention.scale": 0.0,
     "attention.clamp_kqv": 0.0,
     "attention.max_alibi_bias": 0.0,
+    "attention.temperature_length": 0,
+    "attn_logit_softcapping": 0.0,
+    "embedding_scale": 0.0,
+    "expert_weights_scale": 0.0,
+    "final_logit_softcapping": 0.0,
+    "leading_dense_block_count": 0,
+    "logit_scale": 0.0,
+    "residual_scale": 0.0,
     "rope.scaling.alpha": 0.0,
     "rope.scaling.yarn_log_multiplier": 0.0,
     "rope.scaling.yarn_ext_factor": 1.0,
     "rope.scaling.yarn_attn_factor": 1.0,
 }
+# What is read elsewhere, and what no number depends on.
+KNOWN = {
+    *NEEDED,
+    *NEUTRAL,
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_epsilon",
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "attention.value_length",
+    "context_length",
+    "expert_count",
+    "expert_feed_forward_length",
+    "expert_used_count",
+    "rope.dimension_count",
+    "rope.dimension_sections",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "tensor_data_layout",
+    "vocab_size",
+}
 # Llama 3.1's and 3.2's own settings, which GGUF files only have as the factors that they make.
 LLAMA3_RAMP = (1.0, 4.0, 8192)
 LONGEST_HEAD = 4096
+SHOWN = 8  # fields that a note lists
 
 
 def read(source: TensorSource) -> tuple[Family, DecoderConfig]:
@@ -197,6 +234,20 @@ def rules(family: Family, config: DecoderConfig) -> list[Rule]:
             name, layout = f"blk.{{layer}}.ffn_{leaf}_exps.weight", TRANSPOSED
         found.append(dataclasses.replace(rule, checkpoint_name=name, layout=layout))
     return found
+
+
+def notes(source: TensorSource) -> tuple[str, ...]:
+    """What a person should know of a GGUF file: fields of its architecture that mmjax does not know."""
+    prefix = f"{source.metadata['general.architecture']}."
+    own = {key.removeprefix(prefix) for key in source.metadata if key.startswith(prefix)}
+    unknown = sorted(own - KNOWN)
+    if not unknown:
+        return ()
+    shown = ", ".join(map(quoted, unknown[:SHOWN]))
+    more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+    return (
+        f"{source.files[0]}: mmjax does not know these fields of {prefix[:-1]}: {shown}{more}.",
+    )
 
 
 def special_tokens(source: TensorSource) -> dict[str, int]:

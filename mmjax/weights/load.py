@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
@@ -63,6 +64,8 @@ def load_pretrained(
         dtype: "float32" or "bfloat16", of matrices and of the computation; norms, softmax and logits are float32 in any case.
         progress: told the number of bytes after each read.
 
+    What in the files is not as their config says, or is not known, is logged as a warning.
+
     Raises:
         InputError: a ValueError whose message says what is wrong with the files, and what to do.
         ValueError: there is no such dtype.
@@ -75,6 +78,8 @@ def load_pretrained(
         if mesh is not None:
             shardings = parameter_shardings(shapes, parameters.logical_axes(config), mesh)[0]
         params = pretrained.read(shapes, shardings, dtype=jnp.dtype(name), progress=progress)
+        for note in pretrained.notes:
+            logging.warning("%s", note)
         module = model_def.merge(params)
         module.origins = pretrained.origins
         return module

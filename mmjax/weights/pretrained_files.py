@@ -27,7 +27,7 @@ from mmjax.models.config import (
     VLMConfig,
 )
 from mmjax.typing import Params
-from mmjax.weights import gguf_names
+from mmjax.weights import foreign_layouts, gguf_names
 from mmjax.weights.families.base import (
     CONFIG,
     IMAGES,
@@ -78,6 +78,8 @@ def open_pretrained_files(path: Path) -> "PretrainedFiles":
     Raises:
         InputError: nothing usable is there, mmjax does not have the family, or tensors are missing, unexpected or misshapen.
     """
+    folder = path if path.is_dir() else path.parent
+    foreign_layouts.check_settings(folder)
     source = open_weights(path)
     try:
         config: PartConfig
@@ -88,14 +90,16 @@ def open_pretrained_files(path: Path) -> "PretrainedFiles":
             family, config = gguf_names.read(source)
             settings = ConfigJson(gguf_names.special_tokens(source), str(where))
             rules = gguf_names.rules(family, config)
+            notes = gguf_names.notes(source)
             names = {name: name for name in source.tensors}
             unused |= {gguf_names.ROPE_FACTORS} & set(names)
         else:
-            where = (path if path.is_dir() else path.parent) / CONFIG
-            settings = read_config(where.parent)
-            family, config = _read_config(settings, where.parent)
+            where = folder / CONFIG
+            settings = read_config(folder)
+            family, config = _read_config(settings, folder)
             names, unused = _spelled_names(source, family, settings)
             config, names, copies, notes = _settle_head(source, family, config, names)
+            notes = (*notes, *settings.notes)
             unused |= copies
             rules = family.rules(config)
         model: ModelConfig
@@ -114,10 +118,24 @@ def open_pretrained_files(path: Path) -> "PretrainedFiles":
             kept = {key: own[key] for key in KEPT if key in own}
             text = json.dumps(kept, sort_keys=True)
             origins.append(Origin(part.family.part, part.family.name, text))
+        if isinstance(model, VLMConfig):
+            origins += _of_whole(settings, family, model)
         return PretrainedFiles(model, [group], origins, notes)
-    except BaseException:
+    except BaseException as error:
         source.close()
+        told = isinstance(error, InputError) and foreign_layouts.told(source, folder)
+        if told:
+            raise told from None
         raise
+
+
+def _of_whole(settings: ConfigJson, family: Family, model: VLMConfig) -> list[Origin]:
+    """What a whole model says beside its parts, and tools want to find again: the id that stands for images, if the vocabulary has it."""
+    token = next((key for key in ("image_token_id", "image_token_index") if key in settings), None)
+    if token is None or not settings.number(token) < (model.decoder.vocabulary or 0):
+        return []
+    kept = {"image_token_index": settings.number(token)}
+    return [Origin("connector", family.name, json.dumps(kept))]
 
 
 def _read_config(settings: ConfigJson, folder: Path) -> tuple[Family, PartConfig]:

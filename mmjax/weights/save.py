@@ -25,7 +25,8 @@ from mmjax.models.config import (
 from mmjax.models.vlm import VLM, LanguageModel, VisionEncoder
 from mmjax.typing import Params
 from mmjax.weights.export_form import export_config, export_params
-from mmjax.weights.families.base import CONFIG, IMAGES, dumps, find_writer
+from mmjax.weights.families import llava
+from mmjax.weights.families.base import CONFIG, IMAGES, PROCESSOR, Family, dumps, find_writer
 from mmjax.weights.placing import is_finite
 from mmjax.weights.pretrained_protocol import Origin, Progress, TensorMapping, dtype_name
 from mmjax.weights.rules import Rule, TensorSlice, tensor_slices
@@ -36,6 +37,7 @@ from mmjax.weights.vlm_checkpoint import (
     DECODER,
     PARTS,
     VISION,
+    WHOLE,
     connector_json,
     connector_rules,
 )
@@ -51,7 +53,8 @@ def save_pretrained(
     dtype: DTypeLike | None = None,
 ) -> None:
     """Writes a model to a folder: a decoder or an encoder as transformers reads it, a VLM as three folders `vision`, `connector` and
-    `decoder`. Low-rank updates are merged. The same model gives the same bytes.
+    `decoder`, and as a fourth one, `llava`, for transformers' LlavaForConditionalGeneration where it has that form. Low-rank updates are
+    merged. The same model gives the same bytes.
 
     Args:
         module: a LanguageModel, VisionEncoder or VLM.
@@ -77,12 +80,15 @@ def save_params(
     origins: Sequence[Origin] = (),
     dtype: DTypeLike | None = None,
     parts: Collection[str] = PARTS,
+    image_token: int | None = None,
     progress: Progress = lambda _: None,
 ) -> None:
     """As `save_pretrained`, of parameters by path.
 
     Args:
-        parts: which of the three folders of a VLM are written; parameters of the others are not needed.
+        parts: which of the three folders of a VLM are written; parameters of the others are not needed. The fourth needs all of them.
+        image_token: the id that stands for images in the fourth; None: that of the model that the connector came from, or else one behind
+            the vocabulary, for which the folder then has a row more.
         progress: told the bytes that are being written.
     """
     params, config = export_params(params, config), export_config(config)
@@ -91,19 +97,20 @@ def save_params(
         kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
     else:
         kind = np.dtype(jnp.dtype(dtype_name(dtype, DTYPES)))
-    shapes = parameters.abstract(config)[1]
     with atomic_directory(directory) as draft:
-        for folder in _folders(config, origins, kind):
-            if folder.name and folder.name not in parts:
+        for folder in _folders(config, origins, kind, image_token):
+            if folder.name and not {*_needed(folder)} <= {*parts}:
                 continue
+            given = _params_of(folder, params)
             tensors: dict[str, list[TensorSlice]] = {}
+            shapes = parameters.abstract(folder.config)[1]
             own = {rule.param_path: shapes[rule.param_path] for rule in folder.rules}
             for found in tensor_slices(folder.rules, own):
                 tensors.setdefault(found.name, []).append(found)
             target = draft / folder.name
             write_safetensors(
                 target,
-                [_tensor(name, found, params, kind, progress) for name, found in tensors.items()],
+                [_tensor(name, found, given, kind, progress) for name, found in tensors.items()],
             )
             for name, settings in folder.settings.items():
                 (target / name).write_text(dumps(settings), encoding="utf-8")
@@ -112,11 +119,14 @@ def save_params(
 def saved_mappings(
     config: ModelConfig, origins: Sequence[Origin], dtype: str
 ) -> list[TensorMapping]:
-    """Which tensors `save_params` writes parameters to, one for each rule; names of tensors begin with the folder that they are in."""
+    """Which tensors `save_params` writes parameters to, one for each rule; names of tensors begin with the folder that they are in. Of a
+    VLM the three folders are meant."""
     config = export_config(config)
     shapes = parameters.abstract(config)[1]
     mappings = []
     for folder in _folders(config, origins, np.dtype(jnp.dtype(dtype))):
+        if folder.name == WHOLE:
+            continue
         for rule in folder.rules:
             shape = shapes[rule.param_path].shape
             part = f"{rule.part + 1} of {rule.parts}" if rule.parts > 1 else ""
@@ -136,17 +146,45 @@ class _Folder:
         name: "" for the one that holds a decoder or an encoder alone.
         rules: the table of its tensors.
         settings: its JSON files by name.
+        config: of the model that the table is of.
     """
 
     name: str
     rules: list[Rule]
     settings: Mapping[str, dict[str, Any]]
+    config: ModelConfig
+
+
+def has_whole(config: ModelConfig) -> bool:
+    """Whether `save_params` writes a model as one folder beside its parts, too."""
+    return isinstance(config, VLMConfig) and llava.accepts(export_config(config))
+
+
+def _needed(folder: _Folder) -> tuple[str, ...]:
+    return PARTS if folder.name == WHOLE else (folder.name,)
+
+
+def _params_of(folder: _Folder, params: Params) -> Params:
+    if folder.name != WHOLE:
+        return params
+    assert isinstance(folder.config, VLMConfig) and folder.config.decoder.vocabulary is not None
+    return llava.with_rows(params, folder.config.decoder.vocabulary)
 
 
 def _folders(
-    config: ModelConfig, origins: Sequence[Origin], dtype: np.dtype[Any]
+    config: ModelConfig,
+    origins: Sequence[Origin],
+    dtype: np.dtype[Any],
+    image_token: int | None = None,
 ) -> Iterator[_Folder]:
     """Everything that will be written of a model. Raises InputError if no family has the form of a part."""
+
+    def described(family: Family) -> dict[str, Any]:
+        return {
+            "architectures": [family.architecture],
+            "model_type": family.model_types[0],
+            "torch_dtype": dtype.name,
+        }
 
     def of_part(name: str, part: DecoderConfig | ViTConfig) -> _Folder:
         kind = DECODER if isinstance(part, DecoderConfig) else VISION
@@ -154,18 +192,24 @@ def _folders(
         family = find_writer(part, origin.family if origin else "")
         assert family.write is not None
         settings: dict[str, Any] = json.loads(origin.kept) if origin else {}
-        settings |= family.write(part)
-        settings |= {
-            "architectures": [family.architecture],
-            "model_type": family.model_types[0],
-            "torch_dtype": dtype.name,
-        }
+        settings |= family.write(part) | described(family)
         files = {CONFIG: settings}
         if isinstance(part, ViTConfig):
             # Without it, another mean and deviation of pixels than the family's would be lost.
             assert family.images is not None
             files[IMAGES] = family.images(part)
-        return _Folder(name, family.rules(part), files)
+        return _Folder(name, family.rules(part), files, config)
+
+    def whole(config: VLMConfig, kept: Mapping[str, Any]) -> _Folder:
+        token = kept.get("image_token_index", config.decoder.vocabulary)
+        token = token if image_token is None else image_token
+        config = llava.with_image_token(config, token)
+        vision, decoder = (of_part("", part).settings for part in (config.vision, config.decoder))
+        settings = llava.write(config) | described(llava.FAMILY) | {"image_token_index": token}
+        parts = {"vision_config": vision[CONFIG], "text_config": decoder[CONFIG]}
+        files = {CONFIG: settings | parts, IMAGES: vision[IMAGES]}
+        files[PROCESSOR] = llava.processor_settings(config)
+        return _Folder(WHOLE, llava.rules(config), files, config)
 
     match config:
         case LanguageModelConfig():
@@ -175,8 +219,14 @@ def _folders(
         case VLMConfig():
             yield of_part(VISION, config.vision)
             yield of_part(DECODER, config.decoder)
-            settings = connector_json(config.connector)
-            yield _Folder(CONNECTOR, connector_rules(config), {CONFIG: settings})
+            kept: dict[str, Any] = {}
+            for origin in origins:
+                if origin.part == CONNECTOR:
+                    kept = json.loads(origin.kept)
+            settings = connector_json(config.connector, kept)
+            yield _Folder(CONNECTOR, connector_rules(config), {CONFIG: settings}, config)
+            if llava.accepts(config):
+                yield whole(config, kept)
 
 
 def _tensor(

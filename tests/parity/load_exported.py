@@ -9,11 +9,12 @@ import json
 import pathlib
 import sys
 import traceback
+from typing import Any
 
 import numpy as np
 import torch
 from pretrained_encoders import outputs_of
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlavaForConditionalGeneration
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -25,9 +26,17 @@ def settings(place: str) -> dict[str, object]:
     folder, _, part = place.partition("#")
     config = AutoConfig.from_pretrained(folder)
     content = (getattr(config, part) if part else config).to_dict()
+    parts = {key: content.pop(key, {}) for key in ("text_config", "vision_config")}
+    found = cleaned(content)
+    for name, inner in parts.items():
+        found |= {f"{name} {key}": value for key, value in cleaned(inner).items()}
+    return found
+
+
+def cleaned(content: dict[str, Any]) -> dict[str, Any]:
     if "num_key_value_heads" in content and content.get("head_dim") is None:
         content["head_dim"] = content["hidden_size"] // content["num_attention_heads"]
-    rope = content.pop("rope_parameters", {})
+    rope = content.pop("rope_parameters", None) or {}
     return {key: value for key, value in content.items() if key not in IGNORED} | {
         f"rope {key}": value for key, value in rope.items()
     }
@@ -35,8 +44,9 @@ def settings(place: str) -> dict[str, object]:
 
 @torch.no_grad()
 def run(job: dict[str, str]) -> dict[str, object]:
-    text = AutoConfig.from_pretrained(job["folder"]).model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    kind = AutoModelForCausalLM if text else AutoModel
+    model_type = AutoConfig.from_pretrained(job["folder"]).model_type
+    text, whole = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, model_type == "llava"
+    kind = LlavaForConditionalGeneration if whole else AutoModelForCausalLM if text else AutoModel
     model, loading = kind.from_pretrained(
         job["folder"], output_loading_info=True, attn_implementation="eager", dtype=torch.float32
     )
@@ -44,10 +54,16 @@ def run(job: dict[str, str]) -> dict[str, object]:
         inputs = {
             key: torch.from_numpy(file[key])
             for key in file
-            if key == "tokens" or key.startswith("pixels:")
+            if key.startswith(("tokens", "pixels:"))
         }
     results = {}
     for key, value in inputs.items():
+        if whole and (images := key.removeprefix("tokens:")) != key:
+            pixels = inputs["pixels:own"].permute(0, 3, 1, 2)[: int(images)]
+            logits = model.eval()(input_ids=value, pixel_values=pixels, use_cache=False).logits
+            results[f"logits:{images}"] = logits.numpy()
+        if whole or key.startswith("tokens:"):
+            continue
         if key == "tokens" and text:
             results["logits"] = model.eval()(value, use_cache=False).logits.numpy()
         elif key != "tokens" and not text:

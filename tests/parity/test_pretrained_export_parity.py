@@ -22,6 +22,7 @@ PARTS = {
     "llava/decoder": "language_model.",
     "llava/vision": "vision_tower.vision_model.",
 }  # folders of a saved LLaVA; prefix of their tensors
+WHOLE = "llava/llava"  # the same model in one folder
 SINGLE = [name for name in CASES if name != "llava"]
 FOLDERS = [*SINGLE, *PARTS]
 TOWERS = (
@@ -181,7 +182,7 @@ def read_by_transformers(exported, tmp_path_factory, oracle_interpreter):
     """Of every exported folder: what transformers says of its keys and settings, and what it computes. One process for all."""
     root = tmp_path_factory.mktemp("read")
     jobs = {}
-    for name in FOLDERS:
+    for name in [*FOLDERS, WHOLE]:
         base = name.partition("/")[0]
         part = (
             "#text_config"
@@ -210,13 +211,13 @@ def read_by_transformers(exported, tmp_path_factory, oracle_interpreter):
     return read
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [*FOLDERS, WHOLE])
 def test_transformers_finds_every_key_and_no_other(name, read_by_transformers):
     report, _ = read_by_transformers(name)
     assert not report["missing"] and not report["unexpected"] and not report["mismatched"], report
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [*FOLDERS, WHOLE])
 def test_transformers_finds_the_same_settings(name, read_by_transformers):
     report, _ = read_by_transformers(name)
     unimportant = {"use_mask_token"} | (
@@ -225,7 +226,7 @@ def test_transformers_finds_the_same_settings(name, read_by_transformers):
     assert not report["differing"].keys() - unimportant, report["differing"]
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [*FOLDERS, WHOLE])
 def test_transformers_computes_the_same(name, read_by_transformers):
     _, written = read_by_transformers(name)
     with np.load(FOLDER / name.partition("/")[0] / "recorded.npz") as file:

@@ -10,6 +10,7 @@ from rich.console import Console
 from mmjax.data.text import vocabulary
 from mmjax.errors import InputError
 from mmjax.plan import plan, table
+from mmjax.plan.topology import Topology
 from mmjax.recipe.recipe import MeshConfig
 from tests.golden import update as golden
 
@@ -80,14 +81,13 @@ def test_memory_is_counted_in_the_dtypes_of_the_state(cos_7b):
 
 def test_sharding_divides_the_state_and_the_rows(cos_7b):
     alone = plan.make_plan(cos_7b)[1].memory
-    eight = plan.make_plan(cos_7b, plan.Topology.parse("h100:8"))[1].memory
+    eight = plan.make_plan(cos_7b, Topology.parse("h100:8"))[1].memory
     # Half of LoRA's small matrices have no axis to split.
     assert alone.optimizer / 8 < eight.optimizer < alone.optimizer / 3
     assert eight.activations == pytest.approx(alone.activations / 8)
     replicated = dataclasses.replace(cos_7b, mesh=MeshConfig())
     assert (
-        plan.make_plan(replicated, plan.Topology.parse("h100:8"))[1].memory.optimizer
-        == alone.optimizer
+        plan.make_plan(replicated, Topology.parse("h100:8"))[1].memory.optimizer == alone.optimizer
     )
 
 
@@ -156,17 +156,17 @@ def test_what_cannot_fit_is_refused_after_the_table(cos_7b):
 )
 def test_a_wrong_topology_is_named(text, message):
     with pytest.raises(InputError, match=message):
-        plan.Topology.parse(text)
+        Topology.parse(text)
 
 
 def test_topologies():
-    assert plan.Topology.parse("v5p:4x4x4").count == 64
-    assert plan.Topology.parse("H100:8").device.memory == 80e9
+    assert Topology.parse("v5p:4x4x4").count == 64
+    assert Topology.parse("H100:8").device.memory == 80e9
 
 
 def test_a_mesh_that_does_not_fit_the_topology_is_refused(cos_7b):
     with pytest.raises(InputError, match="batch_size 256 must be divisible by 7"):
-        plan.make_plan(cos_7b, plan.Topology.parse("h100:7"))
+        plan.make_plan(cos_7b, Topology.parse("h100:7"))
 
 
 def test_what_a_recipe_saves_against_another(small):
@@ -190,7 +190,7 @@ def test_what_a_recipe_saves_against_another(small):
 
 
 def test_a_topology_adds_device_time(cos_7b):
-    plans, topology = plan.make_plan(cos_7b), plan.Topology.parse("h100:8")
+    plans, topology = plan.make_plan(cos_7b), Topology.parse("h100:8")
     costs = table.costs(cos_7b, plans, topology)
     assert costs.hardware == "8 x h100" and costs.total("seconds") is None
     expected = plans[0].flops.total * plans[0].stage.steps / (989e12 * plan.ASSUMED_UTILISATION)

@@ -153,6 +153,7 @@ WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 
         [],
         ["full_attention"] * 3,
         ["other"] * 2,
+        [True] * 2,
     ],
 )
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
@@ -169,7 +170,7 @@ def test_kinds_of_layers_are_a_list_of_names(model_type, types):
         ({"layer_types": ["sliding_attention"] * 2}, 4),
         ({"layer_types": ["full_attention"] * 2}, None),
         ({"max_window_layers": 2}, None),
-        ({"use_sliding_window": False, "layer_types": 5}, None),
+        ({"use_sliding_window": False, "layer_types": ["full_attention"] * 2}, None),
         ({"num_hidden_layers": 10**11}, 4),
     ],
 )

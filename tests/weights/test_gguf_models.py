@@ -232,6 +232,9 @@ REFUSED = {
         "sliding_window_pattern",
     ),
     "scaled scores": ({"attention.scale": 0.5}, {}, "attention.scale is 0.5; mmjax has 0.0 only"),
+    "scaled embeddings": ({"embedding_scale": 12.0}, {}, "embedding_scale is 12.0; mmjax has 0.0"),
+    "scaled logits": ({"logit_scale": 8.0}, {}, "logit_scale is 8.0; mmjax has 0.0 only"),
+    "first layers without experts": ({"leading_dense_block_count": 1}, {}, "block_count is 1"),
     "attention without yarn": (
         {"rope.scaling.attn_factor": 0.5},
         {},
@@ -265,6 +268,12 @@ REFUSED = {
         'bos_token_id is "abc"; it must be a whole number',
     ),
 }
+
+
+def test_a_field_that_nobody_knows_is_named(tmp_path):
+    path, _ = write(tmp_path, "llama", BASE, {"moustache": 3, "logit_scale": 0.0})
+    with open_pretrained(path) as opened:
+        assert opened.notes == (f"{path}: mmjax does not know these fields of llama: 'moustache'.",)
 
 
 @pytest.mark.parametrize("case", REFUSED)

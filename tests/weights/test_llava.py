@@ -13,12 +13,13 @@ from mmjax.errors import InputError
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
 from mmjax.models.connectors.mlp import MLPConfig
-from mmjax.weights import load_pretrained
+from mmjax.weights import load_pretrained, save_pretrained
 from mmjax.weights.families import llava
 from mmjax.weights.families.base import find_writer
 from mmjax.weights.families.llama import write_decoder
 from mmjax.weights.families.siglip import write as write_siglip
 from mmjax.weights.rules import tensor_slices
+from mmjax.weights.save import save_params
 from tests.weights.models import LLAMA, SIGLIP, params_of
 
 CLIP = pathlib.Path(__file__).parents[1] / "parity" / "references" / "pretrained" / "llava"
@@ -120,3 +121,103 @@ def test_parts_of_any_family(name, tmp_path):
     found = parameters.split(model)[1]
     for path, value in params_of(config).items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+def same_params(left, right):
+    left, right = (parameters.split(module)[1] for module in (left, right))
+    assert left.keys() == right.keys()
+    for path, value in left.items():
+        np.testing.assert_array_equal(right[path], value, err_msg=path)
+
+
+def test_a_model_of_this_form_is_saved_as_one_folder_too(tmp_path):
+    """Beside its parts, and with what the whole says beside them."""
+    before = load_pretrained(CLIP)
+    save_pretrained(before, tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        "vision",
+        "connector",
+        "decoder",
+        "llava",
+    }
+    found = json.loads((tmp_path / "saved" / "llava" / "config.json").read_text())
+    given = json.loads((CLIP / "config.json").read_text())
+    for key in (
+        "architectures",
+        "model_type",
+        "image_token_index",
+        "image_seq_length",
+        "projector_hidden_act",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+        "multimodal_projector_bias",
+        "tie_word_embeddings",
+    ):
+        assert found[key] == given[key], key
+    assert found["text_config"]["vocab_size"] == given["text_config"]["vocab_size"]
+    for folder in ("saved", "saved/llava"):
+        again = load_pretrained(tmp_path / folder)
+        assert again.config == before.config
+        same_params(again, before)
+    save_pretrained(load_pretrained(tmp_path / "saved"), tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "llava" / "config.json").read_text()) == found
+
+
+NO_LLAVA = {
+    "hidden_width": {"hidden_width": 16},
+    "class_token": {"class_token": True},
+    "final_norm": {"final_norm": True},
+    "image_boundary_tokens": {"image_boundary_tokens": True},
+}
+
+
+@pytest.mark.parametrize("name", NO_LLAVA)
+def test_a_model_of_another_form_is_saved_in_parts_alone(name, tmp_path):
+    vision = dataclasses.replace(
+        CONFIG.vision, class_token=True, embedding_norm=True, patch_bias=False
+    )
+    assert llava.accepts(dataclasses.replace(CONFIG, vision=vision))
+    connector = dataclasses.replace(CONFIG.connector, **NO_LLAVA[name])
+    config = dataclasses.replace(CONFIG, vision=vision, connector=connector)
+    assert not llava.accepts(config)
+    if name == "hidden_width":
+        save_params(params_of(config), config, tmp_path / "saved")
+        assert not (tmp_path / "saved" / "llava").exists()
+
+
+def test_where_no_id_stands_for_images_one_is_added(tmp_path):
+    """With a row of its own, which is never the likeliest: its numbers are the mean of the others."""
+    params = params_of(CONFIG)
+    save_params(params, CONFIG, tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "llava" / "config.json").read_text())
+    assert config["image_token_index"] == 48 and config["text_config"]["vocab_size"] == 49
+    assert config["vision_feature_select_strategy"] == "full"
+    assert json.loads((tmp_path / "saved" / "llava" / "processor_config.json").read_text()) == {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": 4,
+        "vision_feature_select_strategy": "full",
+        "num_additional_image_tokens": 0,
+    }
+    found = parameters.split(load_pretrained(tmp_path / "saved" / "llava"))[1]
+    for path, rows in (("decoder/embedding", (48, 49)), ("decoder/lm_head/kernel", (48, 49))):
+        own, other = np.asarray(params[path]), np.asarray(found[path])
+        own, other = (own, other) if path.endswith("embedding") else (own.T, other.T)
+        assert (len(own), len(other)) == rows
+        np.testing.assert_array_equal(other[:48], own)
+        np.testing.assert_allclose(other[48], own.mean(0), atol=1e-6)
+    assert load_pretrained(tmp_path / "saved").config.decoder.vocabulary == 48
+
+
+def test_an_id_that_the_vocabulary_has_needs_no_row(tmp_path):
+    save_params(params_of(CONFIG), CONFIG, tmp_path / "saved", image_token=3)
+    config = json.loads((tmp_path / "saved" / "llava" / "config.json").read_text())
+    assert config["image_token_index"] == 3 and config["text_config"]["vocab_size"] == 48
+
+
+@pytest.mark.parametrize("token", [40, 10**9])
+def test_an_id_for_images_that_no_row_belongs_to_is_not_kept(token, tmp_path):
+    module = load_pretrained(of_clip(tmp_path / "clip", image_token_index=token))
+    assert not [origin for origin in module.origins if origin.part == "connector"]
+    with pytest.raises(InputError, match="image_token_index is -1; it must be a whole number"):
+        load_pretrained(of_clip(tmp_path / "odd", image_token_index=-1))

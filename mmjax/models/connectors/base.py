@@ -85,6 +85,21 @@ class AttentionMap:
     weights: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class PatchMLP:
+    """A connector that is nothing but down(activation(up(x))) of every patch x, with biases: that of LLaVA (arXiv:2310.03744). Its parameters
+    lie at "connector/up" and "connector/down".
+
+    Attributes:
+        feature_layer: the only encoder output that it reads.
+        activation: a name of `mmjax.models.config.Activation`.
+    """
+
+    feature_layer: int
+    hidden_width: int
+    activation: str
+
+
 class ConnectorConfig(Component):
     """What stands between the vision encoder and the decoder.
 
@@ -154,6 +169,10 @@ class ConnectorConfig(Component):
         """Where parameters of the stage before keep their shape but would mean something else: a sentence each. inflated: `inflate` is
         among the transitions."""
         yield from ()
+
+    def as_patch_mlp(self) -> PatchMLP | None:
+        """The connector as other tools have it, if it is one that they have."""
+        return None
 
     def attention_maps(self, connector: Any, features: tuple[Any, ...]) -> list[AttentionMap]:
         """Where the queries of the built module look, for the features of one image; nothing for a connector without queries."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.models.config import Activation
-from mmjax.models.connectors.base import ConnectorConfig, Encoder, FlopCounter
+from mmjax.models.connectors.base import ConnectorConfig, Encoder, FlopCounter, PatchMLP
 from mmjax.models.layers import ACTIVATIONS, ImageBoundaryTokens, Linear
 from mmjax.typing import Array, Float
 
@@ -50,6 +50,11 @@ class MLPConfig(ConnectorConfig):
             yield f"{path}.class_token needs an encoder with a class token, and this one has none (vision.class_token)"
         if self.final_norm and not vision.final_norm:
             yield f"{path}.final_norm needs an encoder that ends in a norm, and this one does not (vision.final_norm)"
+
+    def as_patch_mlp(self) -> PatchMLP | None:
+        if self.class_token or self.final_norm or self.image_boundary_tokens:
+            return None
+        return PatchMLP(self.feature_layers[0], self.hidden_width, self.activation)
 
     def count_flops(
         self, counter: FlopCounter, vision: Encoder, images: int, needs_gradient: bool

@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from mmjax.base.files import read_object
@@ -13,16 +14,19 @@ from mmjax.base.huggingface import transformers
 from mmjax.base.registry import modules_of
 from mmjax.errors import InputError
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
+from mmjax.weights.config_keys import COMMON, ConfigKeys, read_by_transformers
 from mmjax.weights.rules import Rule
 from mmjax.weights.tensors import quoted
 
 CONFIG = "config.json"
 IMAGES = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 
 # What a checkpoint holds: one part of a model, or a whole one.
 type PartConfig = DecoderConfig | ViTConfig | VLMConfig
 
 _LARGEST_NUMBER = 1e30  # not one that overflows float32 when something is done with it
+_SHOWN = 8  # settings that a note lists
 _MISSING = object()
 
 
@@ -46,16 +50,27 @@ class ConfigJson:
     Attributes:
         content, where: the object, and the file that it comes from.
         model_type: whose defaults stand for what the object omits, or "".
+        notes: what a person should know of the file; objects within it have the same list.
+        asked: the settings that were asked for so far.
     """
 
-    def __init__(self, content: Mapping[str, Any], where: str, model_type: str = ""):
+    def __init__(
+        self,
+        content: Mapping[str, Any],
+        where: str,
+        model_type: str = "",
+        notes: list[str] | None = None,
+    ):
         self.content, self.where, self.model_type = content, where, model_type
+        self.notes: list[str] = [] if notes is None else notes
+        self.asked: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
         return self.content.get(key) is not None
 
     def setting(self, key: str, default: Any = _MISSING) -> Any:
         """A setting of any type; `default` where it is null, or is omitted and transformers has no default for it."""
+        self.asked.add(key)
         value, omitted = self.content.get(key), key not in self.content
         if omitted and self.model_type:
             value = class_defaults(self.model_type).get(key)
@@ -106,10 +121,11 @@ class ConfigJson:
 
     def part(self, key: str, model_type: str = "") -> "ConfigJson":
         """A JSON object within; empty if it is absent."""
+        self.asked.add(key)
         value = self.content.get(key) or {}
         if not isinstance(value, Mapping):
             raise self.wrong(key, value, "an object")
-        return ConfigJson(value, f"{self.where}, {key}", model_type)
+        return ConfigJson(value, f"{self.where}, {key}", model_type, self.notes)
 
     def choice[T](self, key: str, choices: Mapping[str, T], default: Any = _MISSING) -> T:
         """The value that one of the possible texts stands for."""
@@ -122,10 +138,27 @@ class ConfigJson:
 
     def must_be(self, key: str, *allowed: Any) -> None:
         """Refuses settings that would change the function in a way that mmjax does not have. An absent one is the first of `allowed`."""
+        self.asked.add(key)
         value = self.content.get(key, allowed[0])
         if value not in allowed:
             raise InputError(
                 f"{self.where}: {key} is {_shown(value)}; mmjax has {' or '.join(map(_shown, allowed))} only."
+            )
+
+    def check_keys(self, keys: ConfigKeys, read: Callable[[], Collection[str]]) -> None:
+        """Notes the settings that are neither listed nor were asked for. Raises InputError if one is among those that transformers' code of
+        the model reads."""
+        unknown = sorted(self.content.keys() - keys.names - self.asked)
+        for key in unknown:
+            if key in read():
+                raise InputError(
+                    f"{self.where}: mmjax does not know the setting {quoted(key)}, and transformers' code of such a model reads it."
+                )
+        if unknown:
+            shown = ", ".join(map(quoted, unknown[:_SHOWN]))
+            more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+            self.notes.append(
+                f"{self.where} has settings that neither mmjax nor transformers' code of such a model reads: {shown}{more}."
             )
 
     def wrong(self, key: str, value: Any, expected: str) -> InputError:
@@ -205,6 +238,7 @@ class Family:
         images: of an encoder: a config to a preprocessor_config.json.
         gguf: of a decoder that llama.cpp has too.
         parts: of a whole model: its parts, by the settings of its config.json.
+        keys: what becomes of each setting, by model_type; those of the first serve where there are none.
     """
 
     name: str
@@ -221,10 +255,19 @@ class Family:
     images: Callable[[ViTConfig], dict[str, Any]] | None = None
     gguf: GGUFForm | None = None
     parts: Callable[[ConfigJson], tuple["FamilyPart", ...]] = lambda settings: ()
+    keys: Mapping[str, ConfigKeys] = MappingProxyType({})
 
     def config(self, settings: ConfigJson) -> PartConfig:
-        """What `read` makes of a config.json, with the defaults of transformers for what it omits."""
-        return self.read(ConfigJson(settings.content, settings.where, self.model_types[0]))
+        """What `read` makes of a config.json, with the defaults of transformers for what it omits. Its notes get what is not known."""
+        first = self.model_types[0]
+        model_type = settings.text("model_type", first)
+        keys = self.keys.get(model_type, self.keys.get(first, COMMON))
+        own = ConfigJson(settings.content, settings.where, first, settings.notes)
+        for key, neutral in keys.refused.items():
+            own.must_be(key, *neutral)
+        config = self.read(own)
+        own.check_keys(keys, lambda: read_by_transformers(model_type, *keys.model_types))
+        return config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ SigLIP's encoder is of the same form, and DINOv2's settings have some of the sam
 from typing import Any
 
 from mmjax.models.config import Activation, ViTConfig
+from mmjax.weights.config_keys import ENCODER, WHOLE, ConfigKeys
 from mmjax.weights.families.base import ConfigJson, Family
 from mmjax.weights.rules import Patches, Rule, linear, norm
 
@@ -29,24 +30,34 @@ UNUSED = (
 )
 
 
-def encoder_settings(c: ConfigJson) -> ConfigJson:
-    """Those of the encoder, from its config.json or that of a whole model."""
-    return c.part("vision_config", c.model_type) if "vision_config" in c else c
+def encoder_of(whole: ConfigJson, key: str, family: Family) -> ViTConfig:
+    """The encoder of a whole model, whose class of transformers is that of the family whichever model_type its own settings name."""
+    part = whole.part(key)
+    content = {**part.content, "model_type": family.model_types[0]}
+    config = family.config(ConfigJson(content, part.where, notes=whole.notes))
+    assert isinstance(config, ViTConfig)
+    return config
 
 
 def read_encoder(c: ConfigJson) -> dict[str, Any]:
     """The settings that encoders have, by the names of mmjax."""
-    c.must_be("num_channels", 3)
+    width, heads = c.number("hidden_size"), c.number("num_attention_heads")
+    c.must_be("head_dim", None, width // max(heads, 1))
     return {
         "image_size": c.number("image_size"),
         "patch_size": c.number("patch_size"),
-        "width": c.number("hidden_size"),
+        "width": width,
         "layers": c.number("num_hidden_layers"),
-        "heads": c.number("num_attention_heads"),
+        "heads": heads,
         "activation": c.choice("hidden_act", ACTIVATIONS),
         "norm_epsilon": c.real("layer_norm_eps"),
         "final_norm": True,
     }
+
+
+def activation_name(activation: str) -> str:
+    """What transformers calls it."""
+    return next(name for name, own in ACTIVATIONS.items() if own == activation)
 
 
 def write_encoder(c: ViTConfig) -> dict[str, Any]:
@@ -59,7 +70,7 @@ def write_encoder(c: ViTConfig) -> dict[str, Any]:
         "num_channels": 3,
         "image_size": c.image_size,
         "patch_size": c.patch_size,
-        "hidden_act": next(name for name, own in ACTIVATIONS.items() if own == c.activation),
+        "hidden_act": activation_name(c.activation),
         "layer_norm_eps": c.norm_epsilon,
     }
 
@@ -119,10 +130,13 @@ def has_form(c: ViTConfig) -> bool:
 
 
 def read(c: ConfigJson) -> ViTConfig:
-    vision = encoder_settings(c)
+    if c.content.get("model_type") == "clip":
+        # What older versions wrote counts before the other, and all of it.
+        older = c.setting("vision_config_dict", None) is not None
+        return encoder_of(c, "vision_config_dict" if older else "vision_config", FAMILY)
     return ViTConfig(
-        **read_encoder(vision),
-        mlp_width=vision.number("intermediate_size"),
+        **read_encoder(c),
+        mlp_width=c.number("intermediate_size"),
         class_token=True,
         embedding_norm=True,
         patch_bias=False,
@@ -147,6 +161,12 @@ def images(c: ViTConfig) -> dict[str, Any]:
     return image_settings(c, "CLIPImageProcessor", crop=True)
 
 
+KEYS = ENCODER | ConfigKeys(
+    obeyed="intermediate_size",
+    # transformers reads what is within with one of its classes, and what stands beside it with another.
+    refused={"vision_config": (None,), "vision_config_dict": (None,)},
+)
+
 FAMILY = Family(
     "CLIP",
     ("clip_vision_model", "clip"),
@@ -159,4 +179,5 @@ FAMILY = Family(
     spellings=SPELLINGS,
     unused=UNUSED,
     images=images,
+    keys={"clip_vision_model": KEYS, "clip": WHOLE | ConfigKeys(obeyed="vision_config_dict")},
 )

@@ -4,6 +4,7 @@ from typing import Any
 
 from mmjax.errors import InputError
 from mmjax.models.config import ViTConfig
+from mmjax.weights.config_keys import ENCODER, TRAINING, ConfigKeys
 from mmjax.weights.families import clip
 from mmjax.weights.families.base import ConfigJson, Family
 from mmjax.weights.rules import LeadingOnes, Patches, Rule, linear, norm
@@ -20,7 +21,6 @@ def mlp_width(width: int, ratio: float, gated: bool) -> int:
 
 
 def read(c: ConfigJson) -> ViTConfig:
-    c.must_be("qkv_bias", True)
     gated = c.flag("use_swiglu_ffn")
     return ViTConfig(
         **clip.read_encoder(c),
@@ -105,6 +105,16 @@ def images(c: ViTConfig) -> dict[str, Any]:
     return clip.image_settings(c, "BitImageProcessor", crop=True)
 
 
+KEYS = ENCODER | ConfigKeys(
+    obeyed="mlp_ratio use_swiglu_ffn",
+    refused={"qkv_bias": (True,)},
+    harmless={
+        TRAINING: "hidden_dropout_prob attention_probs_dropout_prob drop_path_rate layerscale_value use_mask_token",
+        "which features a backbone hands over, and in which shape": "apply_layernorm reshape_hidden_states out_features out_indices "
+        "_out_features _out_indices stage_names",
+    },
+)
+
 FAMILY = Family(
     "DINOv2",
     ("dinov2",),
@@ -118,4 +128,5 @@ FAMILY = Family(
     # A token of its pre-training, and a head for classes.
     unused=("embeddings.mask_token", "classifier.*"),
     images=images,
+    keys={"dinov2": KEYS},
 )

@@ -17,12 +17,15 @@ from mmjax.models.config import (
     RopeScaling,
     YarnScaling,
 )
+from mmjax.weights.config_keys import DECODER, ROPE, ConfigKeys, read_of_rope
 from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 from mmjax.weights.rules import Rule, linear, norm
 from mmjax.weights.tensors import quoted
 
 LAYERS = "decoder/layers"
 BLOCK = "model.layers.{layer}"
+FULL, SLIDING = "full_attention", "sliding_attention"
+LAYER_KINDS = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}  # the last is an older name
 # Of a model that was saved without its head.
 SPELLINGS = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
 UNUSED = ("*.rotary_emb.inv_freq",)
@@ -59,7 +62,6 @@ def table_without_mlp(config: DecoderConfig) -> list[Rule]:
 
 def read_decoder(c: ConfigJson) -> DecoderConfig:
     """The settings that all decoders have."""
-    c.must_be("hidden_act", "silu")
     width, heads = c.number("hidden_size"), c.number("num_attention_heads")
     if not heads:
         raise c.wrong("num_attention_heads", 0, "positive")
@@ -72,7 +74,7 @@ def read_decoder(c: ConfigJson) -> DecoderConfig:
             raise InputError(
                 f"{rope.where}: {quoted(key)} has settings of its own; mmjax has the same rotary positions in all layers."
             )
-    return DecoderConfig(
+    decoder = DecoderConfig(
         vocabulary=c.number("vocab_size"),
         width=width,
         layers=c.number("num_hidden_layers"),
@@ -86,6 +88,8 @@ def read_decoder(c: ConfigJson) -> DecoderConfig:
         context_length=context,
         tie_word_embeddings=c.flag("tie_word_embeddings"),
     )
+    rope.check_keys(ROPE, read_of_rope)
+    return decoder
 
 
 def _read_scaling(c: ConfigJson, rope: ConfigJson, context: int) -> RopeScaling | None:
@@ -184,27 +188,51 @@ def write_decoder(c: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def read_window(c: ConfigJson, layers: int) -> int | None:
-    """The sliding window of Qwen2 and Qwen3, which may be meant for some layers only: that is refused."""
-    if not c.flag("use_sliding_window"):
-        return None
-    first, types = c.number("max_window_layers"), c.content.get("layer_types")
-    known = ("full_attention", "sliding_attention")
+def layer_kinds(c: ConfigJson, layers: int) -> set[str]:
+    """The kinds of layers that layer_types lists; none if it is not there."""
+    types = c.setting("layer_types", None)
     if types is None:
-        found = {
-            kind for kind, some in zip(known, (first > 0, first < layers), strict=True) if some
-        }
-    elif isinstance(types, list) and len(types) == layers and all(kind in known for kind in types):
-        found = set(types)
-    else:
-        raise c.wrong("layer_types", types, f"a list of {layers} texts, each {' or '.join(known)}")
-    if found == {"full_attention"}:
-        return None
-    if found != {"sliding_attention"}:
+        return set()
+    if (
+        not isinstance(types, list)
+        or len(types) != layers
+        or not all(isinstance(kind, str) and kind in LAYER_KINDS for kind in types)
+    ):
+        known = " or ".join(LAYER_KINDS)
+        raise c.wrong("layer_types", types, f"a list of {layers} texts, each {known}")
+    return {LAYER_KINDS[kind] for kind in types}
+
+
+def one_window(c: ConfigJson, kinds: set[str], window: int | None) -> int | None:
+    """The sliding window of a decoder with these kinds of layers. Raises InputError if it is meant for some layers only."""
+    if len(kinds) > 1:
         raise InputError(
             f"{c.where}: some layers have a sliding window and some have not (layer_types); mmjax has one kind only."
         )
-    return c.number("sliding_window")
+    if SLIDING in kinds and window is None:
+        raise InputError(f"{c.where}: layer_types has {SLIDING}, but there is no sliding_window.")
+    return window if SLIDING in kinds else None
+
+
+def check_layer_kinds(c: ConfigJson, layers: int, window: int | None) -> None:
+    """Refuses layer_types that say another thing than the window, of models in which transformers' layers do not read them and its cache
+    does."""
+    kinds = layer_kinds(c, layers)
+    if kinds and one_window(c, kinds, window) != window:
+        raise InputError(
+            f"{c.where}: layer_types has {FULL}, but sliding_window is {window}; only one of them can be meant."
+        )
+
+
+def read_window(c: ConfigJson, layers: int) -> int | None:
+    """The sliding window of Qwen2 and Qwen3, which may be meant for some layers only: that is refused."""
+    window, first = c.number("sliding_window", None), c.number("max_window_layers")
+    if not c.flag("use_sliding_window"):
+        window = None
+    implied = {FULL} if window is None or first > 0 else set()
+    if window is not None and first < layers:
+        implied.add(SLIDING)
+    return one_window(c, layer_kinds(c, layers) or implied, window)
 
 
 def write_window(c: DecoderConfig) -> dict[str, Any]:
@@ -215,8 +243,10 @@ def write_window(c: DecoderConfig) -> dict[str, Any]:
 
 
 def read(c: ConfigJson) -> DecoderConfig:
+    decoder = read_decoder(c)
+    check_layer_kinds(c, decoder.layers, None)
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
-    return dataclasses.replace(read_decoder(c), qkv_bias=bias, output_bias=bias, mlp_bias=mlp_bias)
+    return dataclasses.replace(decoder, qkv_bias=bias, output_bias=bias, mlp_bias=mlp_bias)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
@@ -228,6 +258,13 @@ def accepts(config: DecoderConfig) -> bool:
         config.query_key_norm or config.sliding_window or config.experts
     )
 
+
+KEYS = DECODER | ConfigKeys(
+    obeyed="attention_bias mlp_bias",
+    # transformers' layers do not read it, and its cache of keys and values does.
+    refused={"sliding_window": (None,)},
+    harmless={"how matrices were split in training": "pretraining_tp"},
+)
 
 FAMILY = Family(
     "Llama",
@@ -247,4 +284,5 @@ FAMILY = Family(
         optional_biases=True,
         applies=lambda c: not (c["num_local_experts"] or c["sliding_window"]),
     ),
+    keys={"llama": KEYS},
 )

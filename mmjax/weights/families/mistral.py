@@ -4,13 +4,16 @@ import dataclasses
 from typing import Any
 
 from mmjax.models.config import DecoderConfig
+from mmjax.weights.config_keys import DECODER, ConfigKeys
 from mmjax.weights.families import llama
 from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    window = c.number("sliding_window", None)
-    return dataclasses.replace(llama.read_decoder(c), sliding_window=window)
+    decoder, window = llama.read_decoder(c), c.number("sliding_window", None)
+    implied = {llama.FULL if window is None else llama.SLIDING}
+    kinds = llama.layer_kinds(c, decoder.layers) or implied
+    return dataclasses.replace(decoder, sliding_window=llama.one_window(c, kinds, window))
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
@@ -26,6 +29,9 @@ def accepts(config: DecoderConfig) -> bool:
         or config.experts
     )
 
+
+# Of a file with layer_types, AutoConfig makes a Ministral.
+KEYS = DECODER | ConfigKeys(obeyed="sliding_window", model_types=("ministral",))
 
 FAMILY = Family(
     "Mistral",
@@ -44,4 +50,5 @@ FAMILY = Family(
         optional_biases=True,
         applies=lambda c: not c["num_local_experts"] and bool(c["sliding_window"]),
     ),
+    keys={"mistral": KEYS},
 )

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from mmjax.models.config import DecoderConfig
+from mmjax.weights.config_keys import DECODER, OUTPUTS, TRAINING, ConfigKeys
 from mmjax.weights.families import llama
 from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 from mmjax.weights.rules import TRANSPOSED, Rule, linear
@@ -12,12 +13,16 @@ MOE = f"{llama.BLOCK}.block_sparse_moe"
 
 
 def read(c: ConfigJson) -> DecoderConfig:
-    experts = c.number("num_local_experts")
+    experts = c.number(
+        "num_experts", c.number("num_local_experts")
+    )  # the former counts, if it is there
     if not experts:
         raise c.wrong("num_local_experts", experts, "positive")
+    decoder, window = llama.read_decoder(c), c.number("sliding_window", None)
+    llama.check_layer_kinds(c, decoder.layers, window)
     return dataclasses.replace(
-        llama.read_decoder(c),
-        sliding_window=c.number("sliding_window", None),
+        decoder,
+        sliding_window=window,
         experts=experts,
         experts_per_token=c.number("num_experts_per_tok"),
     )
@@ -42,6 +47,14 @@ def accepts(config: DecoderConfig) -> bool:
     )
 
 
+KEYS = DECODER | ConfigKeys(
+    obeyed="sliding_window num_local_experts num_experts num_experts_per_tok",
+    harmless={
+        TRAINING: "router_aux_loss_coef router_jitter_noise",
+        OUTPUTS: "output_router_logits",
+    },
+)
+
 FAMILY = Family(
     "Mixtral",
     ("mixtral",),
@@ -54,4 +67,5 @@ FAMILY = Family(
     spellings=llama.SPELLINGS,
     unused=llama.UNUSED,
     gguf=GGUFForm("llama", interleaved=True, applies=lambda c: bool(c["num_local_experts"])),
+    keys={"mixtral": KEYS},
 )

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from mmjax.models.config import DecoderConfig
+from mmjax.weights.config_keys import DECODER, ConfigKeys
 from mmjax.weights.families import llama
 from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
@@ -24,6 +25,8 @@ def accepts(config: DecoderConfig) -> bool:
     )
 
 
+KEYS = DECODER | ConfigKeys(obeyed="use_sliding_window sliding_window max_window_layers")
+
 FAMILY = Family(
     "Qwen2.5",
     ("qwen2",),
@@ -36,4 +39,5 @@ FAMILY = Family(
     spellings=llama.SPELLINGS,
     unused=llama.UNUSED,
     gguf=GGUFForm("qwen2"),
+    keys={"qwen2": KEYS},
 )

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from mmjax.models.config import DecoderConfig
+from mmjax.weights.config_keys import DECODER, ConfigKeys
 from mmjax.weights.families import llama
 from mmjax.weights.families.base import ConfigJson, Family, GGUFForm
 
@@ -32,6 +33,10 @@ def accepts(config: DecoderConfig) -> bool:
     )
 
 
+KEYS = DECODER | ConfigKeys(
+    obeyed="attention_bias use_sliding_window sliding_window max_window_layers"
+)
+
 FAMILY = Family(
     "Qwen3",
     ("qwen3",),
@@ -44,4 +49,5 @@ FAMILY = Family(
     spellings=llama.SPELLINGS,
     unused=llama.UNUSED,
     gguf=GGUFForm("qwen3"),
+    keys={"qwen3": KEYS},
 )

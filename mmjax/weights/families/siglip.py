@@ -3,6 +3,7 @@
 from typing import Any
 
 from mmjax.models.config import ViTConfig
+from mmjax.weights.config_keys import WHOLE, ConfigKeys
 from mmjax.weights.families import clip
 from mmjax.weights.families.base import ConfigJson, Family
 from mmjax.weights.rules import IDENTITY, TRANSPOSED, LeadingOnes, Rule, linear, norm
@@ -12,14 +13,15 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def read(c: ConfigJson) -> ViTConfig:
-    vision = clip.encoder_settings(c)
+    if c.content.get("model_type") == "siglip":
+        return clip.encoder_of(c, "vision_config", FAMILY)
     return ViTConfig(
-        **clip.read_encoder(vision),
-        mlp_width=vision.number("intermediate_size"),
+        **clip.read_encoder(c),
+        mlp_width=c.number("intermediate_size"),
         class_token=False,
         embedding_norm=False,
         patch_bias=True,
-        pooling_head=vision.flag("vision_use_head"),
+        pooling_head=c.flag("vision_use_head"),
         image_mean=HALF,
         image_std=HALF,
     )
@@ -52,6 +54,8 @@ def images(c: ViTConfig) -> dict[str, Any]:
     return clip.image_settings(c, "SiglipImageProcessor", crop=False)
 
 
+KEYS = clip.KEYS | ConfigKeys(obeyed="vision_use_head")
+
 FAMILY = Family(
     "SigLIP",
     ("siglip_vision_model", "siglip"),
@@ -64,4 +68,5 @@ FAMILY = Family(
     spellings=clip.SPELLINGS,
     unused=clip.UNUSED,
     images=images,
+    keys={"siglip_vision_model": KEYS, "siglip": WHOLE},
 )
