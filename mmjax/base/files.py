@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -15,23 +16,50 @@ from mmjax.errors import InputError
 
 SETTINGS = 1024 * 1024
 """Bytes of a file of settings; published ones have a few thousand."""
+# What stands in the place of a file whose content was not fetched: the beginning of all such, what they belong to, and what fetches it.
+_POINTERS = (
+    (re.compile(rb"version https://(git-lfs|hawser)\.github\.com/"), "Git LFS", "git lfs pull"),
+    (re.compile(rb"([^\n\0]*/)?annex/objects/[^\n\0/]"), "git-annex", "git annex get"),
+    (re.compile(rb"# xet version "), "Xet", "git xet checkout"),
+)
+_POINTER = 4096  # bytes that none is longer than
 _TRIES = 100
 _SETTLING = 0.3  # seconds
 
 
 def open_regular(path: Path) -> tuple[int, int]:
     """The descriptor of a file that is open for reading, and its size. Raises InputError if there is none, or if it is a folder, a pipe,
-    which would block for ever, or a device, which has no end."""
+    which would block for ever, a device, which has no end, or a pointer to a file that was not fetched (`pointer_to`)."""
     try:
         # Without the last flag, opening a pipe would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and (named := pointer_to(path)):
+            raise InputError(f"{path} {named}.") from None
         raise InputError(f"{path} cannot be opened: {error.strerror}.") from None
     found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
+    problem = None if stat.S_ISREG(found.st_mode) else "is not a file"
+    if problem is None and found.st_size <= _POINTER:
+        problem = pointer_to(path, os.pread(descriptor, _POINTER, 0))
+    if problem is not None:
         os.close(descriptor)
-        raise InputError(f"{path} is not a file.")
+        raise InputError(f"{path} {problem}.")
     return descriptor, found.st_size
+
+
+def pointer_to(path: Path, content: bytes | None = None) -> str | None:
+    """What is said of a file that only names the one that is meant, because it was not fetched: of Git LFS, git-annex or Xet; None for any
+    other.
+
+    Args:
+        content: of the file; None: it cannot be opened, which is how a link of git-annex shows that it was not fetched.
+    """
+    if content is None:
+        content = os.fsencode(os.readlink(path)) if path.is_symlink() else b""
+    for beginning, name, command in _POINTERS:
+        if len(content) <= _POINTER and beginning.match(content):
+            return f"is a pointer of {name}, not the file itself. Fetch it with `{command}`"
+    return None
 
 
 def read_regular(path: Path, limit: int = SETTINGS, what: str = "config of a model") -> bytes:

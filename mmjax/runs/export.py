@@ -5,16 +5,14 @@ import pathlib
 
 from rich.console import Console
 
-from mmjax.data.text.tokenizer_files import write_tokenizer
+from mmjax.base.files import atomic_directory
 from mmjax.errors import InputError
-from mmjax.fetch.downloads import resolved
 from mmjax.recipe.recipe import Recipe
-from mmjax.runs.initial_weights import open_initial
+from mmjax.runs.origins import began_as, with_context, write_beside_decoder, write_licences
 from mmjax.runs.whole_folder import complete_whole
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.training.logging import print_line
 from mmjax.weights.families.base import IMAGES, dumps
-from mmjax.weights.pretrained_protocol import Origin
 from mmjax.weights.save import save_params
 from mmjax.weights.vlm_checkpoint import DECODER, VISION
 
@@ -28,7 +26,7 @@ def export(
 ) -> pathlib.Path:
     """Writes the newest state of a run, or a checkpoint folder, to `export/<stage>-<step>` in the workdir; low-rank updates are merged.
 
-    Returns the folder, with `vision`, `connector` and `decoder` in it; a published tokenizer stands in the last. Where
+    Returns the folder, with `vision`, `connector` and `decoder` in it; tokenizer and settings of generation stand in the last. Where
     transformers' LlavaForConditionalGeneration has the form of the model, it is there as a whole, too, in `llava`.
 
     Raises:
@@ -39,18 +37,17 @@ def export(
     if target.exists():
         raise InputError(f"{target} exists already; remove it to export again.")
     recipe, tokenizer = workdir.resolve(recipe)
-    save_params(
-        read_params(folder, recipe),
-        recipe.stages[stage.name].model,
-        target,
-        origins=origins(recipe, stage.name),
-        image_token=tokenizer.image,
-    )
-    if stage.data.resize == "stretch":
-        stretch(target / VISION / IMAGES)
-    if recipe.tokenizer.kind == "huggingface" and recipe.tokenizer.path:
-        write_tokenizer(resolved(recipe.tokenizer.path, weights=False), target / DECODER)
-    complete_whole(target)
+    begun = began_as(recipe, workdir, stage.name)
+    model = with_context(recipe.stages[stage.name].model, stage, begun)
+    origins = [part.origin for part in begun.values() if part.origin is not None]
+    params = read_params(folder, recipe)
+    with atomic_directory(target) as draft:
+        save_params(params, model, draft, origins=origins, image_token=tokenizer.image)
+        if stage.data.resize == "stretch":
+            stretch(draft / VISION / IMAGES)
+        write_beside_decoder(workdir, recipe, stage, tokenizer, begun, draft / DECODER)
+        complete_whole(draft)
+        write_licences(workdir, recipe, stage.name, draft)
     print_line(console or Console(), f"{folder} is now in {target}")
     return target
 
@@ -62,15 +59,3 @@ def stretch(path: pathlib.Path) -> None:
     if crop is not None:
         settings |= {"size": crop, "do_center_crop": False}
         path.write_text(dumps(settings), encoding="utf-8")
-
-
-def origins(recipe: Recipe, last: str) -> tuple[Origin, ...]:
-    """Which published models the parts of a stage began as: what a stage before it loaded counts until another one loads it again."""
-    found: dict[str, Origin] = {}
-    for stage in recipe.stages.values():
-        if stage.init_from:
-            with open_initial(stage.init_from, stage.model) as weights:
-                found |= {origin.part: origin for origin in weights.origins}
-        if stage.name == last:
-            break
-    return tuple(found.values())

@@ -24,7 +24,6 @@ _OTHERS = {
     ".gz": "packed",
     ".zip": "packed",
 }
-_LFS = b"version https://git-lfs"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\..*safetensors$")
 _INDEX_SUFFIX = ".safetensors.index.json"
 _BEGINNING = 24
@@ -44,10 +43,6 @@ def open_weights(path: Path) -> TensorSource:
         )
     with contextlib.closing(DiskFile(path)) as file:
         beginning = file.read(0, min(file.size, _BEGINNING))
-    if beginning.startswith(_LFS):
-        raise InputError(
-            f"{path} is a pointer of Git LFS, not the weights themselves. Fetch them with `git lfs pull`."
-        )
     if not beginning:
         raise InputError(f"{path} is empty.")
     if beginning.startswith(MAGIC):
