@@ -7,7 +7,7 @@ counted by cause, and too many of them stop the run.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,14 +98,22 @@ CAPTION_PROMPT = "a short image description:"
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says: texts and images. Their loss flags are ignored; the role decides."""
+    """What one speaker says: texts and images. Their loss flags are ignored; the role decides.
+
+    Attributes:
+        loss: False: nothing of it is learned, although the assistant says it.
+    """
 
     role: Role
     content: tuple[Text | Image, ...]
+    loss: bool = True
 
 
 class Template(ABC):
-    """A text format. All that the assistant says carries loss, with the token that ends it; nothing else does."""
+    """A text format. All that the assistant says carries loss, with the token that ends it; nothing else does.
+
+    Whatever it is asked to write, it may raise SampleError: it cannot write this.
+    """
 
     special_tokens: tuple[str, ...] = ()
     """Names of special tokens beyond bos and eos that the tokenizer must have."""
@@ -147,6 +155,13 @@ def with_loss(content: Sequence[Text | Image]) -> Continuation:
 def without_loss(content: Sequence[Text | Image]) -> Continuation:
     """Every text without loss."""
     return tuple(Text(part.text) if isinstance(part, Text) else part for part in content)
+
+
+def unlearned(continuation: Continuation) -> Continuation:
+    """The same, without loss."""
+    return tuple(
+        part if isinstance(part, Image) else replace(part, loss=False) for part in continuation
+    )
 
 
 def joined(continuation: Sequence[Segment]) -> Continuation:

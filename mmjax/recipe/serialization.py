@@ -48,6 +48,10 @@ def digested(recipe: Recipe) -> dict[str, Any]:
     tree = {key: value for key, value in to_json(recipe).items() if key not in _NOT_DIGESTED}
     for stage in tree["stages"].values():
         del stage["data"]["workers"]
+        for source in stage["data"]["sources"].values():
+            if not source.get("image_roots", True):
+                # It came later than the others; where it is empty, digests are what they were.
+                del source["image_roots"]
     return tree | {"order": list(recipe.stages)}
 
 

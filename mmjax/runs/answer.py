@@ -78,9 +78,9 @@ class TrainedRun:
         """
         if image is not None and not pathlib.Path(image).is_file():
             raise InputError(f"There is no image {os.fspath(image)!r}.")
-        asked = request(self.stage.data, image, text, self.tokenizer)
         kernels = self.recipe.kernels
         try:
+            asked = request(self.stage.data, image, text, self.tokenizer)
             with prefer(kernels.attention, deterministic=kernels.deterministic):
                 return self._generator.answer_all(self.params, [asked], should_stop=should_stop)[0][
                     0

@@ -9,7 +9,7 @@ from mmjax.config import load as config
 from mmjax.config.load import load, recipe_from
 from mmjax.errors import InputError
 from mmjax.models.connectors.linear import LinearConfig
-from mmjax.recipe.serialization import digest, from_json, to_json
+from mmjax.recipe.serialization import digest, digested, from_json, to_json
 from tests import squares
 from tests.golden import update as golden
 from tests.test_architecture import ROOT
@@ -187,6 +187,15 @@ def test_the_digest_ignores_what_changes_no_training_and_nothing_else(default):
     assert digest(dataclasses.replace(default, notes={})) == digest(default)
     swapped = dataclasses.replace(default, stages=dict(reversed(default.stages.items())))
     assert digest(swapped) != digest(default)
+
+
+def test_a_setting_of_sources_that_came_later_changes_no_digest_where_it_is_empty():
+    given = {f"{squares.SOURCE}.path": "a.jsonl", f"{squares.SOURCE}.image_dir": "."}
+    recipe = load(squares.__file__, given)
+    stages = digested(recipe)["stages"]
+    assert "image_roots" not in stages["squares"]["data"]["sources"]["squares"]
+    roots = given | {f"{squares.SOURCE}.image_roots": ("/b",)}
+    assert digest(load(squares.__file__, roots)) != digest(recipe)
 
 
 def test_what_a_source_holds_out_is_part_of_the_digest():

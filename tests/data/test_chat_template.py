@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from mmjax.data.examples import Image, SampleError, Special, Text, Turn, prompt_of
+from mmjax.data.packing.packing import RowCapacity, make_plan
+from mmjax.data.sources.jsonl import JsonlSource
 from mmjax.data.sources.llava import LlavaSource
 from mmjax.data.text import chat_rendering
 from mmjax.data.text.chat_rendering import Renderer
 from mmjax.data.text.templates import find_template
-from mmjax.data.text.tokenizer import WordTokenizer, open_tokenizer, tokenise
+from mmjax.data.text.tokenizer import SegmentTokenizer, WordTokenizer, open_tokenizer, tokenise
 from mmjax.errors import InputError
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s><|im_start|>", "<image>"]
@@ -337,24 +340,108 @@ def test_refused_conversations(chat):
         + CHATML
     )
     _, template = chat(refusing)
-    with pytest.raises(InputError, match="system, user: no system turns"):
+    with pytest.raises(SampleError, match=r"refused.* system, user: no system turns"):
         template.conversation(said(("system", "be brief"), ("user", "what?")))
     _, silent = chat("{% for m in messages if m.role != 'system' %}{{ m.content }}</s>{% endfor %}")
-    with pytest.raises(InputError, match="what the system says"):
+    with pytest.raises(SampleError, match="what the system says"):
         silent.conversation(said(("system", "be brief"), ("user", "what?")))
     _, unending = chat(
         "{% for m in messages %}{{ m.content }}{% if loop.index < 3 %}</s>{% endif %}{% endfor %}"
     )
-    with pytest.raises(InputError, match="does not end everything"):
+    with pytest.raises(SampleError, match="does not end everything"):
         unending.conversation(
             said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
         )
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        CHATML.replace(
+            "{% for", "{{ raise_exception('no') if 'bad' in messages[0].content }}{% for", 1
+        ),
+        CHATML.replace("{% for", "{{ (messages[0].content == 'bad?') and 1 // 0 }}{% for", 1),
+        CHATML.replace("{{ m.content }}", "{{ m.content if m.content != 'bad?' }}"),
+        CHATML.replace(
+            "{% for",
+            "{% if 'bad' in messages[0].content %}{{ nothing.at.all }}{% endif %}{% for",
+            1,
+        ),
+        CHATML.replace(
+            "{% for",
+            "{% if 'bad' in messages[0].content %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+            "{% for",
+            1,
+        ),
+    ],
+)
+def test_a_sample_that_a_template_refuses_or_fails_on_is_skipped_and_named(chat, tmp_path, source):
+    tokenizer, template = chat(source)
+    talks = [
+        {"id": f"r{number}", "conversations": [{"from": "human", "value": text}, GPT]}
+        for number, text in enumerate(("good?", "bad?", "fine?"))
+    ]
+    (tmp_path / "talk.json").write_text(json.dumps(talks))
+    lines = [{"questions": [[text, "yes"]]} for text in ("good?", "bad?", "fine?")]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for config, name in (
+        (LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path)), "talk.json/r1: "),
+        (JsonlSource("jsonl", str(tmp_path / "asked.jsonl"), str(tmp_path)), "asked.jsonl/1: "),
+    ):
+        plan = make_plan(
+            config.open(template),
+            SegmentTokenizer(tokenizer, 1),
+            RowCapacity(200, 1),
+            name="talks",
+            seed=None,
+            skip_budget=0.5,
+        )
+        assert plan.report.seen == 3 and plan.report.skipped == 1
+        ((cause, detail),) = plan.report.examples.items()
+        assert "chat template" in cause and detail.startswith(name)
+
+
+GPT = {"from": "gpt", "value": "yes"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        CHATML,
+        CHATML.replace(
+            "{{ m.content }}<|im_end|>\n",
+            "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+            "{% else %}{{ m.content }}<|im_end|>\n{% endif %}",
+        ),
+        INST,
+        HEADED,
+        "{% generation %}{% for m in messages %}{{ m.content }}</s>{% endfor %}{% endgeneration %}",
+    ],
+)
+def test_a_turn_that_is_not_to_be_learned_has_no_loss(chat, source):
+    _, template = chat(source)
+    turns = said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    whole = template.conversation(turns)
+    first = template.conversation(
+        [replace(turns[1], loss=False) if i == 1 else t for i, t in enumerate(turns)]
+    )
+    last = template.conversation(
+        [replace(turns[3], loss=False) if i == 3 else t for i, t in enumerate(turns)]
+    )
+    bare = shown(whole).replace("[", "").replace("]", "")
+    for one, silent, spoken in ((first, "b", "d"), (last, "d", "b")):
+        assert shown(one).replace("[", "").replace("]", "") == bare
+        with_loss = "".join(part.text for part in one if isinstance(part, Text) and part.loss)
+        assert silent not in with_loss and spoken in with_loss
+        ends = [part for part in one if isinstance(part, Special) and part.loss]
+        every = [part for part in whole if isinstance(part, Special) and part.loss]
+        assert 0 < len(ends) < len(every)
+
+
 def test_turns_that_end_in_another_token_are_refused(chat):
     source = "{% for m in messages %}{{ m.content }}{{ '</s>' if loop.index < 3 else '<|im_end|>' }}{% endfor %}"
     with pytest.raises(
-        InputError, match="does not end everything that the assistant says with </s>"
+        SampleError, match="does not end everything that the assistant says with </s>"
     ):
         chat(source)[1].conversation(
             said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))

@@ -95,6 +95,48 @@ def test_a_damaged_line_names_its_cause_and_spoils_no_other(folder, line, cause)
     assert list(source.texts()) == ["a red circle", "no image here"]
 
 
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ({"video": "clip.mp4"}, "media that are not read"),
+        ({"file_name": "a.png"}, "media that are not read"),
+        ({"shown": "clip.MP4"}, "media that are not read"),
+        ({"image": "a.png", "audio": "a.wav"}, "media that are not read"),
+        ({"text": "<video> a red bus"}, "media that are not read"),
+        ({"questions": [["<image>\nwhat?", "a bus"]]}, "media that are not read"),
+        ({"conversations": [{"from": "human"}]}, "key that is not read"),
+        ({"question": "what?", "answer": "a bus"}, "key that is not read"),
+        ({"weight": 0}, "no supervised token"),
+        ({"loss": False}, "no supervised token"),
+        ({"weight": 0.5}, "weight that is neither 0 nor 1"),
+    ],
+)
+def test_a_line_that_says_more_than_is_read_is_unusable(folder, said, cause):
+    with pytest.raises(SampleError, match=r"data\.jsonl/0: ") as error:
+        opened(folder, [{"text": "a bus"} | said])[0]
+    assert error.value.cause == cause
+
+
+def test_other_keys_of_a_line_are_left_alone(folder):
+    others = {"url": "https://example.org/a.jpg", "licence": "CC0", "file_name": "b.jpg"}
+    source = opened(folder, [{"image": "a.png", "text": "a bus", "weight": 1} | others])
+    assert texts(source[0]) == [["a bus"]]
+    assert texts(opened(folder, [{"text": "a bus", "path": "a.txt", "video": None}])[0]) == [
+        ["a bus"]
+    ]
+
+
+def test_a_line_of_a_conversation_says_which_source_reads_it(folder):
+    line = {"conversations": [{"from": "human", "value": "what?"}]}
+    with pytest.raises(SampleError, match=r"no text: .*of the kind llava"):
+        opened(folder, [line])[0]
+
+
+def test_a_list_is_read_as_lines_are(folder):
+    source = opened(folder, [json.dumps(RECORDS, indent=1).encode()])
+    assert len(source) == 4 and texts(source[2]) == [["no image here"]]
+
+
 def test_an_escaped_surrogate_pair_is_good_text(folder):
     assert texts(opened(folder, [rb'{"text": "a \ud83d\ude00"}'])[0]) == [["a 😀"]]
 

@@ -184,5 +184,138 @@ def test_what_is_missing_at_opening_is_an_input_error(tmp_path):
         )
     with pytest.raises(InputError, match="no records"):
         opened(tmp_path, [])
-    with pytest.raises(InputError, match="jsonl source"):
-        opened(tmp_path, {})
+    with pytest.raises(InputError, match="something follows the bracket"):
+        opened(tmp_path, b"[{}] [{}]")
+
+
+def test_a_conversation_a_line_is_read_too(tmp_path):
+    records = [
+        {"id": number, "conversations": [human("what?"), gpt(f"{number} é")]} for number in range(3)
+    ]
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    for data in (lines.encode(), f"\n{lines}\n".encode(), lines.encode("utf-8-sig")):
+        source = opened(tmp_path, data)
+        assert [without_specials(source[index])[1] for index in range(len(source))] == [
+            " 0 é",
+            " 1 é",
+            " 2 é",
+        ]
+
+
+def learned(example):
+    """The texts that carry loss, and how often a special token does."""
+    parts = [part for part in example.continuations[0] if not isinstance(part, Image) and part.loss]
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    return texts, len(parts) - len(texts)
+
+
+@pytest.mark.parametrize("key", ["weight", "loss", "train"])
+@pytest.mark.parametrize("template", ["plain", "vicuna_v1", "llama3"])
+@pytest.mark.parametrize(("no", "yes"), [(0, 1), (False, True), (0.0, None)])
+def test_a_turn_with_a_weight_of_0_carries_no_loss(tmp_path, key, template, no, yes):
+    turns = [human("2+2?"), gpt("5") | {key: no}, human("Sure?"), gpt("4") | {key: yes}]
+    example = only(tmp_path, {"conversations": turns}, template=template)
+    texts, ends = learned(example)
+    assert [text.strip() for text in texts] == ["4"] and ends == 1
+    plain = [{name: turn[name] for name in ("from", "value")} for turn in turns]
+    whole = only(tmp_path, {"conversations": plain}, template=template)
+    assert learned(whole)[1] == 2
+
+    def written(example):
+        parts = example.continuations[0]
+        return "".join(f"<{p.name}>" if isinstance(p, Special) else p.text for p in parts)
+
+    assert written(example) == written(whole)
+
+
+@pytest.mark.parametrize(
+    ("turn", "cause"),
+    [
+        (gpt("4") | {"weight": 0.5}, "weight that is neither 0 nor 1"),
+        (gpt("4") | {"loss_scale": 2}, "weight that is neither 0 nor 1"),
+        (gpt("4") | {"train_detail": [{"begin_offset": 0}]}, "weight that is neither 0 nor 1"),
+        (gpt("4") | {"tool_calls": [{"name": "f"}]}, "key that is not read"),
+        (gpt("4") | {"image": "a.png"}, "media that are not read"),
+    ],
+)
+def test_a_turn_that_says_more_than_is_read_is_unusable(tmp_path, turn, cause):
+    with pytest.raises(SampleError, match=r"data\.json/x: ") as error:
+        only(tmp_path, {"id": "x", "conversations": [human("2+2?"), turn]})
+    assert error.value.cause == cause
+
+
+def test_loss_on_what_the_user_says_is_refused_but_a_weight_of_1_is_the_usual_one(tmp_path):
+    for key in ("loss", "train"):
+        with pytest.raises(SampleError, match="loss where the assistant does not speak"):
+            only(tmp_path, {"conversations": [human("2+2?") | {key: True}, gpt("4")]})
+    turns = [human("2+2?") | {"weight": 1, "loss": False}, gpt("4") | {"weight": 1, "loss": True}]
+    assert learned(only(tmp_path, {"conversations": turns})) == ([" 4"], 1)
+
+
+def test_a_record_with_a_weight_of_0_teaches_nothing(tmp_path):
+    with pytest.raises(SampleError, match="no supervised token"):
+        only(tmp_path, {"weight": 0, "conversations": [human("2+2?"), gpt("5")]})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"video": "clip.mp4"},
+        {"videos": ["clip.mp4"]},
+        {"audio": "a.wav"},
+        {"audio_path": "a.wav"},
+        {"images": ["a.png"]},
+        {"Video": "clip.mp4"},
+        {"point_cloud": "a.npy"},
+        {"shown": "clip.mp4"},
+        {"file_name": "a.png"},
+        {"photo": ["a.JPEG", "b.jpeg"]},
+    ],
+)
+def test_media_under_other_keys_make_a_record_unusable(tmp_path, said):
+    record = {"id": "v", **said, "conversations": [human("What colour is the bus?"), gpt("Red.")]}
+    with pytest.raises(SampleError, match=r"data\.json/v: ") as error:
+        only(tmp_path, record)
+    assert error.value.cause == "media that are not read"
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["<video>", "<audio>", "<image_1>", "<|image_1|>", "<img>", "<|video_pad|>", "<ImageHere>"],
+)
+@pytest.mark.parametrize("image", [None, "a.png"])
+def test_marks_of_what_is_not_read_make_a_record_unusable(tmp_path, mark, image):
+    text = f"{'<image>' if image else ''}{mark}\nWhat colour is the bus?"
+    with pytest.raises(SampleError, match="media that are not read"):
+        only(tmp_path, {"image": image, "conversations": [human(text), gpt("Red.")]})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"system": "Answer in French."},
+        {"tools": [{"name": "f"}]},
+        {"rejected": "Blue."},
+        {"kto_tag": False},
+    ],
+)
+def test_keys_that_change_what_a_record_means_make_it_unusable(tmp_path, said):
+    with pytest.raises(SampleError, match="key that is not read"):
+        only(tmp_path, {**said, "conversations": [human("What colour?"), gpt("Red.")]})
+
+
+def test_other_keys_are_left_alone(tmp_path):
+    others = {
+        "model": "gpt-4",
+        "category": "detail",
+        "file_name": "b.jpg",
+        "url": "https://example.org/b.jpg",
+        "video": None,
+        "audio": "",
+        "images": [],
+        "sound": False,
+        "width": 640,
+        "weight": 1,
+    }
+    record = {"id": "x", "image": "a.png", "conversations": [human("<image>what?"), gpt("red")]}
+    assert without_specials(only(tmp_path, record | others)) == ["a.png", "what?", " red"]

@@ -1,6 +1,7 @@
 """The packing plan."""
 
 import hashlib
+import os
 from collections import Counter
 
 import numpy as np
@@ -13,6 +14,7 @@ from mmjax.data.examples import Example, Image, SampleError, Special, Text
 from mmjax.data.packing import packing
 from mmjax.data.packing.packing import RowCapacity, first_fit, make_plan
 from mmjax.data.packing.rows import make_rows
+from mmjax.data.text.tokenizer import SegmentTokenizer
 from mmjax.data.text.vocabulary import make_tokenizer
 from mmjax.errors import InputError
 from tests.golden import update as golden
@@ -150,6 +152,74 @@ def test_what_cannot_be_used_is_counted_by_cause(plan_of, image, question):
         "bad JSON": 1,
         "more images than images_per_row": 2,
     }
+
+
+def test_images_are_looked_for_and_not_opened(plan_of, question, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"what is in it is seen later")
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("opened"))
+    a, b, pipe = (Image(tmp_path / name) for name in ("a.png", "b.png", "pipe.png"))
+    examples = [
+        Example((a,), (question(),) * 2, "there"),
+        Example((b,), (question(),) * 3, "gone"),
+        Example(
+            (), ((a, *question()), (a, b, *question()), (Image(str(b.source)), *question())), "talk"
+        ),
+        Example((pipe,), (question(),), "pipe"),
+        Example((b,), (), "silent"),
+    ]
+    plan = plan_of(examples)
+    assert plan.report.seen == 10
+    assert plan.report.causes == {"missing image": 6, "image that is no regular file": 1}
+    assert plan.report.examples == {
+        "missing image": f"gone: {b.source}",
+        "image that is no regular file": f"pipe: {pipe.source}",
+    }
+    assert sorted(units_of(plan)) == [(0, [0, 1]), (2, [0])]
+
+
+def test_a_folder_without_the_images_is_refused_whatever_the_budget(plan_of, question, tmp_path):
+    examples = [
+        Example((Image(tmp_path / f"{number}.png"),), (question(),), str(number))
+        for number in range(8)
+    ]
+    with pytest.raises(
+        InputError, match=r"(?s)of 8 samples none .*missing image: 8.*  missing image: 0: .*0\.png$"
+    ):
+        plan_of(examples, skip_budget=1.0)
+    with pytest.raises(InputError, match=r"missing image: 8.*skip_budget=0.5"):
+        plan_of([*examples, Example((), (question(),), "text")], skip_budget=0.5)
+
+
+def test_a_text_that_the_tokenizer_refuses_spoils_its_own_sample(tokenizer, in_memory, question):
+    class Picky:
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def encode(self, text):
+            if "w9" in text:
+                raise InputError("it cannot encode w9")
+            if "w8" in text:
+                raise RecursionError("maximum recursion depth exceeded")
+            return tokenizer.encode(text)
+
+    plan = make_plan(
+        in_memory([Example((), tuple(question(1, 1, first) for first in (0, 7, 9)), "asked")]),
+        SegmentTokenizer(Picky(), 3),
+        LIMIT,
+        name="set",
+        seed=None,
+        skip_budget=1.0,
+    )
+    assert plan.report.causes == {"text that cannot be tokenised": 2}
+    assert plan.report.examples["text that cannot be tokenised"].startswith("asked, continuation 1")
+    assert units_of(plan) == [(0, [0])]
+
+
+def test_a_million_images_are_too_many_before_they_are_tokens(plan_of, question, image):
+    many = Example((), ((image(),) * 1_000_000 + question(),), "many")
+    report = plan_of([many, Example((), (question(),), "good")]).report
+    assert report.causes == {"more images than images_per_row": 1}
 
 
 @pytest.mark.parametrize(("budget", "refused"), [(0.2, False), (0.19, True)])

@@ -10,14 +10,25 @@ into rows first-fit. The plan is a handful of index arrays; texts and images are
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from absl import logging
 
-from mmjax.data.examples import Example, Report, SampleError, Skips, describe, listed
+from mmjax.data.examples import (
+    Example,
+    Image,
+    Report,
+    SampleError,
+    Segment,
+    Skips,
+    describe,
+    listed,
+)
+from mmjax.data.images.decode import check_file
 from mmjax.data.sources.base import Source
 from mmjax.data.text.tokenizer import SegmentTokenizer, TokenizedSegment
 from mmjax.errors import InputError
@@ -107,6 +118,7 @@ def _order(counts: Sequence[int]) -> np.ndarray:
 OPEN_ROWS = 512
 """First-fit looks at this many unfinished rows, so that planning stays linear in the number of examples."""
 _PROGRESS_SECONDS = 5.0
+_SILENT = "no supervised token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +185,7 @@ def make_plan(
     seed: Sequence[int] | None,
     skip_budget: float,
 ) -> PackingPlan:
-    """Reads every example once, and packs them.
+    """Reads every example once, and packs them. Images are looked for, but not read.
 
     Args:
         limit: room in a row.
@@ -227,25 +239,34 @@ class _Unit:
 def _units(
     example: Example, segment_tokenizer: SegmentTokenizer, limit: RowCapacity, report: Report
 ) -> Iterator[_Unit]:
-    """Splits an example into units; some may be empty. A continuation that fits into no row, or teaches nothing, is skipped and counted."""
-    prefix = segment_tokenizer.prefix(example.prefix)
+    """Splits an example into units; some may be empty. A continuation that fits into no row, teaches nothing, or shows an image that is not
+    there, is skipped and counted."""
+    samples = max(1, len(example.continuations))
+    report.seen += samples
+    try:
+        prefix = _tokenised(segment_tokenizer.prefix, example.prefix, limit.images)
+    except SampleError as error:
+        report.skip(error.cause, f"{example.id}: {error.detail}", samples)
+        return
     bare = _Unit((), RowCapacity.of(prefix), prefix.supervised)
     begun = unit = bare  # `begun`: with the repeated continuations alone
     apart: list[tuple[int, TokenizedSegment]] = []  # have no room beside those
-    report.seen += max(1, len(example.continuations))
     if not example.continuations:
-        report.skip("no supervised token", example.id)
+        report.skip(_SILENT, example.id)
     for number, segments in enumerate(example.continuations):
-        continuation = segment_tokenizer.continuation(segments)
+        try:
+            room = limit.images - bare.capacity.images
+            continuation = _tokenised(segment_tokenizer.continuation, segments, room)
+        except SampleError as error:
+            report.skip(error.cause, f"{example.id}, continuation {number}: {error.detail}")
+            continue
         size = RowCapacity.of(continuation)
         alone = bare.capacity + size
         cause = None
         if not prefix.supervised + continuation.supervised:
-            cause = "no supervised token"
+            cause = _SILENT
         elif alone.text > limit.text:
             cause = "longer than text_length"
-        elif alone.images > limit.images:
-            cause = "more images than images_per_row"
         if cause is not None:
             report.skip(cause, f"{example.id}, continuation {number}, with {alone.text} tokens")
         elif not (begun.capacity + size).fits(limit):
@@ -267,11 +288,40 @@ def _units(
     yield unit
 
 
+def _tokenised(
+    tokenise: Callable[[tuple[Segment, ...]], TokenizedSegment],
+    segments: tuple[Segment, ...],
+    room: int,
+) -> TokenizedSegment:
+    """The tokens of a prefix or a continuation.
+
+    Raises SampleError for more images than there is room for (before anybody makes tokens of them: a record can name a million), for the
+    first without a file (whether that is an image is seen when it is loaded), and for a text that the tokenizer refuses.
+    """
+    images = [segment for segment in segments if isinstance(segment, Image)]
+    if len(images) > room:
+        raise SampleError("more images than images_per_row", f"{len(images):,} images")
+    for image in images:
+        if isinstance(image.source, str | Path):
+            check_file(image.source)
+    try:
+        return tokenise(segments)
+    except (InputError, RecursionError) as error:
+        raise SampleError("text that cannot be tokenised", str(error)) from None
+
+
 def _nothing_to_learn(
     name: str, source: Source, segment_tokenizer: SegmentTokenizer, report: Report
 ) -> str:
     """What the user reads of a source of which no sample can be used."""
     found = f"Source {name!r} has no token to learn from: of {report.seen:,} samples none can be used ({describe(report.causes)})."
+    if _SILENT in report.causes:
+        found += _silent_example(source, segment_tokenizer)
+    return f"{found} For example:\n{listed(report.examples)}"
+
+
+def _silent_example(source: Source, segment_tokenizer: SegmentTokenizer) -> str:
+    """A sentence about the first example that can be read."""
     for index in range(len(source)):
         try:
             example = source[index]
@@ -281,8 +331,8 @@ def _nothing_to_learn(
         segments = [segment_tokenizer.prefix(example.prefix), *continuations]
         decode = segment_tokenizer.tokenizer.decode
         texts = ["(image)" * len(segment.images) + decode(segment.tokens) for segment in segments]
-        return f"{found} Its first readable example, {example.id}, is: {' | '.join(texts)[:500]!r}."
-    return f"{found} No example could be read:\n{listed(report.examples)}"
+        return f" Its first readable example, {example.id}, is: {' | '.join(texts)[:500]!r}."
+    return ""
 
 
 def _packed(

@@ -4,6 +4,7 @@ A source is one file in this folder: a config (a frozen dataclass derived from `
 outside the folder knows which kinds there are. This file is light, because every recipe imports it.
 """
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -84,6 +85,16 @@ class SourceConfig(Component):
             InputError: a file, folder or package is missing, or the config asks for what the data do not have.
         """
         raise NotImplementedError(f"{type(self).__name__}.open")
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """A sample that cannot be used says its name: SampleErrors of the context have it before what is wrong."""
+    try:
+        yield
+    except SampleError as error:
+        detail = f"{name}: {error.detail}" if error.detail else name
+        raise SampleError(error.cause, detail) from None
 
 
 def split_part(count: int, holdout: int, part: Part, what: str) -> range:

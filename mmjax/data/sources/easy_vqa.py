@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from mmjax.data.examples import Example, Image, Template
-from mmjax.data.sources.base import Part, Source, SourceConfig, check_index, split_part
+from mmjax.data.examples import Continuation, Example, Image, Template
+from mmjax.data.sources.base import Part, Source, SourceConfig, check_index, naming, split_part
 from mmjax.errors import InputError
 
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
@@ -73,32 +73,38 @@ class EasyVqa(Source):
         self._images = [
             image for image in images if "question" in config.tasks or self._captions[image]
         ]
+        self._template = template
         # The whole set has some hundred different continuations: each is made once.
-        self._questions = {
-            pair: template.question(*pair)
-            for pair in {pair for image in images for pair in self._pairs[image]}
-        }
-        self._caption_continuations = {
-            text: template.caption(text) for text in set(self._captions.values()) if text
-        }
+        self._written: dict[Pair | str, Continuation] = {}
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
         image = self._images[check_index(index, len(self))]
-        continuations = []
+        name = f"easy_vqa/{self._config.split}/{image}"
+        said: list[Pair | str] = []
         caption = self.caption(index) if "caption" in self._config.tasks else None
         if caption is not None:
-            continuations.append(self._caption_continuations[caption])
+            said.append(caption)
         if "question" in self._config.tasks:
-            continuations.extend(self._questions[pair] for pair in self.questions(index))
+            said.extend(self.questions(index))
+        with naming(name):
+            continuations = tuple(map(self._continuation, said))
         return Example(
             (Image(self.image_path(index)),),
-            tuple(continuations),
-            id=f"easy_vqa/{self._config.split}/{image}",
+            continuations,
+            id=name,
             repeated=int(caption is not None),
         )
+
+    def _continuation(self, said: Pair | str) -> Continuation:
+        """A question and its answer, or a caption, as the template writes it."""
+        if said not in self._written:
+            template = self._template
+            written = template.caption(said) if isinstance(said, str) else template.question(*said)
+            self._written[said] = written
+        return self._written[said]
 
     def questions(self, index: int) -> tuple[Pair, ...]:
         """Questions and answers of one image, in file order."""

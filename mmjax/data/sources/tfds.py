@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmjax.data.examples import Example, Image, SampleError, Template
-from mmjax.data.sources.base import Part, Source, SourceConfig, check_index, split_part
-from mmjax.data.sources.readers import check_folder
+from mmjax.data.sources.base import Part, Source, SourceConfig, check_index, naming, split_part
+from mmjax.data.sources.readers import MAX_RECORD_BYTES, check_folder
 from mmjax.errors import InputError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -57,25 +57,31 @@ class Tfds(Source):
         config, template = self._config, self._template
         row = self._indices[check_index(index, len(self))]
         name = f"{config.name}/{config.split}/{row}"
-        record = self._records[row]
+        try:
+            record = self._records[row]
+        except Exception as error:  # tfds has no error of its own for a record that it cannot read
+            raise SampleError("corrupt record", f"{name}: {error}") from None
 
         def text(feature: str) -> str:
             value = record[feature]
             if isinstance(value, bytes):
+                if len(value) > MAX_RECORD_BYTES:
+                    raise SampleError("oversized record", f"{feature} has {len(value):,} bytes")
                 try:
                     value = value.decode("utf-8")
                 except UnicodeDecodeError as error:
-                    raise SampleError("bad UTF-8", f"{name}, {feature}: {error.reason}") from None
+                    raise SampleError("bad UTF-8", f"{feature}: {error.reason}") from None
             if not isinstance(value, str) or not value.strip():
-                raise SampleError(f"bad {feature}", f"{name}: {value!r} is no text")
+                raise SampleError(f"bad {feature}", f"{str(value)[:80]!r} is no text")
             return value
 
         prefix = (Image(bytes(record[config.image])),) if config.image else ()
         continuations = []
-        if config.text:
-            continuations.append(template.caption(text(config.text)))
-        if config.question:
-            continuations.append(template.question(text(config.question), text(config.answer)))
+        with naming(name):
+            if config.text:
+                continuations.append(template.caption(text(config.text)))
+            if config.question:
+                continuations.append(template.question(text(config.question), text(config.answer)))
         return Example(prefix, tuple(continuations), name)
 
 

@@ -29,6 +29,7 @@ BUDGET = 16 * 1024 * 1024
 loop and each call of a macro: that makes a hundred thousand iterations, a second of work."""
 _ITERATION = 160
 _INDENT = 64
+_SHOWN = 500  # characters of what a template says of itself
 
 _PADDING = frozenset({"center", "expandtabs", "format_map", "ljust", "rjust", "zfill"})
 _WIDTH = re.compile(r"\d+")
@@ -249,7 +250,7 @@ class Renderer:
         except Exception as error:  # a template can fail in as many ways as a program
             roles = ", ".join(str(message["role"]) for message in messages)
             raise InputError(
-                f"The chat template of {self._where} cannot write a conversation of {roles}: {error}"
+                f"The chat template of {self._where} cannot write a conversation of {roles[:_SHOWN]}: {str(error)[:_SHOWN]}"
             ) from None
         return "".join(parts)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mmjax.data.examples import Continuation, Image, Template, Text, Turn
+from mmjax.data.examples import Continuation, Image, SampleError, Template, Text, Turn
 from mmjax.data.text.chat_rendering import Renderer
 from mmjax.data.text.huggingface_tokenizer import HuggingFaceTokenizer
 from mmjax.data.text.loss_mask import ANSWER, ChatFormat, Rendering
@@ -58,12 +58,16 @@ class ChatTemplate(Template):
         """See `Template.conversation`.
 
         Raises:
-            InputError: the template refuses the conversation, or does not write what a turn says, or writes it twice.
-            SampleError: the template rewrites some text, or decides by it what to write.
+            SampleError: the template refuses the conversation or fails on it, does not write what a turn says or writes it twice, rewrites
+                some text, or decides by it what to write. Others it may write.
         """
-        rendering = Rendering(self._chat, turns, prompt=not turns or turns[-1].role != "assistant")
-        rendering.check_contents()
-        return rendering.continuation()
+        try:
+            prompt = not turns or turns[-1].role != "assistant"
+            rendering = Rendering(self._chat, turns, prompt=prompt)
+            rendering.check_contents()
+            return rendering.continuation()
+        except InputError as error:
+            raise SampleError("refused by the chat template", str(error)) from None
 
 
 def _probed(chat: ChatFormat) -> ChatFormat:

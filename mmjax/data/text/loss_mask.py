@@ -274,11 +274,12 @@ class Rendering:
         if self._ends_open:
             end = self._answer_starts(len(self._said) - 1)
         spans = self._spans(end) if self._chat.labels else []
+        silent = [self._around(number) for number, turn in enumerate(self._said) if not turn.loss]
         tokenizer = self._chat.tokenizer
         segments: list[Segment] = []
         # Written out: the spaces that the tokenizer puts before a text, or before each text that follows a special token.
         again, begins = tokenizer.prefix_space == "again", tokenizer.prefix_space != "never"
-        for segment in self._cut(spans, end):
+        for segment in self._cut(spans, silent, end):
             if isinstance(segment, Text):
                 if begins and (again or not segment.text.startswith((" ", SPACE))):
                     segment = Text(" " + segment.text, segment.loss)
@@ -326,12 +327,25 @@ class Rendering:
         found = between.find(header)
         return before + found + len(header) if found >= 0 and not between[:found].strip() else place
 
-    def _cut(self, spans: list[Span], end: int) -> Iterator[Segment]:
+    def _around(self, number: int) -> Span:
+        """All that is written because of a turn: from the end of the turn before to what is said next."""
+        begin = 0
+        if number:
+            before = self.end_of(number - 1)
+            begin = self.turns[number - 1].end if before is None else before.end
+        last = number + 1 == len(self.turns)
+        return Span(begin, len(self.text) if last else self.turns[number + 1].start)
+
+    def _cut(self, spans: list[Span], silent: list[Span], end: int) -> Iterator[Segment]:
+        """The segments up to `end`; those within spans carry loss, unless they are silent."""
+
         def has_loss(place: int) -> bool:
-            return any(start <= place < stop for start, stop in spans)
+            return any(span.start <= place < span.end for span in spans) and not any(
+                span.start <= place < span.end for span in silent
+            )
 
         place = 0
-        borders = sorted({border for span in spans for border in span})
+        borders = sorted({border for span in (*spans, *silent) for border in span})
         for sentinel in [*self._sentinels, Sentinel(end, end, "")]:
             if sentinel.start >= end:
                 sentinel = Sentinel(end, end, "")

@@ -15,6 +15,7 @@ from mmjax.data.examples import (
     joined,
     led_by_space,
     prompt_of,
+    unlearned,
     with_loss,
     without_loss,
 )
@@ -52,9 +53,12 @@ class Framed(Template):
             system, turns = turns[0].content, turns[1:]
         continuation = list(self.opening(*system))
         for turn in turns:
-            continuation.extend(
-                self.answer(*turn.content) if turn.role == "assistant" else self.user(*turn.content)
-            )
+            if turn.role != "assistant":
+                continuation.extend(self.user(*turn.content))
+            elif turn.loss:
+                continuation.extend(self.answer(*turn.content))
+            else:
+                continuation.extend(unlearned(self.answer(*turn.content)))
         return joined(continuation)
 
     @abstractmethod

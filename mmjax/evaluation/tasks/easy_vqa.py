@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from mmjax.data.examples import Example, Image
+from mmjax.data.examples import Example, Image, SampleError
 from mmjax.data.sources.easy_vqa import EasyVqaSource, question_type
 from mmjax.data.text.templates import TEMPLATES, find_template
 from mmjax.data.text.tokenizer import Tokenizer
@@ -36,8 +36,11 @@ class EasyVqaTask(Task):
         for index in range(len(source)):
             pairs = source.questions(index)
             path = source.image_path(index)
-            prompts = tuple(template.prompt(question) for question, _ in pairs)
-            example = Example((Image(path),), prompts, source[index].id)
+            try:
+                prompts = tuple(template.prompt(question) for question, _ in pairs)
+                example = Example((Image(path),), prompts, source[index].id)
+            except SampleError as error:
+                raise InputError(f"The questions about {path} cannot be asked: {error}.") from None
             questions = tuple(Question(text, right, question_type(right)) for text, right in pairs)
             images.append(ImageQuestions(example, str(path), questions))
         return images
