@@ -201,11 +201,10 @@ def test_the_hours_of_the_whole_recipe_are_those_of_its_stages(cos_7b):
     ]
     text = _shown(cos_7b, "h100:8")
     total = sum(hours)
-    assert total > 100
-    assert f"{total:,.0f} device-hours, which are {total / 8:,.0f} hours on 8 x h100" in text
+    assert f"{total:.3g} device-hours, which are {total / 8:.3g} hours on 8 x h100" in text
     (line,) = (line for line in text.splitlines() if "device-hours" in line and "which" not in line)
     assert [float(cell.replace(",", "")) for cell in line.split("│")[2:4]] == [
-        pytest.approx(value, abs=0.5) for value in hours
+        pytest.approx(value, rel=1e-2) for value in hours
     ]
     assert "device-hours" not in _shown(cos_7b, None)
 
