@@ -6,7 +6,7 @@
 
     train       (default) trains every stage, scores the last one and writes a report; the same command again goes on where it stopped
     evaluate    scores the last checkpoint, or --checkpoint, or what a stage begins with: --begin
-    generate    answers --prompt about --image
+    generate    answers --prompt about --image; both may be given several times, and every prompt is asked about every image
     export      writes the last checkpoint, or --checkpoint, as folders for transformers and other tools
     show        prints every setting of the recipe; signs show which differ from the defaults or are still to be given
     plan        says what the recipe will cost, on --topology (such as h100:8) if given, and what it saves --against another one
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # Flags beside those that every mode has: --config, --workdir, --mode, --verbose.
 MODES = {
-    "train": ("stop_after_steps",),
+    "train": ("stop_after_steps", "accept_changed_data"),
     "evaluate": ("checkpoint", "begin"),
     "generate": ("checkpoint", "image", "prompt"),
     "show": (),
@@ -63,14 +63,15 @@ class Options:
     overrides: dict[str, str] = dataclasses.field(default_factory=dict)
     workdir: str | None = None
     mode: str = "train"
-    image: str | None = None
-    prompt: str | None = None
+    image: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = ()
     checkpoint: str | None = None
     begin: str | None = None
     topology: str | None = None
     against: str | None = None
     text_length: int | None = None
     stop_after_steps: int | None = None
+    accept_changed_data: bool = False
     verbose: bool = False
 
 
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     host.prepare()
     if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
         values = _define_flags()
-        lines = [f"    --{name:<18}{values[name].help}" for name in _names()]
+        lines = [f"    --{name:<20}{values[name].help}" for name in _names()]
         print("\n".join([__doc__ or "", *lines]))
         return ExitCode.DONE
 
@@ -129,7 +130,8 @@ def parse(argv: Sequence[str]) -> Options:
             "--begin scores what a stage begins with, and --checkpoint what a stage has saved: only one of them can be meant."
         )
     for name in ("config", "workdir", "checkpoint", "begin", "image", "against"):
-        if given.get(name) == "":
+        value = given.get(name)
+        if "" in (value if isinstance(value, list) else [value]):
             raise InputError(f"--{name} is empty.")
     for name in ("stop_after_steps", "text_length"):
         if name in given and given[name] < 1:
@@ -166,8 +168,6 @@ def _define_flags() -> flags.FlagValues:
     texts = {
         "config": "The config, by name or path, with a variant if wanted: cos:7b, mine.py. --config.<path>=<value> changes one setting.",
         "workdir": "Where the run is kept; by default runs/<config>[-<variant>][-<hash of changed settings>].",
-        "image": "generate: path of an image.",
-        "prompt": "generate: what to ask.",
         "checkpoint": "evaluate, generate, export: a folder checkpoints/<stage>/<step> instead of the newest.",
         "begin": "evaluate: a stage, to be scored before its first step: an encoder that was just grafted, for one.",
         "topology": "plan: the devices, such as h100:8, h200:64 or v5p:4x4x4.",
@@ -175,6 +175,12 @@ def _define_flags() -> flags.FlagValues:
     }
     for name, text in texts.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
+    several = {
+        "image": "generate: path of an image; may be given several times.",
+        "prompt": "generate: what to ask; may be given several times, and is asked about each image.",
+    }
+    for name, text in several.items():
+        flags.DEFINE_multi_string(name, None, text, flag_values=values)
     flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.", flag_values=values)
     flags.DEFINE_integer(
         "stop_after_steps",
@@ -182,6 +188,10 @@ def _define_flags() -> flags.FlagValues:
         "train: stop, saved, after so many steps of this process.",
         flag_values=values,
     )
+    text = (
+        "train: go on although data, tokenizer or weights have changed since the run has read them."
+    )
+    flags.DEFINE_boolean("accept_changed_data", False, text, flag_values=values)
     text = "plan: so many text tokens in every row of all stages, also of --against."
     flags.DEFINE_integer("text_length", None, text, flag_values=values)
     flags.DEFINE_boolean("verbose", False, "Log what the libraries log.", flag_values=values)
@@ -235,16 +245,28 @@ def _dispatch(options: Options) -> None:
         case "train":
             from mmjax.runs.run import train
 
-            train(recipe, workdir, stop_after_steps=options.stop_after_steps)
+            train(
+                recipe,
+                workdir,
+                stop_after_steps=options.stop_after_steps,
+                accept_changed_data=options.accept_changed_data,
+            )
         case "evaluate":
             from mmjax.runs.score import evaluate
 
             evaluate(recipe, workdir, checkpoint=options.checkpoint, begin=options.begin)
         case "generate":
-            from mmjax.runs.answer import generate
+            from mmjax.runs.answer import generate_all
 
-            checkpoint, image, prompt = options.checkpoint, options.image, options.prompt
-            print(generate(recipe, workdir, image=image, prompt=prompt, checkpoint=checkpoint))
+            several = len(options.image) > 1 or len(options.prompt) > 1
+            for answer in generate_all(
+                recipe,
+                workdir,
+                images=options.image,
+                prompts=options.prompt,
+                checkpoint=options.checkpoint,
+            ):
+                print(answer.line() if several else answer.text, flush=True)
 
 
 def _read(options: Options) -> "tuple[Recipe, Workdir]":

@@ -5,12 +5,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
 from mmjax import main
 from mmjax.base import host
 from mmjax.errors import InputError, NonFiniteError, Preempted
+from mmjax.runs import answer
 from tests import squares
 from tests.golden import update as golden
 
@@ -38,6 +40,8 @@ def elsewhere(tmp_path, monkeypatch) -> pathlib.Path:
         ([CONFIG, "train"], "Unexpected argument 'train'"),
         ([CONFIG, "--workdir="], "--workdir is empty"),
         ([CONFIG, "--image=x.png"], "it belongs to --mode=generate"),
+        ([CONFIG, "--mode=generate", "--image=x.png", "--image="], "--image is empty"),
+        ([CONFIG, "--mode=evaluate", "--accept_changed_data"], "it belongs to --mode=train"),
         ([CONFIG, "--mode=plan", "--checkpoint=x"], "--checkpoint has no effect with --mode=plan"),
         ([CONFIG, "--stop_after_steps=soon"], "--stop_after_steps=soon"),
         ([CONFIG, "--stop_after_steps=0"], "--stop_after_steps must be positive, not 0."),
@@ -111,6 +115,73 @@ def test_a_checkpoint_leads_to_its_run(tmp_path):
     assert main._read(options)[1].path == tmp_path / "elsewhere"
     assert main._read(dataclasses.replace(options, workdir="other"))[1].path == pathlib.Path(
         "other"
+    )
+
+
+def test_images_and_prompts_may_be_given_several_times():
+    options = main.parse(
+        [
+            "mmjax",
+            CONFIG,
+            "--mode=generate",
+            "--image=a.png",
+            "--image=b.png",
+            "--prompt=what, or who?",
+        ]
+    )
+    assert [*options.image] == ["a.png", "b.png"] and [*options.prompt] == ["what, or who?"]
+    assert main.parse(["mmjax", CONFIG, "--mode=generate", "--prompt=what?"]).image == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        (["--prompt=what?"], ["None what?"]),
+        (["--prompt=what?", "--image=a.png"], ["a.png what?"]),
+        (["--prompt=a b", "--prompt=c"], ["\ta b\tNone a b", "\tc\tNone c"]),
+        (
+            ["--image=a.png", "--image=b.png", "--prompt=x", "--prompt=y"],
+            [
+                f"{image}\t{prompt}\t{image} {prompt}"
+                for image in ("a.png", "b.png")
+                for prompt in "xy"
+            ],
+        ),
+    ],
+)
+def test_several_answers_are_a_line_each(elsewhere, capsys, monkeypatch, flags, lines):
+    """And one is printed as it is."""
+    opened = []
+
+    def open_run(*_, **__):
+        opened.append(1)
+        said = types.SimpleNamespace(recipe=None, tokenizer=None)
+        said.answer = lambda image, prompt, **_: f"{image} {prompt}"
+        return said
+
+    monkeypatch.setattr(answer, "open_run", open_run)
+    monkeypatch.setattr(answer, "Inputs", lambda *_: types.SimpleNamespace(changed_tokenizer=list))
+    for name in ("a.png", "b.png"):
+        (elsewhere / name).write_bytes(b"")
+    assert run(CONFIG, "--mode=generate", *flags) == 0
+    assert capsys.readouterr().out.splitlines() == lines and len(opened) == 1
+
+
+def test_what_is_missing_of_several_is_said_before_anything_is_loaded(
+    elsewhere, capsys, monkeypatch
+):
+    monkeypatch.setattr(answer, "open_run", None)
+    (elsewhere / "a.png").write_bytes(b"")
+    flags = ["--image=a.png", "--image=none.png", "--prompt=x"]
+    assert run(CONFIG, "--mode=generate", *flags) == 2
+    assert "There is no image 'none.png'." in capsys.readouterr().err
+    assert run(CONFIG, "--mode=generate", "--image=a.png", "--prompt=x", "--prompt=") == 2
+    assert "--prompt is missing" in capsys.readouterr().err
+
+
+def test_an_answer_of_several_lines_stays_in_its_line():
+    assert answer.Answer("a.png", "what\tis it?", "a cat\nand a dog").line() == (
+        "a.png\twhat is it?\ta cat and a dog"
     )
 
 

@@ -1,6 +1,7 @@
 """Numbers as people read them."""
 
 import math
+from collections.abc import Mapping
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
@@ -64,6 +65,11 @@ def signed_percent(share: float, digits: int = 1) -> str:
 def score(value: float, metric: str | None) -> str:
     """What a task scores: a share in percent, or, where the result names another metric, a number of it: (0.431, "CIDEr-D") -> "0.43"."""
     return percent(value) if metric is None else f"{value:.2f}"
+
+
+def first_of(partial: Mapping[str, int]) -> str:
+    """How much of a task was scored: {"images": 20, "of": 1000} -> "the first 20 of 1,000 images"."""
+    return f"the first {partial['images']:,} of {partial['of']:,} images"
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -13,6 +13,7 @@ import jax
 from mmjax.data.images.decode import load_image
 from mmjax.data.text.tokenizer import Tokenizer
 from mmjax.evaluation import attention_maps
+from mmjax.evaluation.progress import ScoringProgress
 from mmjax.evaluation.tasks import find_task
 from mmjax.evaluation.tasks.base import EvaluatedModel, ImageQuestions, Question, Split, Task
 from mmjax.inference.decode import VLMDef
@@ -31,6 +32,7 @@ def run(
     split: Split = "test",
     workdir: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    progress: ScoringProgress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores the model of the last stage on every task of `recipe.evaluation`, each in one pass.
 
@@ -41,12 +43,13 @@ def run(
         workdir: where to write predictions.jsonl (a line per question: task, id, image, question, type, reference, prediction) and
             attention.npz (see `attention_maps`); None: nowhere.
         should_stop: asked between batches.
+        progress: shows how far it is; None: nothing is shown.
 
     Returns:
         By task: "score", "n", and by type of question "by_type" and "n_by_type"; "baselines" and "baselines_by_type": the same shares for
         "question_only" (the question without the image) and, where the recipe asks for it, "untrained" (the same model, freshly
         initialised).
-        Then the task's own `details`.
+        Then the task's own `details`; and "partial", {"images", "of"}, if `limit` left some of its images out.
 
     Raises:
         InputError: an unknown task, or missing data.
@@ -55,10 +58,17 @@ def run(
     stage = list(recipe.stages.values())[-1]
     settings = recipe.evaluation
     tasks = {name: find_task(name) for name in settings.tasks}
-    images = open_images(recipe, tokenizer, split)
+    everything = open_images(recipe, tokenizer, split)
+    images = {name: everything[name][: settings.limit] for name in tasks}
+    partial = {
+        name: {"images": len(images[name]), "of": len(everything[name])}
+        for name in tasks
+        if len(images[name]) < len(everything[name])
+    }
     questions = {name: [one for image in images[name] for one in image.questions] for name in tasks}
+    progress = progress or ScoringProgress()
     evaluated = EvaluatedModel(
-        stage, model_def, params, tokenizer, settings.batch_size, should_stop
+        stage, model_def, params, tokenizer, settings.batch_size, should_stop, progress
     )
 
     @functools.cache
@@ -73,11 +83,15 @@ def run(
             max_new_tokens=max_new_tokens,
         )
 
-    def answer(name: str, params: Params) -> list[str]:
+    def answer(name: str, params: Params, whose: str = "") -> list[str]:
         """One answer to each question of a task, in order."""
-        answers = generator(tasks[name].answer_tokens(settings)).answer_all(
-            params, [image.example for image in images[name]], should_stop=should_stop
-        )
+        with progress.part(f"{name}{whose}", len(questions[name]), "questions") as done:
+            answers = generator(tasks[name].answer_tokens(settings)).answer_all(
+                params,
+                [image.example for image in images[name]],
+                should_stop=should_stop,
+                on_answers=done,
+            )
         return list(itertools.chain.from_iterable(answers))
 
     answers = {name: answer(name, params) for name in tasks}
@@ -92,9 +106,10 @@ def run(
         initialize = functools.partial(parameters.initialize, stage.model)
         fresh = jax.jit(initialize, out_shardings=places)(jax.random.key(recipe.seed))
         for name in tasks:
-            baselines[name]["untrained"] = answer(name, fresh)
+            baselines[name]["untrained"] = answer(name, fresh, ", untrained")
     return {
         name: _scored(task, questions[name], answers[name], baselines[name])
+        | ({"partial": partial[name]} if name in partial else {})
         | task.details(evaluated, images[name])
         for name, task in tasks.items()
     }
@@ -103,11 +118,11 @@ def run(
 def open_images(
     recipe: Recipe, tokenizer: Tokenizer, split: Split = "test"
 ) -> dict[str, Sequence[ImageQuestions]]:
-    """What each task of `recipe.evaluation` asks about, by its name. Raises InputError if there is nothing to ask, or data are missing."""
-    data, settings = list(recipe.stages.values())[-1].data, recipe.evaluation
+    """All that each task of `recipe.evaluation` can ask about, by its name. Raises InputError if there is nothing to ask, or data are
+    missing."""
+    data = list(recipe.stages.values())[-1].data
     return {
-        name: find_task(name).images(data, split, tokenizer)[: settings.limit]
-        for name in settings.tasks
+        name: find_task(name).images(data, split, tokenizer) for name in recipe.evaluation.tasks
     }
 
 

@@ -56,8 +56,8 @@ class CaptionLikelihood:
         self._images = ImageCache()
         self._step = make_evaluation_step(evaluated.model_def)
 
-    def compute(self, images: Sequence[Image]) -> CaptionSums:
-        """The sums, with an image for each of the captions.
+    def compute(self, images: Sequence[Image], what: str = "likelihood of captions") -> CaptionSums:
+        """The sums, with an image for each of the captions. what: is said of it while it lasts.
 
         Raises:
             InputError: an image cannot be read.
@@ -69,21 +69,24 @@ class CaptionLikelihood:
             return self._images.load(image.source, shape.image_size, resize=shape.resize)
 
         nats, tokens = 0.0, 0
-        for start in range(0, len(images), size):
-            if self._evaluated.should_stop():
-                raise Preempted("Stopped while measuring how likely captions are.")
-            chosen = slice(start, start + size)
-            rows = []
-            for image, captions in zip(images[chosen], self._captions[chosen], strict=True):
-                writer = RowWriter(shape, load)
-                segment = self._segment_tokenizer.prefix((image,))
-                prefix, error = writer.write(segment)
-                if error is not None:
-                    raise InputError(f"An image cannot be used: {error}.")
-                for caption in captions:
-                    writer.write(caption, prefix=prefix, start=len(segment.tokens))
-                rows.append(writer.row)
-            rows += [Row.empty(shape)] * (size - len(rows))
-            loss = self._step(self._evaluated.params, stack(rows)).loss
-            nats, tokens = nats + float(loss.total), tokens + int(loss.count)
+        with self._evaluated.progress.part(what, len(images), "images") as done:
+            for start in range(0, len(images), size):
+                if self._evaluated.should_stop():
+                    raise Preempted("Stopped while measuring how likely captions are.")
+                chosen = slice(start, start + size)
+                rows = []
+                for image, captions in zip(images[chosen], self._captions[chosen], strict=True):
+                    writer = RowWriter(shape, load)
+                    segment = self._segment_tokenizer.prefix((image,))
+                    prefix, error = writer.write(segment)
+                    if error is not None:
+                        raise InputError(f"An image cannot be used: {error}.")
+                    for caption in captions:
+                        writer.write(caption, prefix=prefix, start=len(segment.tokens))
+                    rows.append(writer.row)
+                read = len(rows)
+                rows += [Row.empty(shape)] * (size - read)
+                loss = self._step(self._evaluated.params, stack(rows)).loss
+                nats, tokens = nats + float(loss.total), tokens + int(loss.count)
+                done(read)
         return CaptionSums(nats, tokens, sum(map(len, self._captions)))

@@ -104,12 +104,14 @@ class Generator:
         examples: Sequence[Example],
         *,
         should_stop: Callable[[], bool] = lambda: False,
+        on_answers: Callable[[int], None] = lambda _: None,
     ) -> list[list[str]]:
         """Answers every continuation of every example.
 
         Args:
             examples: continuations are prompts, up to where the answer begins. A continuation with images of its own ends with text.
             should_stop: asked before each batch.
+            on_answers: told after each batch how many more questions are answered.
 
         Returns:
             For each example, the answers to its continuations, without white space around them.
@@ -118,7 +120,9 @@ class Generator:
             InputError: an image cannot be read, or a prompt ends without text.
             Preempted: should_stop() was true.
         """
-        answers = self.answer_tokens(params, examples, should_stop=should_stop)
+        answers = self.answer_tokens(
+            params, examples, should_stop=should_stop, on_answers=on_answers
+        )
         return [
             [self.tokenizer.decode(ids).strip() for ids in continuations]
             for continuations in answers
@@ -130,6 +134,7 @@ class Generator:
         examples: Sequence[Example],
         *,
         should_stop: Callable[[], bool] = lambda: False,
+        on_answers: Callable[[int], None] = lambda _: None,
     ) -> list[list[list[int]]]:
         """As `answer_all`, but the ids of the answers, without the one that ends them."""
         answers: list[list[list[int]]] = [
@@ -157,6 +162,7 @@ class Generator:
             for request, ids in zip(batch, tokens, strict=False):
                 end = next((n for n, token in enumerate(ids) if token in self._ends), len(ids))
                 answers[request.example][request.continuation] = ids[:end]
+            on_answers(len(batch))
         return answers
 
     def _requests(

@@ -88,9 +88,7 @@ def show(
     recipe: Recipe, plans: list[StagePlan], topology: Topology | None, console: Console
 ) -> None:
     """Prints the table and what the whole run adds up to."""
-    where = (
-        f"on {topology.count} x {topology.name.partition(':')[0]}" if topology else "on one device"
-    )
+    where = f"on {topology.hardware}" if topology else "on one device"
     title = f"{label(recipe)} {where}"
     table = Table("", *(plan.stage.name for plan in plans), title=title, title_justify="left")
     for column in table.columns[1:]:
@@ -105,6 +103,11 @@ def show(
         f"{plan.stage.name} {plan.flops.total * plan.stage.steps / total:.0%}" for plan in plans
     )
     console.print(f"The whole run: {_flop(total)}; of it {shares}.")
+    if topology:
+        console.print(
+            f"At {ASSUMED_UTILISATION:.0%} utilisation: {device_hours(plans, topology)}, for the steps alone.",
+            soft_wrap=True,
+        )
     console.print(
         "Activations and step time are estimates (formulas in mmjax/plan/plan.py); all else is exact."
     )
@@ -142,6 +145,23 @@ def rows(plans: list[StagePlan], topology: Topology | None) -> Iterator[tuple[st
         speed = topology.count * topology.device.flops * ASSUMED_UTILISATION
         name = f"seconds per step at {ASSUMED_UTILISATION:.0%} utilisation"
         yield name, [f"{plan.flops.total / speed:.3g}" for plan in plans]
+        yield (
+            "hours of all steps",
+            [_hours(_device_seconds(plan, topology) / topology.count) for plan in plans],
+        )
+        yield "device-hours", [_hours(_device_seconds(plan, topology)) for plan in plans]
+
+
+def device_hours(plans: list[StagePlan], topology: Topology) -> str:
+    """What the whole recipe takes, in words: "1,234 device-hours, which are 154 hours on 8 x h100"."""
+    seconds = sum(_device_seconds(plan, topology) for plan in plans)
+    return f"{_hours(seconds)} device-hours, which are {_hours(seconds / topology.count)} hours on {topology.hardware}"
+
+
+def _device_seconds(plan: StagePlan, topology: Topology) -> float:
+    """Of all steps of a stage."""
+    speed = topology.device.flops * ASSUMED_UTILISATION
+    return plan.flops.total * plan.stage.steps / speed
 
 
 def costs(recipe: Recipe, plans: list[StagePlan], topology: Topology | None) -> Costs:
@@ -156,9 +176,7 @@ def costs(recipe: Recipe, plans: list[StagePlan], topology: Topology | None) -> 
             StageCost(
                 plan.stage.name,
                 samples=plan.stage.steps * plan.stage.batch_size,
-                device_seconds=flops / (topology.device.flops * ASSUMED_UTILISATION)
-                if topology
-                else None,
+                device_seconds=_device_seconds(plan, topology) if topology else None,
                 flops=flops,
                 devices=topology.count if topology else None,
             )
@@ -193,6 +211,11 @@ def _count(number: int) -> str:
 
 def _size(number: float) -> str:
     return f"{number / 1e9:,.2f} GB" if number >= 1e8 else f"{number / 1e6:,.2f} MB"
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _flop(number: float) -> str:

@@ -3,26 +3,9 @@
 import dataclasses
 import math
 
+from mmjax.base.devices import DEVICES, Device, plain_name
 from mmjax.errors import InputError
 from mmjax.recipe.schema import choose, suggestion
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """An accelerator: bytes of memory, and dense bfloat16 FLOP/s (vendors' data sheets)."""
-
-    memory: float
-    flops: float
-
-
-DEVICES = {
-    "a100": Device(80e9, 312e12),
-    "h100": Device(80e9, 989e12),
-    "h200": Device(141e9, 989e12),
-    "v5e": Device(16 * 2**30, 197e12),
-    "v5p": Device(95 * 2**30, 459e12),
-    "v6e": Device(32 * 2**30, 918e12),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +16,19 @@ class Topology:
     device: Device
     count: int
 
+    @property
+    def hardware(self) -> str:
+        """In words: "8 x h100"."""
+        return f"{self.count} x {self.name.partition(':')[0]}"
+
     @classmethod
     def parse(cls, text: str) -> "Topology":
-        """Reads "h100:8" or "v5p:4x4x4". Raises InputError for anything else."""
+        """Reads "h100:8" or "v5p:4x4x4"; the names are those of `DEVICES`. Raises InputError for anything else."""
         kind, _, shape = text.partition(":")
         form = "--topology must be an accelerator, a colon and a number of devices, such as h100:8 or v5p:4x4x4"
         if ":" not in text:
             raise InputError(f"{form}; it is {text}. {suggestion(kind, DEVICES)}")
-        device = choose(kind.lower(), DEVICES, "accelerator")
+        device = choose(plain_name(kind), DEVICES, "accelerator")
         sides = shape.split("x")
         if not all(side.isdecimal() and int(side) > 0 for side in sides):
             raise InputError(f"{form}; it is {text}.")

@@ -128,7 +128,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Metrics every `every` steps; held-out loss every `evaluate_every` (0: only at the end of a stage)."""
+    """Metrics every `every` steps; held-out loss every `evaluate_every` (0: only at the end of a stage).
+
+    Attributes:
+        peak_flops: FLOP/s of one device, for MFU; None: of the table of accelerators (base/devices.py), and no MFU on others or on a CPU.
+    """
 
     every: int = 50
     evaluate_every: int = 500

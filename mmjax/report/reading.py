@@ -6,7 +6,7 @@
 | summary.json | seed, config_digest, stages, eval, versions, hardware: see `mmjax.runs.workdir` |
 | metrics.jsonl | lines with "stage", "step" and "loss" (training) or "holdout/loss" (held-out) |
 | predictions.jsonl | lines with task, id, image, question, type, reference, prediction |
-| evaluations.jsonl | lines with stage, step (0: what the stage begins with) and eval; there if `--mode=evaluate` has scored other points |
+| evaluations.jsonl | lines with stage, step (0: what the stage begins with), partial, evaluation and eval: what was scored beside the end |
 | manifests/STAGE.json | entries with target, source, how, shape, dtype, note |
 | previews/STAGE.png, .txt | the first packed row of a stage |
 | attention.npz | see `mmjax.evaluation.attention_maps` |
@@ -67,6 +67,13 @@ class Run:
         """Names of the stages in order: of the config, or of the summary where there is no config."""
         configured = self.config.get("stages") or {}
         return list(configured) or [stage["name"] for stage in self.summary.get("stages", [])]
+
+    @property
+    def unscored(self) -> str:
+        """Why the summary has no scores, in words."""
+        if any(record.get("partial") for record in self.evaluations):
+            return "This run was scored on some of the images only, which is no score of the run; see the other scores."
+        return "This run was not evaluated: its summary has no scores."
 
     def ledger(self, stage: str) -> Record:
         """What summary.json says of a stage; empty if nothing."""

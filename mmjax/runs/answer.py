@@ -1,9 +1,12 @@
 """A run that has been trained, open for questions: its model is loaded once and answers prompts about images."""
 
+import dataclasses
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmjax.base.signals import StopSignal
@@ -15,6 +18,7 @@ from mmjax.inference.generate import Generator
 from mmjax.kernels.attention import prefer
 from mmjax.models import parameters
 from mmjax.recipe.recipe import DataConfig, Recipe, Stage
+from mmjax.runs.inputs import Inputs
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.typing import Params
 
@@ -120,20 +124,57 @@ def generate(
 ) -> str:
     """One answer of a run's newest state, or of a checkpoint folder, to a prompt about an image (or about none).
 
+    Raises: as `generate_all`.
+    """
+    images, prompts = [] if image is None else [image], [] if prompt is None else [prompt]
+    (answer,) = generate_all(recipe, workdir, images=images, prompts=prompts, checkpoint=checkpoint)
+    return answer.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model says to a prompt about an image, or about none."""
+
+    image: str | None
+    prompt: str
+    text: str
+
+    def line(self) -> str:
+        """Image, prompt and answer with tabs between them, in one line whatever they hold."""
+        parts = (self.image or "", self.prompt, self.text)
+        return "\t".join(" ".join(part.split()) for part in parts)
+
+
+def generate_all(
+    recipe: Recipe,
+    workdir: Workdir,
+    *,
+    images: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    checkpoint: str | None = None,
+) -> Iterator[Answer]:
+    """The answers to every prompt about every image, image by image, as they come; the model is loaded once. Without images, to every
+    prompt alone.
+
     Raises:
-        InputError: there is no prompt, no such image or no such checkpoint.
+        InputError: there is no prompt, no such image or no such checkpoint; said before anything is loaded.
         Preempted: a stop was requested.
     """
-    if not prompt:
+    if not prompts or not all(prompts):
         raise InputError("--prompt is missing: what to ask about the image.")
-    if image is not None and not pathlib.Path(image).is_file():
-        raise InputError(f"There is no image {image!r}.")
+    for image in images:
+        if not pathlib.Path(image).is_file():
+            raise InputError(f"There is no image {image!r}.")
     with StopSignal() as stop:
         run = open_run(workdir, recipe=recipe, checkpoint=checkpoint)
-        answer = run.answer(image, prompt, should_stop=lambda: stop.requested)
-        if stop.requested:
-            raise Preempted("Stopped while answering; there is nothing to save.")
-    return answer
+        for line in Inputs(run.recipe, workdir, run.tokenizer).changed_tokenizer():
+            print(f"mmjax: WARNING: not what the run has read: {line}", file=sys.stderr)
+        shown: Sequence[str | None] = images or [None]
+        for about, prompt in itertools.product(shown, prompts):
+            text = run.answer(about, prompt, should_stop=lambda: stop.requested)
+            if stop.requested:
+                raise Preempted("Stopped while answering; there is nothing to save.")
+            yield Answer(about, prompt, text)
 
 
 def request(

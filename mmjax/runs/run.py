@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from jax.sharding import Mesh
 from rich.console import Console
@@ -16,12 +16,13 @@ from mmjax.data.packing.layout import preview, save_preview
 from mmjax.data.packing.rows import make_rows
 from mmjax.data.text.tokenizer import Tokenizer
 from mmjax.distributed.mesh import make_mesh
-from mmjax.errors import Preempted
+from mmjax.errors import InputError, Preempted
 from mmjax.kernels.attention import prefer
 from mmjax.recipe.recipe import Recipe, Stage
 from mmjax.runs import initial_weights, origins
 from mmjax.runs.initial_params import initial_params, stage_key
-from mmjax.runs.score import finish, score
+from mmjax.runs.inputs import Inputs
+from mmjax.runs.score import as_scored, finish, score_end
 from mmjax.runs.workdir import Summary, Workdir, read_params
 from mmjax.training.logging import Tracker, make_trackers, print_line
 from mmjax.training.loop import StageFiles, StageResult, train_stage
@@ -34,6 +35,7 @@ def train(
     workdir: str | os.PathLike[str],
     *,
     stop_after_steps: int | None = None,
+    accept_changed_data: bool = False,
     console: Console | None = None,
 ) -> None:
     """Trains every stage that is not finished, scores the last one and writes the report.
@@ -41,6 +43,7 @@ def train(
     Args:
         workdir: the folder of the run; the same recipe in the same folder goes on where it stopped.
         stop_after_steps: stop, saved, after so many steps of this call.
+        accept_changed_data: go on although what the run has read is not what it was; the summary says so.
 
     Raises:
         InputError, NonFiniteError, Preempted: as their names say; what was saved stays good.
@@ -54,7 +57,17 @@ def train(
         stop = stack.enter_context(StopSignal())
         recipe, tokenizer = stack.enter_context(workdir.claim(recipe))
         origins.keep(recipe, workdir)
-        run = _Run(recipe, workdir, tokenizer, Summary.open(workdir.summary, recipe), stop, console)
+        recipe = as_scored(recipe, workdir, functools.partial(print_line, console))
+        run = _Run(
+            recipe,
+            workdir,
+            tokenizer,
+            Summary.open(workdir.summary, recipe),
+            Inputs(recipe, workdir, tokenizer),
+            accept_changed_data,
+            stop,
+            console,
+        )
         variant = f":{recipe.variant}" if recipe.variant else ""
         run.say(f"{recipe.name}{variant}: {' -> '.join(recipe.stages)}, in {workdir.path}")
         for name, note in recipe.notes.items():
@@ -66,9 +79,7 @@ def train(
         if not run.summary.is_scored:
             stage, mesh = list(recipe.stages.values())[-1], make_mesh(recipe.mesh)
             params = run.take_params(mesh, stage)
-            run.summary.add_scores(
-                score(recipe, stage, params, tokenizer, mesh, stop, folder=workdir.path)
-            )
+            score_end(recipe, workdir, run.summary, params, tokenizer, mesh, stop, console)
         finish(workdir, run.summary, run.say)
 
 
@@ -77,6 +88,7 @@ class _Run:
     """A resolved recipe that is trained in its workdir.
 
     Attributes:
+        accept: inputs that have changed are accepted.
         params: of the newest stage that is finished; None until they are needed.
     """
 
@@ -84,6 +96,8 @@ class _Run:
     workdir: Workdir
     tokenizer: Tokenizer
     summary: Summary
+    inputs: Inputs
+    accept: bool
     stop: StopSignal
     console: Console
     params: Params | None = None
@@ -96,17 +110,23 @@ class _Run:
         """Trains what is not finished, at most `budget` steps of it. Returns whether everything is."""
         stages = list(self.recipe.stages.values())
         steps = {stage.name: self.workdir.newest_step(stage.name) for stage in stages}
+        todo = []
+        for index, stage in enumerate(stages):
+            # Checkpoints of a stage that another one has followed may have been removed to save space.
+            followed = any(steps[later.name] is not None for later in stages[index + 1 :])
+            if not self.summary.has(stage) or not (steps[stage.name] == stage.steps or followed):
+                todo.append(stage)
         for stage in stages:  # before anything is trained
             begun = steps[stage.name] is not None or self.summary.has(stage)
             if stage.init_from and not begun:
                 initial_weights.check(stage)
+        if todo or not self.summary.is_scored:
+            self.check_inputs(todo or stages[-1:])
         if not self.summary.is_scored:
             evaluation.open_images(self.recipe, self.tokenizer)
-        for index, stage in enumerate(stages):
+        for stage in stages:
             done = steps[stage.name] or 0
-            # Checkpoints of a stage that another one has followed may have been removed to save space.
-            followed = any(steps[later.name] is not None for later in stages[index + 1 :])
-            if self.summary.has(stage) and (done == stage.steps or followed):
+            if stage not in todo:
                 self.params = None
                 continue
             if budget == 0:
@@ -114,6 +134,8 @@ class _Run:
                     f"Stopped before stage {stage.name}, as asked; the same command goes on from here."
                 )
                 return False
+            if stage is not todo[0]:
+                self.check_inputs([stage])
             result = self.train_one(stage, tracker, budget)
             if not result.finished:
                 self.say(
@@ -126,6 +148,31 @@ class _Run:
             # What the next stage drops, such as a surrogate's decoder, is held by nothing else.
             del result
         return True
+
+    def check_inputs(self, stages: Sequence[Stage]) -> None:
+        """Raises InputError if what some stages read is not what the run has read before, unless that is accepted. What nothing was trained
+        on yet may change; it is said."""
+        begun = [
+            stage
+            for stage in self.recipe.stages.values()
+            if self.workdir.newest_step(stage.name) is not None or self.summary.has(stage)
+        ]
+        now, used = self.inputs.read(stages), self.inputs.names(begun)
+        for line in self.inputs.changed(now, now.keys() - used):
+            self.say(f"changed before anything was trained on it: {line}")
+        changed = self.inputs.changed(now, used)
+        if changed and not self.accept:
+            listed = "\n".join(f"  {line}" for line in changed)
+            raise InputError(
+                f"What this run has read is not what it was:\n{listed}\nThe order of the data, and what is held out, would be others from "
+                "here on. Put it back, or go on all the same with --accept_changed_data, which summary.json will say."
+            )
+        if changed:
+            last = begun[-1].name
+            self.summary.accept(last, self.workdir.newest_step(last) or 0, changed)
+            for line in changed:
+                self.say(f"accepted: {line}")
+        self.inputs.keep(now)
 
     def train_one(self, stage: Stage, tracker: Tracker, budget: int | None) -> StageResult:
         """Trains a stage, at most `budget` steps of it. Its first row is kept as the model will read it, and shown the first time."""
@@ -172,6 +219,7 @@ class _Run:
             stop=self.stop,
             console=self.console,
             stop_after=budget,
+            inputs=self.inputs.digests,
         )
 
     def take_params(

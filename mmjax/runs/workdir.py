@@ -4,6 +4,7 @@
 |---|---|
 | config.json | the recipe, every default written out, with the vocabulary of the tokenizer |
 | tokenizer.json | the tokenizer that was built from the training text |
+| inputs.json | what the data, the tokenizer and the weights held that the run has read: size and digest of each file |
 | metrics.jsonl, tensorboard/ | training metrics, appended |
 | checkpoints/STAGE/STEP | states |
 | manifests/STAGE.json | where every parameter of the stage came from |
@@ -11,7 +12,7 @@
 | parameters/STAGE.txt | every parameter of the stage: trained or frozen, shape, dtype, how it is split over devices |
 | previews/STAGE.txt, .png | the first row that the stage trains on |
 | predictions.jsonl, attention.npz | answers of the last stage's model; where each scale of it looks in one image |
-| evaluations.jsonl | scores of other checkpoints, a line for each |
+| evaluations.jsonl | what else was scored, a line each: other checkpoints, other settings, some of the images |
 | nonfinite.json | the samples of a batch whose loss or gradient was not finite, if there was one |
 | summary.json | what the run cost and scored |
 | report.html | all of it to look at |
@@ -34,7 +35,7 @@ from mmjax.data.text import vocabulary
 from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
-from mmjax.recipe.recipe import Recipe, Stage
+from mmjax.recipe.recipe import EvaluationConfig, Recipe, Stage
 from mmjax.recipe.schema import ABSENT, differences
 from mmjax.recipe.serialization import digest, digested, from_json, to_json, to_plain
 from mmjax.runs.environment import hardware, versions
@@ -45,11 +46,12 @@ if TYPE_CHECKING:
     from mmjax.training.loop import StageResult  # with the loop comes all that loads data
 
 SCHEMA_VERSION = 1  # of summary.json
+_NOT_OF_THE_FOLDER = ("evaluation", "logging")  # settings that name no folder of their own
 _SHOWN = 12  # differences that a message lists
 
 
 def default_path(file: str, overrides: Mapping[str, object]) -> pathlib.Path:
-    """runs/<config>[-<variant>][-<hash of overrides>]: the same command finds the same folder.
+    """runs/<config>[-<variant>][-<hash of overrides>]: the same command finds the same folder, however it is scored and watched.
 
     Args:
         file: of the config, with its variant: "configs/cos.py:7b".
@@ -57,8 +59,11 @@ def default_path(file: str, overrides: Mapping[str, object]) -> pathlib.Path:
     """
     path, _, variant = file.partition(":")
     parts = [pathlib.Path(path).stem, *([variant] if variant else [])]
-    if overrides:
-        changes = json.dumps(dict(overrides), sort_keys=True)
+    named = {
+        key: overrides[key] for key in overrides if key.split(".")[0] not in _NOT_OF_THE_FOLDER
+    }
+    if named:
+        changes = json.dumps(named, sort_keys=True)
         parts.append(hashlib.sha256(changes.encode()).hexdigest()[:8])
     return pathlib.Path("runs", "-".join(parts))
 
@@ -74,6 +79,7 @@ class Workdir(os.PathLike[str]):
         self.predictions = self.path / "predictions.jsonl"
         self.summary = self.path / "summary.json"
         self.evaluations = self.path / "evaluations.jsonl"
+        self.inputs = self.path / "inputs.json"
         self.report = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
         self.origins = self.path / "origins"
@@ -257,8 +263,10 @@ class Summary:
             mesh that it was finished on), device_seconds (seconds times devices), flops, visual_tokens_per_image, held_out_loss; skipped
             (unusable training samples, by cause; one is counted each time it is met) and skip_examples (the first of each cause, and what
             is wrong with it).
-        eval: by task, what `evaluation.run` returned; empty until the last stage was scored.
-        evaluation: the settings that `eval` was made with.
+        eval: by task, what `evaluation.run` returned of all images of the task; empty until the last stage was scored. What it scored on
+            some of them stands in evaluations.jsonl alone.
+        evaluation: the run's own settings, once the last stage was scored with them; None until then.
+        accepted_changes: where what the run reads had changed when it went on, with the changes: {"stage", "step", "changes"}.
     """
 
     path: pathlib.Path
@@ -266,6 +274,7 @@ class Summary:
     stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     eval: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    accepted_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def open(cls, path: pathlib.Path, recipe: Recipe) -> "Summary":
@@ -276,7 +285,14 @@ class Summary:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["config_digest"] != digest(recipe):
                 raise ValueError("it belongs to another recipe")
-            return cls(path, recipe, content["stages"], content["eval"], content["evaluation"])
+            return cls(
+                path,
+                recipe,
+                content["stages"],
+                content["eval"],
+                content["evaluation"],
+                content.get("accepted_changes", []),
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} cannot be read: {error!r}. Without it the run starts its bookkeeping anew: remove it."
@@ -312,9 +328,20 @@ class Summary:
         self.eval, self.evaluation = {}, None
         self._write()
 
-    def add_scores(self, scores: dict[str, Any]) -> None:
-        """Writes the scores of the last stage down."""
-        self.eval, self.evaluation = scores, to_plain(self.recipe.evaluation)
+    def add_scores(self, scores: Mapping[str, Any], asked: EvaluationConfig | None) -> None:
+        """Writes scores of the last stage on all images down, by task; those of other tasks stay.
+
+        Args:
+            asked: the run's own settings, if nothing of what they ask for is missing now; else None.
+        """
+        self.eval = {**self.eval, **scores}
+        if asked is not None:
+            self.evaluation = to_plain(asked)
+        self._write()
+
+    def accept(self, stage: str, step: int, changes: list[str]) -> None:
+        """Writes down that the run went on from a step of a stage although what it reads had changed."""
+        self.accepted_changes.append({"stage": stage, "step": step, "changes": changes})
         self._write()
 
     def _write(self) -> None:
@@ -325,6 +352,7 @@ class Summary:
             "stages": self.stages,
             "eval": self.eval,
             "evaluation": self.evaluation,
+            "accepted_changes": self.accepted_changes,
             "versions": versions(),
             "hardware": hardware(),
         }

@@ -321,6 +321,14 @@ def load_params(
     return {path.partition("/")[2]: value for path, value in loaded.items()}, record.metadata
 
 
+def load_metadata(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """What `Checkpoints.save` was given beside the state; empty if it cannot be read."""
+    try:
+        return _load_record(checkpoint.absolute()).metadata
+    except DamagedError:
+        return {}
+
+
 def by_path(state: TrainState) -> dict[str, Any]:
     """The leaves of a state by path ("trainable/decoder/norm/scale", "optimizer/mu/decoder/norm/scale", "step"), in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(state)

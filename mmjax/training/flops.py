@@ -20,13 +20,11 @@ gradient.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
+from mmjax.base.devices import of_kind
 from mmjax.models import parameters
 from mmjax.models.config import VLMConfig
 from mmjax.recipe.recipe import Stage
@@ -251,35 +249,13 @@ def _decoder(counter: _Counter, model: VLMConfig, tokens: int, needs: bool) -> b
     return needs or counter.trains("decoder/norm")
 
 
-# Dense bfloat16 FLOP/s of one device, by what its kind contains; the first match counts. From the vendors' data sheets, which also print
-# twice as much "with sparsity".
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "TPU v6": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-}
-
-
 def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s that MFU is measured against: of the table, or on a CPU a float32 matrix product as measured now (about 0.2 s), of which each
-    of several virtual devices has its share.
+    """FLOP/s that MFU is measured against: of `base.devices`. None: it is not known; the config can say it (`logging.peak_flops`).
 
-    None: an accelerator that the table lacks; say it in the config (`logging.peak_flops`)."""
-    if device.platform == "cpu":
-        with jax.set_mesh(
-            Mesh([device], ("alone",))
-        ):  # whatever mesh there is, one device measures
-            return _measured_flops(device) / len(jax.devices("cpu"))
-    return next(
-        (peak for name, peak in PEAK_FLOPS.items() if name.lower() in device.device_kind.lower()),
-        None,
-    )
+    Of a CPU it is never known. One that is measured, by a matrix product beside the run, is no peak: it falls with the load that the run
+    itself makes, so that MFU came out as 86 % or 131 %."""
+    known = None if device.platform == "cpu" else of_kind(device.device_kind)
+    return None if known is None else known.flops
 
 
 def mfu(flops: float, seconds: float, devices: int, peak: float) -> float:
@@ -289,15 +265,3 @@ def mfu(flops: float, seconds: float, devices: int, peak: float) -> float:
         flops: `StepFlops.total`; seconds: of one step; peak: FLOP/s of one of the devices.
     """
     return flops / (seconds * devices * peak)
-
-
-def _measured_flops(device: jax.Device, size: int = 1024, budget: float = 0.2) -> float:
-    square = jax.device_put(jnp.ones((size, size), jnp.float32), device)
-    product = jax.jit(jnp.matmul)
-    product(square, square).block_until_ready()
-    best, end = float("inf"), time.perf_counter() + budget
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        product(square, square).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best

@@ -186,7 +186,7 @@ class StageProgress:
 
 @functools.cache  # the cache is what makes it once
 def _explain_mfu(console: Console, known: bool) -> None:
-    unknown = "There is no MFU: the peak FLOP/s of this device are not known. Give them as config.logging.peak_flops."
+    unknown = "There is no MFU: the peak FLOP/s of this device are not known (of a CPU never). config.logging.peak_flops can give them."
     print_line(console, MFU_FORMULA if known else unknown)
 
 

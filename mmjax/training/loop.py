@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -109,6 +109,7 @@ def train_stage(
     stop: StopSignal,
     console: Console,
     stop_after: int | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> StageResult:
     """Trains a stage to its end, from its newest checkpoint if there is one.
 
@@ -117,6 +118,7 @@ def train_stage(
         key: of the stage's random numbers.
         held_out: rows for the held-out loss, or None.
         stop_after: end, saved, after so many steps of this call.
+        inputs: digests of what the run reads, by name, for the checkpoints.
 
     Raises:
         Preempted: a stop was requested; the state is saved.
@@ -164,6 +166,7 @@ def train_stage(
             ),
             programs=programs,
             step_flops=flops.step_flops(stage.model, stage).total,
+            inputs=dict(inputs or {}),
         )
         with loop.progress:
             return loop.run(stop_after)
@@ -198,6 +201,7 @@ class _Loop:
     evaluation_step: Callable[[Params, Batch], TokenMetrics]
     programs: collections.Counter[str]
     step_flops: float
+    inputs: dict[str, str]
     pending_step: tuple[StepMetrics, int] | None = None
     peak: float | None = None
 
@@ -343,6 +347,7 @@ class _Loop:
             seconds = self.chrono.seconds
             metadata = {
                 "config_digest": digest(self.recipe),
+                "inputs": self.inputs,
                 "position": dataclasses.asdict(self.at),
                 "window": self.window.state(),
                 "skipped": self.rows.skips.state(),

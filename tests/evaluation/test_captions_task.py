@@ -401,7 +401,10 @@ def test_beside_another_task_with_a_limit_and_short_captions(
     assert scores["captions"]["n"] == 2
     lengths = [len(TOKENIZER.encode(line["prediction"])) for line in lines]
     assert max(lengths[-2:]) <= 1 < max(lengths[:-2])
+    assert scores["easy_vqa"]["partial"] == {"images": 2, "of": 1000}
+    assert scores["captions"]["partial"] == {"images": 2, "of": 6}
     easy, captions = describe(scores)
+    assert "PARTIAL: the first 2 of 1,000 images" in easy and "PARTIAL" in captions
     assert " questions (" in easy and "%" not in captions
     assert (
         "captions: CIDEr-D " in captions

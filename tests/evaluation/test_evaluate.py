@@ -8,11 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mmjax import evaluation
 from mmjax.data.sources.easy_vqa import EasyVqaSource
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError, Preempted
+from mmjax.evaluation.progress import ScoringProgress
 from mmjax.inference.generate import Generator
 from mmjax.models import parameters
 from mmjax.models.config import DecoderConfig, ViTConfig, VLMConfig
@@ -92,7 +94,10 @@ def run(recipe: Recipe, params: dict, **options: object) -> dict:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     """What a run finds of a model that says "no", and where it wrote."""
     recipe, folder = make_recipe(), tmp_path_factory.mktemp("scored")
-    return run(recipe, make_params(recipe, " no"), workdir=folder)["easy_vqa"], folder
+    with (folder / "said.txt").open("w") as said:
+        progress = ScoringProgress(Console(file=said, width=200))
+        params = make_params(recipe, " no")
+        return run(recipe, params, workdir=folder, progress=progress)["easy_vqa"], folder
 
 
 def test_scores_and_files(scored: tuple[dict, Path]) -> None:
@@ -113,7 +118,16 @@ def test_scores_and_files(scored: tuple[dict, Path]) -> None:
     assert len({line["image"] for line in lines}) == 5 and all(
         Path(line["image"]).is_file() for line in lines
     )
+    assert result["partial"] == {"images": 5, "of": 1000}
     json.dumps(result)
+
+
+def test_both_models_are_followed_to_their_last_question(scored: tuple[dict, Path]) -> None:
+    result, folder = scored
+    said = (folder / "said.txt").read_text().splitlines()
+    assert sum("the first batch is compiled" in line for line in said) == 2
+    for whose in ("easy_vqa", "easy_vqa, untrained"):
+        assert f"{whose}: {result['n']:,} of {result['n']:,} questions" in said
 
 
 def test_attention_file(scored: tuple[dict, Path]) -> None:
@@ -135,8 +149,11 @@ def test_untrained_is_optional_and_a_linear_connector_has_no_maps(tmp_path: Path
 @pytest.mark.usefixtures("likeliest")
 def test_holdout_and_nothing_written(tmp_path: Path) -> None:
     recipe = make_recipe(untrained=False, limit=None)
-    result = run(recipe, make_params(recipe, " yes"), split="holdout")["easy_vqa"]
-    assert 4 <= result["n"] < 4 * 21
+    params = make_params(recipe, " yes")
+    result = run(recipe, params, split="holdout")["easy_vqa"]
+    assert 4 <= result["n"] < 4 * 21 and "partial" not in result
+    whole = run(make_recipe(untrained=False, limit=4), params, split="holdout")["easy_vqa"]
+    assert whole == result  # a limit that leaves nothing out
     assert not list(tmp_path.iterdir())
 
 

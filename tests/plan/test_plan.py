@@ -7,6 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
+from mmjax.base import devices
 from mmjax.data.text import vocabulary
 from mmjax.errors import InputError
 from mmjax.plan import plan, table
@@ -152,6 +153,8 @@ def test_what_cannot_fit_is_refused_after_the_table(cos_7b):
         ("h100", "number of devices"),
         ("h100:0", "number of devices"),
         ("v5p:4x4xz", "number of devices"),
+        ("b20:8", "Did you mean b200"),
+        ("rtx409:1", "Did you mean rtx4090"),
     ],
 )
 def test_a_wrong_topology_is_named(text, message):
@@ -162,6 +165,48 @@ def test_a_wrong_topology_is_named(text, message):
 def test_topologies():
     assert Topology.parse("v5p:4x4x4").count == 64
     assert Topology.parse("H100:8").device.memory == 80e9
+
+
+@pytest.mark.parametrize(
+    ("text", "memory", "flops"),
+    [
+        ("b200:8", 180e9, 2250e12),
+        ("gb200:72", 186e9, 2500e12),
+        ("l40s:4", 48e9, 362.05e12),
+        ("rtx4090:2", 24e9, 165.2e12),
+        ("RTX 4090:2", 24e9, 165.2e12),
+        ("h100_pcie:1", 80e9, 756e12),
+        ("v4:2x2x4", 32 * 2**30, 275e12),
+    ],
+)
+def test_a_device_has_the_numbers_of_its_data_sheet(text, memory, flops):
+    device = plan.Topology.parse(text).device
+    assert (device.memory, device.flops) == (memory, flops)
+
+
+def test_each_device_is_found_by_its_own_kind():
+    """What jax calls a device, made from the patterns themselves, leads back to its entry and to no other."""
+    kinds = {name: f"NVIDIA {name.upper()}" for name in ("h100", "h200", "gb200", "b200", "l40s")}
+    kinds |= {"a100": "NVIDIA A100-SXM4-80GB", "a100-40gb": "NVIDIA A100-SXM4-40GB"}
+    kinds |= {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+    for name, kind in kinds.items():
+        assert devices.of_kind(kind) is devices.DEVICES[name], kind
+
+
+def test_the_hours_of_the_whole_recipe_are_those_of_its_stages(cos_7b):
+    plans = plan.make_plan(cos_7b)
+    hours = [
+        entry.flops.total * entry.stage.steps / (989e12 * plan.ASSUMED_UTILISATION) / 3600
+        for entry in plans
+    ]
+    text = _shown(cos_7b, "h100:8")
+    total = sum(hours)
+    assert f"{total:.3g} device-hours, which are {total / 8:.3g} hours on 8 x h100" in text
+    (line,) = (line for line in text.splitlines() if "device-hours" in line and "which" not in line)
+    assert [float(cell.replace(",", "")) for cell in line.split("│")[2:4]] == [
+        pytest.approx(value, rel=1e-2) for value in hours
+    ]
+    assert "device-hours" not in _shown(cos_7b, None)
 
 
 def test_a_mesh_that_does_not_fit_the_topology_is_refused(cos_7b):

@@ -34,13 +34,49 @@ def test_each_point_has_its_newest_score(workdir):
     shown = str(other_scores.render(reading.read(workdir)))
     assert "60.0 %" in shown and "10.0 %" not in shown and "3.250" in shown and "2.500" in shown
     assert "what it begins with" in shown and "step 96" in shown and "CIDEr-D" in shown
-    assert "Scores of other points" in report.render(workdir)
+    assert "Other scores" in report.render(workdir)
 
 
 def test_the_end_of_the_run_has_a_section_of_its_own(workdir):
     (name, last), *_ = reversed(json.loads((workdir / "config.json").read_text())["stages"].items())
     note(workdir, scored(name, last["steps"], 0.9, 1.0))
     assert other_scores.render(reading.read(workdir)) is None
+
+
+def test_what_is_not_the_score_of_the_run_says_why(workdir):
+    config = json.loads((workdir / "config.json").read_text())
+    (name, last), *_ = reversed(config["stages"].items())
+    whole, partial, other, changed = (
+        scored(name, last["steps"], right, 1.0) for right in (0.9, 0.2, 0.3, 0.4)
+    )
+    partial["eval"]["easy_vqa"]["partial"] = {"images": 20, "of": 1000}
+    partial |= {"partial": True, "evaluation": config["evaluation"] | {"limit": 20}}
+    other["evaluation"] = config["evaluation"] | {"max_new_tokens": 99, "batch_size": 3}
+    changed["changed_data"] = ["captions.jsonl is gone"]
+    note(workdir, whole, partial, other, changed)
+    shown = str(other_scores.render(reading.read(workdir)))
+    assert "90.0 %" not in shown
+    for text in (
+        "20.0 %",
+        "easy vqa: the first 20 of 1,000 images",
+        "30.0 %",
+        "max new tokens 99",
+        "40.0 %",
+    ):
+        assert text in shown
+    assert "the data have changed since" in shown and "batch" not in shown and "limit" not in shown
+    # Nor is any of these in the head of the page.
+    head = report.render(workdir).split("</header>")[0]
+    assert "20.0 %" not in head and "the first 20" not in head
+
+
+def test_a_run_with_partial_scores_alone_says_so(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    (workdir / "summary.json").write_text(json.dumps(summary | {"eval": {}}))
+    assert "not evaluated" in report.render(workdir)
+    note(workdir, scored("finetune", 500, 0.2, 1.0) | {"partial": True})
+    page = report.render(workdir)
+    assert "not evaluated" not in page and "on some of the images only" in page
 
 
 def test_without_any_there_is_no_section(workdir):

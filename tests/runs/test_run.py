@@ -176,7 +176,7 @@ def test_a_decoder_without_room_for_the_tokenizer_is_refused(tmp_path, recipe):
 def test_the_same_command_repeats_nothing(finished, recipe, monkeypatch):
     workdir, _ = finished
     monkeypatch.setattr(run, "train_stage", _never)
-    monkeypatch.setattr(run, "score", _never)
+    monkeypatch.setattr(run, "score_end", _never)
     before = workdir.summary.read_bytes()
     assert "report:" in train(recipe, workdir.path)
     assert workdir.summary.read_bytes() == before

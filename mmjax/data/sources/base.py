@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mmjax.base.registry import Component
-from mmjax.data.examples import Example, SampleError, Template, Text
+from mmjax.data.examples import Example, Image, SampleError, Template, Text
 from mmjax.errors import InputError
 
 Part = Literal["train", "holdout"]
+SAMPLED = 4096  # examples whose images are looked at for changes
 
 
 class Source(ABC):
@@ -37,6 +38,20 @@ class Source(ABC):
 
         Only sources whose config has `captions` need it."""
         raise NotImplementedError(f"{type(self).__name__}.captioned")
+
+    def input_files(self) -> Iterator[Path]:
+        """Files that the examples come from, beside those that the config names: a run notices when one changes under it.
+
+        By default the images of at most SAMPLED examples, evenly spaced. A source that reads others, such as records that lie in a package
+        or in a folder, names them."""
+        for index in range(0, len(self), max(1, -(-len(self) // SAMPLED))):
+            try:
+                segments = self[index].segments()
+            except SampleError:
+                continue
+            for segment in segments:
+                if isinstance(segment, Image) and isinstance(segment.source, str | Path):
+                    yield Path(segment.source)
 
     def texts(self) -> Iterator[str]:
         """Every text of every usable example, each as it will be tokenised: what a tokenizer is built from."""

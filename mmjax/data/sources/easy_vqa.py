@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from mmjax.errors import InputError
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
 COLORS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
 TASKS = ("caption", "question")
+_QUESTIONS = "questions.json"
 _NEGATIONS = frozenset({"no", "not"})
 _WORD = re.compile(r"\w+")
 
@@ -66,7 +68,7 @@ class EasyVqa(Source):
                 "The easy_vqa source needs the package easy-vqa: pip install mmjax[demo]."
             )
         self._folder = Path(spec.origin).parent / "data" / config.split
-        self._pairs = _read_questions(self._folder / "questions.json")
+        self._pairs = _read_questions(self._folder / _QUESTIONS)
         kept = split_part(len(self._pairs), holdout, part, f"easy_vqa ({config.split})")
         images = sorted(self._pairs)[kept.start : kept.stop]
         self._captions = {image: compose_caption(self._pairs[image]) for image in images}
@@ -105,6 +107,10 @@ class EasyVqa(Source):
             written = template.caption(said) if isinstance(said, str) else template.question(*said)
             self._written[said] = written
         return self._written[said]
+
+    def input_files(self) -> Iterator[Path]:
+        yield self._folder / _QUESTIONS
+        yield from super().input_files()
 
     def questions(self, index: int) -> tuple[Pair, ...]:
         """Questions and answers of one image, in file order."""

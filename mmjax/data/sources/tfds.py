@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +84,12 @@ class Tfds(Source):
             if config.question:
                 continuations.append(template.question(text(config.question), text(config.answer)))
         return Example(prefix, tuple(continuations), name)
+
+    def input_files(self) -> Iterator[Path]:
+        """All of the prepared set, other splits included: records and what describes them."""
+        yield from sorted(
+            path for path in _version_folder(self._config).iterdir() if path.is_file()
+        )
 
 
 def _open_records(config: TfdsSource) -> Any:

@@ -6,11 +6,12 @@ about images with their reference answers, and says how answers are scored and w
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmjax.data.examples import Example, Image
 from mmjax.data.text.tokenizer import Tokenizer
+from mmjax.evaluation.progress import ScoringProgress
 from mmjax.inference.decode import VLMDef
 from mmjax.recipe.recipe import DataConfig, EvaluationConfig, Recipe, Stage
 from mmjax.typing import Params
@@ -84,7 +85,7 @@ class EvaluatedModel:
     Attributes:
         stage: that trained it.
         batch_size: rows that are computed at once.
-        should_stop: asked between batches.
+        should_stop: asked between batches; progress: shows how far a part of the scoring is.
     """
 
     stage: Stage
@@ -93,6 +94,7 @@ class EvaluatedModel:
     tokenizer: Tokenizer
     batch_size: int
     should_stop: Callable[[], bool] = lambda: False
+    progress: ScoringProgress = field(default_factory=ScoringProgress)
 
 
 class Task(ABC):

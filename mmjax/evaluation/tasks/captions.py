@@ -142,7 +142,11 @@ class CaptionsTask(Task):
         )
         shown = [image.image for image in images]
         own, others = likelihood.compute(shown), other_images(questions)
-        shuffled = likelihood.compute([shown[index] for index in others]) if others else None
+        shuffled = (
+            likelihood.compute([shown[index] for index in others], "the same beside other images")
+            if others
+            else None
+        )
         return {
             "metric": METRIC,
             "reference_score": self.score(questions, [one.reference for one in questions]).score,

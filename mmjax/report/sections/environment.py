@@ -19,6 +19,9 @@ def render(run: Run) -> Html:
         pairs.append(("seed", summary["seed"]))
     if "config_digest" in summary:
         pairs.append(("config digest", f"{summary['config_digest'][:16]}…"))
+    for accepted in summary.get("accepted_changes") or ():
+        where = f"{accepted.get('stage')}, step {accepted.get('step')}"
+        pairs += [(f"had changed at {where}", change) for change in accepted.get("changes", ())]
     pairs += [*_flat(summary.get("hardware")), *_flat(summary.get("versions"))]
     unknown = run.problems.get("summary.json", "The summary names no versions and no hardware.")
     notes = run.config.get("notes") or {}

@@ -38,13 +38,15 @@ def _sentence(run: Run) -> str:
         text += f" Visual tokens per image: {grown}."
     if unfinished := [name for name, entry in stages if not entry]:
         text += f" Not in the summary, so not finished: {', '.join(unfinished)}."
+    if run.summary.get("accepted_changes"):
+        text += " What it read changed under way, and that was accepted (see “Made with”)."
     return text
 
 
 def _scores(run: Run) -> Child:
     results = run.summary.get("eval") or {}
     if not results:
-        return missing("This run was not evaluated: its summary has no scores.")
+        return missing(run.unscored)
     figures = []
     for task, result in results.items():
         metric = result.get("metric")

@@ -18,7 +18,7 @@ def render(run: Run) -> Html:
     """The section."""
     results = run.summary.get("eval") or {}
     if not results:
-        return section("Scores", missing("This run was not evaluated: its summary has no scores."))
+        return section("Scores", missing(run.unscored))
     return section("Scores", [_task(task, result) for task, result in results.items()])
 
 
