@@ -1,21 +1,22 @@
 """Files beside published weights: the tokenizer, the tokens that end an answer, and how images are prepared."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mmjax.base.huggingface import IMAGES, image_settings
 from mmjax.data.images.decode import load_image
-from mmjax.data.images.processor import NAME as PROCESSOR
 from mmjax.data.images.processor import open_image_processor
 from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
 from mmjax.models.config import LanguageModelConfig, VLMConfig
-from mmjax.weights.families.base import read_config
-from mmjax.weights.vlm_checkpoint import DECODER, VISION
+from mmjax.weights import generation
+from mmjax.weights.families.base import ConfigJson
+from mmjax.weights.pretrained_protocol import Origin
+from mmjax.weights.vlm_checkpoint import VISION
 
-GENERATION = "generation_config.json"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "*.gguf")
 _WORDS = '"mmjax-words"'
 _BEGINNING = 200  # characters of a tokenizer.json that say whether it is one of words
 
@@ -27,10 +28,11 @@ def find_tokenizer(path: Path) -> Tokenizer:
     """
     if path.is_file() and path.suffix not in (".safetensors", ".json"):
         return open_tokenizer(path)
-    for folder in _folders(path):
-        found = next((file for name in _TOKENIZERS for file in folder.glob(name)), None)
-        if found is not None:
-            return named_tokenizer(found if found.name == "tokenizer.json" else folder)
+    for folder in generation.folders(path):
+        if os.path.lexists(folder / "tokenizer.json"):
+            return named_tokenizer(folder / "tokenizer.json")
+        if os.path.lexists(folder / "tokenizer.model") or any(folder.glob("*.gguf")):
+            return named_tokenizer(folder)
     raise InputError(
         f"There is no tokenizer beside {path}: neither tokenizer.json nor tokenizer.model. --tokenizer=PATH names one."
     )
@@ -46,27 +48,23 @@ def named_tokenizer(path: Path) -> Tokenizer:
     return open_tokenizer(path)
 
 
-def _folders(path: Path) -> Iterator[Path]:
-    folder = path if path.is_dir() else path.absolute().parent
-    yield from (folder, folder / DECODER)
-    if folder.absolute().parent.name == "export":
-        yield folder.absolute().parents[1]
-
-
-def end_tokens(path: Path) -> tuple[int, ...]:
+def end_tokens(path: Path, origins: Sequence[Origin] = ()) -> tuple[int, ...]:
     """The tokens that the model's own settings of generation name as ends, if there are any.
 
-    Raises InputError if generation_config.json is damaged.
+    Raises InputError if a file of settings is damaged.
     """
-    folder = next((folder for folder in _folders(path) if (folder / GENERATION).exists()), None)
-    if folder is None:
+    return generation.end_tokens(
+        ConfigJson(generation.generation_settings(path, origins), str(path))
+    )
+
+
+def unread_settings(path: Path) -> tuple[str, ...]:
+    """Notes for the user on what the settings of generation ask for and is not done."""
+    if not generation.generation_settings(path).get("stop_strings"):
         return ()
-    settings = read_config(folder, GENERATION)
-    named = settings.content.get("eos_token_id")
-    ids = named if isinstance(named, list) else [] if named is None else [named]
-    if not all(type(index) is int for index in ids):
-        raise settings.wrong("eos_token_id", named, "a token's id or a list of them")
-    return tuple(ids)
+    return (
+        f"{generation.GENERATION} names stop_strings; answers do not end at texts, but at tokens.",
+    )
 
 
 def image_loader(
@@ -74,7 +72,7 @@ def image_loader(
 ) -> tuple[Callable[[Path], np.ndarray], tuple[str, ...]]:
     """What makes pixels of an image file, and notes on it for the user. A decoder reads no images.
 
-    Raises InputError if preprocessor_config.json asks for something that mmjax does not do.
+    Raises InputError if the folder's settings of images ask for something that mmjax does not do.
     """
     if not isinstance(config, VLMConfig):
 
@@ -83,20 +81,19 @@ def image_loader(
 
         return refuse, ()
     size = config.vision.image_size
-    folder = next(
-        (folder for folder in (path, path / VISION) if (folder / PROCESSOR).exists()), None
-    )
-    if folder is None:
-        note = f"There is no {PROCESSOR}: images are stretched to {size} x {size} pixels, whatever their shape."
+    place = path if path.is_dir() else path.absolute().parent
+    found = next(filter(None, map(image_settings, (place, place / VISION))), None)
+    if found is None:
+        note = f"There is no {IMAGES}: images are stretched to {size} x {size} pixels, whatever their shape."
         return lambda source: load_image(source, size), (note,)
-    processor = open_image_processor(folder)
+    file, processor = found[0], open_image_processor(found[0])
 
     def load(source: Path) -> np.ndarray:
         pixels = processor.load(source)
         if pixels.shape != (size, size, 3):
             made = f"{pixels.shape[1]} x {pixels.shape[0]}"
             raise InputError(
-                f"{folder / PROCESSOR} makes an image of {made} pixels of {source}; the encoder reads {size} x {size}."
+                f"{file} makes an image of {made} pixels of {source}; the encoder reads {size} x {size}."
             )
         return pixels
 

@@ -8,7 +8,13 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.chat.hf_assets import end_tokens, find_tokenizer, image_loader, named_tokenizer
+from mmjax.chat.hf_assets import (
+    end_tokens,
+    find_tokenizer,
+    image_loader,
+    named_tokenizer,
+    unread_settings,
+)
 from mmjax.data.examples import Continuation, Special, Template, Text, Turn, joined, without_loss
 from mmjax.data.images.decode import load_image
 from mmjax.data.text.templates import CHAT, find_template
@@ -16,9 +22,12 @@ from mmjax.data.text.tokenizer import HuggingFaceTokenizer, Tokenizer
 from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
 from mmjax.models.config import LanguageModelConfig, VisionEncoderConfig, VLMConfig
+from mmjax.runs.origins import began_as, generation_of
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.typing import Params
+from mmjax.weights import generation
 from mmjax.weights.export_form import export_config, export_params
+from mmjax.weights.families.base import ConfigJson
 from mmjax.weights.load import open_pretrained
 from mmjax.weights.pretrained_protocol import stored
 
@@ -30,7 +39,7 @@ class PlainTemplate(Template):
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self._begins = tokenizer.bos != tokenizer.eos
+        self._begins = tokenizer.has_bos and tokenizer.bos != tokenizer.eos
 
     def question(self, question: str, answer: str) -> Continuation:
         return (*self.prompt(question), Text(answer, loss=True), Special("eos", loss=True))
@@ -118,6 +127,10 @@ def _open_run(
     name = template or stage.data.template
     # The template of the training with its labels, so that prompts are cut where the loss began.
     form = find_template(name, tokenizer, labels=name == stage.data.template)
+    ends = _end_tokens(form, tokenizer)
+    if workdir.origins.exists() and tokenizer is own:
+        settings = generation_of(stage, own, began_as(recipe, workdir, stage.name))
+        ends |= set(generation.end_tokens(ConfigJson(settings, str(workdir.origins))))
     config = export_config(stage.model)
     assert isinstance(config, VLMConfig)
     params = export_params(read_params(folder, recipe), stage.model)
@@ -128,7 +141,7 @@ def _open_run(
         params,
         tokenizer,
         form,
-        _end_tokens(form, tokenizer),
+        ends,
         lambda source: load_image(source, config.vision.image_size, resize=stage.data.resize),
         images_first=not any(source.conversations for source in stage.data.sources.values()),
     )
@@ -154,11 +167,14 @@ def _open_published(
             form = find_template(CHAT, tokenizer, labels=False)
         else:
             form = PlainTemplate(tokenizer)
+            several = getattr(tokenizer, "chat_templates", ())
+            none = f"None of the chat templates {', '.join(several)} is named default"
             notes = (
-                "There is no chat template: texts are continued as they stand. --template=NAME names one.",
+                f"{none if several else 'There is no chat template'}: texts are continued as they stand. --template=NAME names one.",
             )
         load, more = image_loader(path, config)
-        ends = _end_tokens(form, tokenizer) | set(end_tokens(path))
+        more += unread_settings(path)
+        ends = _end_tokens(form, tokenizer) | set(end_tokens(path, opened.origins))
         params = opened.read(dtype=jnp.dtype(dtype))
     return ChatModel(config, params, tokenizer, form, ends, load, notes=notes + more)
 

@@ -31,6 +31,7 @@ _SETTINGS = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _FILES = (".gguf", ".safetensors", ".json", ".model")  # a path that ends so is no folder

@@ -19,7 +19,8 @@ from mmjax.models import parameters
 from mmjax.models.config import LanguageModelConfig, VLMConfig
 from mmjax.port.port import port
 from mmjax.recipe.recipe import Recipe, Stage
-from mmjax.runs.export import origins, stretch
+from mmjax.runs.export import stretch
+from mmjax.runs.origins import began_as
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.training.logging import print_line
 from mmjax.transitions import Entry, Manifest
@@ -50,6 +51,7 @@ def graft(encoder: Path, decoder: str, out: Path, console: Console) -> None:
         model = dataclasses.replace(stage.model, decoder=target.config.decoder)
         manifest = plan(stage, model, decoder)
         _check_shared(recipe, stage, checkpoint, target, decoder)
+    begun = began_as(recipe, Workdir(checkpoint.parents[2]), stage.name)
     with atomic_directory(out) as draft:
         # Of the checkpoint, encoder and connector are read; a decoder of transformers is copied as it is.
         paths = parameters.abstract(stage.model)[1]
@@ -58,7 +60,7 @@ def graft(encoder: Path, decoder: str, out: Path, console: Console) -> None:
             read_params(checkpoint, recipe, dict.fromkeys(taken, _first_device())),
             model,
             draft,
-            origins=origins(recipe, stage.name),
+            origins=[part.origin for part in begun.values() if part.origin is not None],
             parts=(VISION, CONNECTOR),
         )
         if stage.data.resize == "stretch":

@@ -1,6 +1,7 @@
 """What can be ported: published models, folders of Orbax, checkpoints of a run; and the files that belong beside their weights."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
+from mmjax.base.files import open_regular
+from mmjax.base.huggingface import IMAGES, PROCESSOR, image_settings
 from mmjax.data.text.tokenizer_files import write_tokenizer
 from mmjax.errors import InputError
-from mmjax.fetch.downloads import resolved
 from mmjax.models.config import ModelConfig
 from mmjax.port import FORMS
-from mmjax.runs import export
+from mmjax.runs import origins
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.typing import Params
+from mmjax.weights.families.base import dumps
 from mmjax.weights.load import form_of, open_pretrained
 from mmjax.weights.pretrained_protocol import Origin, Pretrained, Progress, TensorMapping, stored
 from mmjax.weights.vlm_checkpoint import DECODER, VISION
@@ -30,10 +33,11 @@ _OF_DECODER = (
     "vocab.*",
     "merges.txt",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
-_OF_VISION = ("preprocessor_config.json",)
-_OF_ALL = ("processor_config.json", "LICENSE*")
+_OF_VISION = (IMAGES,)
+_OF_ALL = (PROCESSOR, "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 class PortSource(Protocol):
@@ -114,22 +118,36 @@ class _Model(PortSource):
         # After it: the folder's own files win. Where decoder and encoder have folders of their own in the result and not in the source, the
         # tools look there.
         copied += _copy(beside, folder, (*_OF_DECODER, *_OF_VISION, *_OF_ALL))
-        for part, patterns in ((DECODER, _OF_DECODER), (VISION, _OF_VISION)):
+        # Beside a decoder, the settings of a processor say which of several chat templates counts.
+        for part, patterns in ((DECODER, (*_OF_DECODER, PROCESSOR, IMAGES)), (VISION, _OF_VISION)):
             if (beside / part).is_dir():
                 (folder / part).mkdir(exist_ok=True)
                 found = _copy(beside / part, folder / part, (*_OF_DECODER, *_OF_VISION, *_OF_ALL))
                 copied += [f"{part}/{name}" for name in found]
             elif (folder / part).is_dir():
                 _copy(beside, folder / part, patterns)
-        return copied
+        return list(dict.fromkeys(copied))
 
 
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
-    """Copies the files of a folder whose names fit. Returns their names."""
-    found = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
-    for path in found:
-        shutil.copyfile(path, target / path.name)
-    return sorted(path.name for path in found)
+    """Copies the files of a folder whose names fit. Returns their names.
+
+    Settings of images in processor_config.json, where transformers 5 writes them, become a preprocessor_config.json too: older versions,
+    and tools for an encoder alone, look there.
+    """
+    # A link to nothing is found by its name only.
+    found = {source / name for name in patterns if os.path.lexists(source / name)}
+    found |= {path for pattern in patterns for path in source.glob(pattern)}
+    names = {str(path.relative_to(source)): path for path in found if not path.is_dir()}
+    for name, path in names.items():
+        os.close(open_regular(path)[0])  # refuses a pointer to a file that was not fetched
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target / name)
+    settings = image_settings(source) if IMAGES in patterns else None
+    if settings is not None and settings[0].name == PROCESSOR:
+        (target / IMAGES).write_text(dumps(settings[1]), encoding="utf-8")
+        names[IMAGES] = target / IMAGES
+    return sorted(names)
 
 
 def _write_gguf_tokenizer(path: Path, folder: Path) -> list[str]:
@@ -150,13 +168,18 @@ class _Checkpoint(PortSource):
 
     def __init__(self, path: Path):
         """Raises InputError if it does not belong to a run that can be read."""
-        workdir = Workdir(path.absolute().parents[2])
-        self._recipe = recipe = workdir.recipe()
-        stage, _ = workdir.find_checkpoint(recipe, str(path))
-        self._params = read_params(path.absolute(), recipe)
-        self.what = f"step {path.name} of stage {stage.name}"
-        self.config = recipe.stages[stage.name].model
-        self.origins = export.origins(recipe, stage.name)
+        self._workdir = workdir = Workdir(path.absolute().parents[2])
+        self._stage, _ = workdir.find_checkpoint(workdir.recipe(), str(path))
+        self._recipe, self._tokenizer = workdir.resolve(workdir.recipe())
+        self._params = read_params(path.absolute(), self._recipe)
+        name = self._stage.name
+        self.what = f"step {path.name} of stage {name}"
+        self._begun = origins.began_as(self._recipe, workdir, name)
+        model = self._recipe.stages[name].model
+        self.config = origins.with_context(model, self._stage, self._begun)
+        self.origins = tuple(
+            part.origin for part in self._begun.values() if part.origin is not None
+        )
         self.mappings = [
             TensorMapping.identity(name, value) for name, value in sorted(self._params.items())
         ]
@@ -172,9 +195,9 @@ class _Checkpoint(PortSource):
         return params
 
     def copy_companions(self, folder: Path) -> list[str]:
-        settings = self._recipe.tokenizer
-        if settings.kind != "huggingface" or not settings.path:
-            return []
         inner = folder / DECODER if (folder / DECODER).is_dir() else folder
-        write_tokenizer(resolved(settings.path, weights=False), inner)
-        return [f"{inner.relative_to(folder) / name}" for name in _WRITTEN]
+        names = origins.write_beside_decoder(
+            self._workdir, self._recipe, self._stage, self._tokenizer, self._begun, inner
+        )
+        licences = origins.write_licences(self._workdir, self._recipe, self._stage.name, folder)
+        return [*(str((inner / name).relative_to(folder)) for name in names), *licences]

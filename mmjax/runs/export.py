@@ -5,15 +5,13 @@ import pathlib
 
 from rich.console import Console
 
-from mmjax.data.text.tokenizer_files import write_tokenizer
+from mmjax.base.files import atomic_directory
 from mmjax.errors import InputError
-from mmjax.fetch.downloads import resolved
 from mmjax.recipe.recipe import Recipe
-from mmjax.runs.initial_weights import open_initial
+from mmjax.runs.origins import began_as, with_context, write_beside_decoder, write_licences
 from mmjax.runs.workdir import Workdir, read_params
 from mmjax.training.logging import print_line
 from mmjax.weights.families.base import IMAGES, dumps
-from mmjax.weights.pretrained_protocol import Origin
 from mmjax.weights.save import save_params
 from mmjax.weights.vlm_checkpoint import DECODER, VISION
 
@@ -27,7 +25,7 @@ def export(
 ) -> pathlib.Path:
     """Writes the newest state of a run, or a checkpoint folder, to `export/<stage>-<step>` in the workdir; low-rank updates are merged.
 
-    Returns the folder, with `vision`, `connector` and `decoder` in it; a published tokenizer stands in the last.
+    Returns the folder, with `vision`, `connector` and `decoder` in it; tokenizer and settings of generation stand in the last.
 
     Raises:
         InputError: there is no such checkpoint, the folder exists, or no family of published models has the form of a part.
@@ -36,17 +34,17 @@ def export(
     target = workdir.path / "export" / f"{stage.name}-{folder.name}"
     if target.exists():
         raise InputError(f"{target} exists already; remove it to export again.")
-    recipe, _ = workdir.resolve(recipe)
-    save_params(
-        read_params(folder, recipe),
-        recipe.stages[stage.name].model,
-        target,
-        origins=origins(recipe, stage.name),
-    )
-    if stage.data.resize == "stretch":
-        stretch(target / VISION / IMAGES)
-    if recipe.tokenizer.kind == "huggingface" and recipe.tokenizer.path:
-        write_tokenizer(resolved(recipe.tokenizer.path, weights=False), target / DECODER)
+    recipe, tokenizer = workdir.resolve(recipe)
+    begun = began_as(recipe, workdir, stage.name)
+    model = with_context(recipe.stages[stage.name].model, stage, begun)
+    origins = [part.origin for part in begun.values() if part.origin is not None]
+    params = read_params(folder, recipe)
+    with atomic_directory(target) as draft:
+        save_params(params, model, draft, origins=origins)
+        if stage.data.resize == "stretch":
+            stretch(draft / VISION / IMAGES)
+        write_beside_decoder(workdir, recipe, stage, tokenizer, begun, draft / DECODER)
+        write_licences(workdir, recipe, stage.name, draft)
     print_line(console or Console(), f"{folder} is now in {target}")
     return target
 
@@ -58,15 +56,3 @@ def stretch(path: pathlib.Path) -> None:
     if crop is not None:
         settings |= {"size": crop, "do_center_crop": False}
         path.write_text(dumps(settings), encoding="utf-8")
-
-
-def origins(recipe: Recipe, last: str) -> tuple[Origin, ...]:
-    """Which published models the parts of a stage began as: what a stage before it loaded counts until another one loads it again."""
-    found: dict[str, Origin] = {}
-    for stage in recipe.stages.values():
-        if stage.init_from:
-            with open_initial(stage.init_from, stage.model) as weights:
-                found |= {origin.part: origin for origin in weights.origins}
-        if stage.name == last:
-            break
-    return tuple(found.values())

@@ -90,6 +90,11 @@ class InitialWeights:
                 )
 
     @property
+    def sources(self) -> Mapping[str, tuple[str, Pretrained]]:
+        """By part, the path of its file and the open file."""
+        return self._sources
+
+    @property
     def origins(self) -> tuple[Origin, ...]:
         """What writing the parts back as their families needs."""
         return tuple(

@@ -19,7 +19,7 @@ from mmjax.distributed.mesh import make_mesh
 from mmjax.errors import Preempted
 from mmjax.kernels.attention import prefer
 from mmjax.recipe.recipe import Recipe, Stage
-from mmjax.runs import initial_weights
+from mmjax.runs import initial_weights, origins
 from mmjax.runs.initial_params import initial_params, stage_key
 from mmjax.runs.score import finish, score
 from mmjax.runs.workdir import Summary, Workdir, read_params
@@ -53,6 +53,7 @@ def train(
         )
         stop = stack.enter_context(StopSignal())
         recipe, tokenizer = stack.enter_context(workdir.claim(recipe))
+        origins.keep(recipe, workdir)
         run = _Run(recipe, workdir, tokenizer, Summary.open(workdir.summary, recipe), stop, console)
         variant = f":{recipe.variant}" if recipe.variant else ""
         run.say(f"{recipe.name}{variant}: {' -> '.join(recipe.stages)}, in {workdir.path}")

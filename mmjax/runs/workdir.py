@@ -7,6 +7,7 @@
 | metrics.jsonl, tensorboard/ | training metrics, appended |
 | checkpoints/STAGE/STEP | states |
 | manifests/STAGE.json | where every parameter of the stage came from |
+| origins/ | what the run keeps of the models that its stages begin as (mmjax.runs.origins) |
 | parameters/STAGE.txt | every parameter of the stage: trained or frozen, shape, dtype, how it is split over devices |
 | previews/STAGE.txt, .png | the first row that the stage trains on |
 | predictions.jsonl, attention.npz | answers of the last stage's model; where each scale of it looks in one image |
@@ -30,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 from jax.sharding import Sharding
 
 from mmjax.data.text import vocabulary
-from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer
+from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
+from mmjax.fetch.downloads import resolved
 from mmjax.recipe.recipe import Recipe, Stage
 from mmjax.recipe.schema import ABSENT, differences
 from mmjax.recipe.serialization import digest, digested, from_json, to_json, to_plain
@@ -74,6 +76,7 @@ class Workdir(os.PathLike[str]):
         self.evaluations = self.path / "evaluations.jsonl"
         self.report = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
+        self.origins = self.path / "origins"
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -112,8 +115,14 @@ class Workdir(os.PathLike[str]):
         if recipe.tokenizer.kind == "words" and (self.tokenizer.exists() or not build):
             tokenizer: Tokenizer = WordTokenizer.load(self.tokenizer)
         else:
-            tokenizer = vocabulary.make_tokenizer(recipe)
+            kept = self.origins / "tokenizer"
+            tokenizer = open_tokenizer(kept) if kept.is_dir() else vocabulary.make_tokenizer(recipe)
         return vocabulary.fit(recipe, tokenizer), tokenizer
+
+    def tokenizer_path(self, recipe: Recipe) -> pathlib.Path:
+        """Where the published tokenizer of a recipe lies: what the run has kept of it (mmjax.runs.origins), or else the recipe's."""
+        kept = self.origins / "tokenizer"
+        return kept if kept.is_dir() else resolved(recipe.tokenizer.path, weights=False)
 
     def check(self, recipe: Recipe) -> None:
         """Raises InputError if the folder holds another run than the recipe's, or something that is no run at all."""

@@ -199,11 +199,18 @@ def rules(family: Family, config: DecoderConfig) -> list[Rule]:
     return found
 
 
-def special_tokens(source: TensorSource) -> dict[str, int]:
-    """The special tokens that config.json would name."""
+def special_tokens(source: TensorSource) -> dict[str, Any]:
+    """The special tokens that config.json would name. Turns and messages have ends of their own in some models: then it is a list."""
     fields = ConfigJson(source.metadata, str(source.files[0]))
     found = {
         role: fields.number(f"tokenizer.ggml.{name}_token_id", None)
         for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
-    return {f"{role}_token_id": value for role, value in found.items() if value is not None}
+    named: dict[str, Any] = {
+        f"{role}_token_id": value for role, value in found.items() if value is not None
+    }
+    ends = (
+        fields.number(f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot", "eom")
+    )
+    distinct = list(dict.fromkeys(end for end in ends if end is not None))
+    return named | ({"eos_token_id": distinct} if len(distinct) > 1 else {})

@@ -6,6 +6,7 @@ that every tensor is there.
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from mmjax.base.huggingface import image_processor_class, image_settings
 from mmjax.errors import InputError
 from mmjax.models.config import (
     DecoderConfig,
@@ -30,7 +32,6 @@ from mmjax.typing import Params
 from mmjax.weights import gguf_names
 from mmjax.weights.families.base import (
     CONFIG,
-    IMAGES,
     ConfigJson,
     Family,
     FamilyPart,
@@ -121,7 +122,7 @@ def open_pretrained_files(path: Path) -> "PretrainedFiles":
 
 
 def _read_config(settings: ConfigJson, folder: Path) -> tuple[Family, PartConfig]:
-    """The family and the config that config.json names, with the mean and deviation of pixels of the folder's preprocessor_config.json."""
+    """The family and the config that config.json names, with the mean and deviation of pixels of the folder's settings of images."""
     for part in (settings, *(settings.part(key) for key in ("text_config", "vision_config"))):
         for key in ("quantization_config", "compression_config"):
             if part.content.get(key) is not None:
@@ -131,18 +132,37 @@ def _read_config(settings: ConfigJson, folder: Path) -> tuple[Family, PartConfig
                 )
     family = find_family(settings)
     config = family.config(settings)
-    if isinstance(config, DecoderConfig) or not (folder / IMAGES).exists():
+    if isinstance(config, DecoderConfig):
         return family, config
-    images = read_config(folder, IMAGES)
     vision = config.vision if isinstance(config, VLMConfig) else config
-    mean = images.numbers("image_mean", 3, vision.image_mean)
-    std = images.numbers("image_std", 3, vision.image_std)
-    vision = dataclasses.replace(
-        vision, image_mean=(mean[0], mean[1], mean[2]), image_std=(std[0], std[1], std[2])
-    )
+    vision = _normalised_as(folder, vision)
     if isinstance(config, VLMConfig):
         return family, dataclasses.replace(config, vision=vision)
     return family, vision
+
+
+def _normalised_as(folder: Path, vision: ViTConfig) -> ViTConfig:
+    """The encoder with the mean and deviation of pixels that a folder says, or that the image processor which it names has by itself."""
+    found = image_settings(folder)
+    if found is None:
+        return vision
+    file, content = found
+    images = ConfigJson(content, str(file))
+    own = image_processor_class(file, content)[1]
+    factor = images.real("rescale_factor", getattr(own, "rescale_factor", 1 / 255))
+    if not images.flag("do_rescale", True) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise InputError(f"{file}: pixels are not divided by 255, which mmjax always does.")
+    if not images.flag("do_normalize", getattr(own, "do_normalize", True)):
+        return dataclasses.replace(vision, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    values = {}
+    for name in ("image_mean", "image_std"):
+        default = tuple(getattr(own, name, None) or getattr(vision, name))
+        one = content.get(name)  # of all channels
+        if isinstance(one, int | float) and not isinstance(one, bool):
+            values[name] = (images.real(name),) * 3
+        else:
+            values[name] = images.numbers(name, 3, default)
+    return dataclasses.replace(vision, **values)
 
 
 def _spelled_names(

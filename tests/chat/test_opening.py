@@ -1,6 +1,7 @@
 """Where a model to talk to finds its tokenizer, template and settings, and what is refused."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -8,14 +9,16 @@ import pathlib
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from rich.console import Console
 
 from mmjax.chat.conversation import ChatSettings, Conversation
 from mmjax.chat.hf_assets import end_tokens
 from mmjax.chat.opening import ChatModel, PlainTemplate, open_chat
 from mmjax.data.examples import Image, Special, Text, Turn
 from mmjax.data.text.templates import TEMPLATES
-from mmjax.data.text.tokenizer import WordTokenizer
+from mmjax.data.text.tokenizer import WordTokenizer, tokenise
 from mmjax.errors import InputError
+from mmjax.port.port import port
 from mmjax.runs.answer import generate
 from mmjax.runs.workdir import Workdir
 from tests import squares
@@ -61,6 +64,43 @@ def test_other_ends_of_answers(decoder: pathlib.Path, tmp_path: pathlib.Path):
     assert open_chat(str(folder)).ends == open_chat(str(decoder)).ends | {3, 4}
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
     assert open_chat(str(folder)).ends == open_chat(str(decoder)).ends | {5}
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"eos_token_id": [3, 4]}, {3, 4}),
+        ({"text_config": {"eos_token_id": 5}}, {5}),
+        ({"eos_token_id": 6, "text_config": {"eos_token_id": 5}}, {6}),
+        ({"text_config": {"model_type": "llama"}}, set()),
+        ({"decoder": {"eos_token_id": 7}, "text_config": {"eos_token_id": 5}}, {7}),
+    ],
+)
+def test_without_settings_of_generation_the_model_says_where_answers_end(
+    tmp_path: pathlib.Path, config: dict, found: set[int]
+):
+    """As transformers makes the former of the latter."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert set(end_tokens(tmp_path)) == found
+    assert set(end_tokens(tmp_path / "model.safetensors")) == found
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert end_tokens(tmp_path) == ()
+
+
+def test_ends_that_only_the_model_names(tmp_path: pathlib.Path):
+    folder = tiny_models.save(tmp_path / "model", tiny_models.language_model())
+    ends = open_chat(str(folder)).ends
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [3, 4]}))
+    assert open_chat(str(folder)).ends == ends | {3, 4}
+    port(str(folder), tmp_path / "orbax", Console(file=io.StringIO()))
+    assert open_chat(str(tmp_path / "orbax")).ends == ends | {3, 4}
+
+
+def test_ends_that_are_texts_are_said_to_be_unread(tmp_path: pathlib.Path):
+    folder = tiny_models.save(tmp_path / "model", tiny_models.language_model())
+    (folder / "generation_config.json").write_text(json.dumps({"stop_strings": ["###"]}))
+    assert any("names stop_strings" in note for note in open_chat(str(folder)).notes)
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, 1.5, "x", True, [1, "x"], [[1]]], ids=str)
@@ -140,6 +180,27 @@ def test_a_token_that_separates_texts_does_not_begin_them():
     assert PlainTemplate(tokenizer).prompt("text") == (Text("text"),)
 
 
+def test_without_a_bos_of_its_own_nothing_begins_a_text(tmp_path: pathlib.Path):
+    folder = tiny_models.save(tmp_path / "model", tiny_models.language_model(), template=None)
+    settings = {"bos_token": None, "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = open_chat(str(folder))
+    assert model.template.prompt("text") == (Text("text"),)
+    prompt = open_chat(str(folder), template="plain").template.prompt("text")
+    assert tokenise(prompt, model.tokenizer, 1).tokens.tolist() == model.tokenizer.encode("text")
+
+
+def test_several_templates_of_which_none_is_the_default(tmp_path: pathlib.Path):
+    folder = tiny_models.save(tmp_path / "model", tiny_models.language_model(), template=None)
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("rag", "tool_use"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(tiny_models.TEMPLATE)
+    (note,) = open_chat(str(folder)).notes
+    assert note.startswith("None of the chat templates rag, tool_use is named default")
+    with pytest.raises(InputError, match="chat templates rag, tool_use, none of which is named"):
+        open_chat(str(folder), template="chat")
+
+
 def test_a_tokenizer_from_elsewhere(decoder: pathlib.Path, tmp_path: pathlib.Path):
     bare = tiny_models.save(tmp_path / "model", tiny_models.language_model())
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -206,6 +267,18 @@ def test_images_are_prepared_as_the_folder_says(
     model = open_chat(str(whole))
     assert not model.notes
     assert model.load_image(image(tmp_path)).max() == 0
+    content = {"image_processor": settings | {"image_mean": [0.25] * 3, "image_std": [0.75] * 3}}
+    (whole / place / "processor_config.json").write_text(json.dumps(content))
+    (whole / place / "preprocessor_config.json").unlink()
+    model = open_chat(str(whole))
+    assert not model.notes
+    assert model.load_image(image(tmp_path)).max() == 0
+    if place == "vision":
+        assert (model.config.vision.image_mean, model.config.vision.image_std) == (
+            (0.25,) * 3,
+            (0.75,) * 3,
+        )
+    (whole / place / "processor_config.json").unlink()
     (whole / place / "preprocessor_config.json").write_text(json.dumps(settings | {"crop_size": 4}))
     with pytest.raises(
         InputError, match=r"makes an image of 4 x 4 pixels of .*; the encoder reads 8 x 8"

@@ -14,6 +14,8 @@ from mmjax.errors import InputError
 
 BICUBIC, BILINEAR = Pillow.Resampling.BICUBIC, Pillow.Resampling.BILINEAR
 HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def read(folder, **content):
@@ -122,3 +124,36 @@ def test_what_is_no_regular_file_of_settings(tmp_path):
         file.truncate(2**40)
     with pytest.raises(InputError, match="that is no list of settings"):
         open_image_processor(tmp_path)
+
+
+CLIP = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8}, "crop_size": 8}
+
+
+def test_settings_within_processor_config_come_first(tmp_path):
+    """Transformers 5 writes them there, and no preprocessor_config.json."""
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps({"image_processor": CLIP | {"image_mean": [0.25] * 3}}))
+    expected = ImageProcessor(8, BICUBIC, (8, 8), (0.25,) * 3, CLIP_STD)
+    assert open_image_processor(tmp_path) == open_image_processor(file) == expected
+    assert read(tmp_path, **CLIP, image_mean=HALF) == expected
+    # Older ones hold settings of other things.
+    file.write_text(json.dumps({"processor_class": "LlavaProcessor", "patch_size": 14}))
+    assert read(tmp_path, **CLIP, image_mean=HALF).mean == HALF
+    for value, message in ((3, "image_processor is not an object"), ({}, "without a name")):
+        file.write_text(json.dumps({"image_processor": value}))
+        with pytest.raises(InputError, match=message):
+            open_image_processor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "crop", "mean"),
+    [
+        ({"model_type": "clip"}, (224, 224), CLIP_MEAN),
+        ({"model_type": "siglip"}, None, HALF),
+        ({"model_type": "clip", "image_processor_type": "ViTImageProcessor"}, None, HALF),
+    ],
+)
+def test_settings_without_a_name_are_those_of_the_model(tmp_path, model, crop, mean):
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    processor = read(tmp_path, do_resize=True)
+    assert (processor.crop, processor.mean) == (crop, mean)

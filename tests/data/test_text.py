@@ -186,6 +186,28 @@ def test_each_position_predicts_the_next_token():
     assert targets.tolist() == [-1, red, circle, TOKENIZER.eos]
 
 
+def test_without_a_bos_texts_begin_with_themselves_unless_their_first_token_is_to_be_learned():
+    """Something must stand before a token that is predicted: what ends texts, as in GPT-2."""
+    tokenizer = WordTokenizer.build(["red circle"])
+    tokenizer.has_bos, tokenizer.bos = False, tokenizer.eos
+    plain, eos, words = TEMPLATES["plain"], tokenizer.eos, tokenizer.encode
+
+    def tokens(continuation):
+        return tokenise(continuation, tokenizer, 1).tokens.tolist()
+
+    assert tokens(plain.question("red", " circle")) == [*words("red"), *words(" circle"), eos]
+    assert tokens(plain.prompt("red")) == words("red")
+    assert tokens(plain.caption("red")) == [eos, *words("red"), eos]
+    assert tokens(prompt_of(plain.caption("red"))) == [eos]
+    assert tokens(plain.question("", "red")) == [eos, *words(" red"), eos]
+    assert tokens(prompt_of(plain.question("", "red"))) == [eos]
+    seen = plain.conversation([Turn("user", (Image(b""),)), Turn("assistant", (Text("red"),))])
+    assert tokens(seen)[0] == tokenizer.image
+    for continuation in (plain.question("red", " circle"), plain.caption("red"), seen):
+        found = tokenise(continuation, tokenizer, 1)
+        assert (found.targets >= 0).sum() == found.loss.sum()
+
+
 def test_an_image_at_the_end_of_a_continuation_stays_whole():
     text = tokenise((Text("a", True), IMAGE), TOKENIZER, 4)
     assert (text.inputs()[0] == TOKENIZER.image).sum() == 4

@@ -17,7 +17,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from mmjax.data.text.gguf_tokenizer import from_fields
 from mmjax.data.text.tokenizer import open_tokenizer
-from mmjax.data.text.tokenizer_files import read_tokenizer, write_tokenizer
+from mmjax.data.text.tokenizer_files import keep_tokenizer, read_tokenizer, write_tokenizer
 from mmjax.data.text.tokenizer_json import BYTE_CHARACTERS
 from mmjax.errors import InputError
 
@@ -334,13 +334,21 @@ def test_a_tokenizer_json_is_read_as_it_stands(tmp_path):
 def test_roles_and_tokens_of_older_files(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
     (tmp_path / "special_tokens_map.json").write_text(
-        json.dumps({"eos_token": {"content": "a"}, "pad_token": "[PAD]"})
+        json.dumps({"eos_token": {"content": "a"}, "bos_token": "[BOS]"})
     )
-    with pytest.raises(InputError, match=r"names '\[PAD\]' as pad_token, but there is no such"):
+    with pytest.raises(InputError, match=r"names '\[BOS\]' as bos_token, but there is no such"):
         open_tokenizer(tmp_path)
-    (tmp_path / "added_tokens.json").write_text('{"[PAD]": 2}')
+    (tmp_path / "added_tokens.json").write_text('{"[BOS]": 2}')
     tokenizer = open_tokenizer(tmp_path)
-    assert (tokenizer.eos, tokenizer.pad, tokenizer.vocabulary) == (1, 2, 4)
+    assert (tokenizer.eos, tokenizer.bos, tokenizer.vocabulary) == (1, 2, 4)
+
+
+def test_a_token_for_padding_may_be_new(tmp_path):
+    """As in transformers: its id is behind all others, and is never looked at."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}')
+    tokenizer = open_tokenizer(tmp_path)
+    assert (tokenizer.pad, tokenizer.vocabulary) == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -515,7 +523,7 @@ def test_parts_of_a_strange_type(tmp_path, name, value):
 def test_settings_of_a_strange_type(tmp_path, role, value):
     (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({f"{role}_token": value}))
-    assert opened_or_refused(tmp_path) == (role == "unk" and value == "x")
+    assert opened_or_refused(tmp_path) == (role in ("unk", "pad") and value == "x")
 
 
 def test_names_of_templates_of_a_strange_type(tmp_path):
@@ -600,3 +608,170 @@ def test_files_beyond_all_measure(tmp_path, name):
         file.truncate(2**40)
     with pytest.raises(InputError, match=f"has {2**40} bytes; that is no "):
         open_tokenizer(tmp_path / name if name.startswith("tokenizer.") else tmp_path)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 499723\n"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "processor_config.json"])
+@pytest.mark.parametrize("kind", ["Git LFS", "git-annex"])
+def test_pointers_to_files_that_were_not_fetched(tmp_path, name, kind):
+    if name != "tokenizer.model":
+        (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    (tmp_path / name).unlink(missing_ok=True)
+    if kind == "Git LFS":
+        (tmp_path / name).write_bytes(LFS)
+    else:
+        (tmp_path / name).symlink_to(".git/annex/objects/0/0/MD5-s3--0/MD5-s3--0")
+    with pytest.raises(InputError, match=f"{name} is a pointer of {kind}, not the file itself"):
+        open_tokenizer(tmp_path)
+
+
+TURN = {"content": "<|turn|>", "special": True}
+ADDED = {
+    "decoder": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"6": TURN | {"normalized": False}, "7": {"content": "<b>"}}
+        }
+    },
+    "extra": {"tokenizer_config.json": {"extra_special_tokens": ["<|turn|>"]}},
+    "role": {"tokenizer_config.json": {"turn_token": "<|turn|>"}},
+    "additional": {"tokenizer_config.json": {"additional_special_tokens": ["<|turn|>"]}},
+    "map": {
+        "special_tokens_map.json": {"additional_special_tokens": ["<|turn|>"]},
+        "added_tokens.json": {"<|turn|>": 6},
+    },
+    "map of objects": {
+        "special_tokens_map.json": {"additional_special_tokens": [{"content": "<|turn|>"}]}
+    },
+}
+
+
+@pytest.mark.parametrize("files", ADDED.values(), ids=ADDED)
+def test_tokens_that_settings_add_to_a_sentencepiece_model(tmp_path, files):
+    (tmp_path / "tokenizer.model").write_bytes(sentence_piece())
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.special("<|turn|>") == 6
+    assert 6 not in tokenizer.encode("a <|turn|>") and tokenizer.decode([6]) == ""
+
+
+SPECIAL_BY = {name: files for name, files in ADDED.items() if name != "map"} | {
+    "map": {"special_tokens_map.json": {"additional_special_tokens": ["<|turn|>"]}}
+}
+
+
+@pytest.mark.parametrize("files", SPECIAL_BY.values(), ids=SPECIAL_BY)
+@pytest.mark.parametrize("where", ["added", "vocabulary"])
+def test_a_token_is_special_if_any_file_says_so(tmp_path, files, where):
+    added = [] if where == "vocabulary" else [{"id": 2, **TURN, "special": False}]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content = WORDS | {"added_tokens": [token | flags for token in added]}
+    vocabulary = {"</s>": 0, "a": 1} | ({"<|turn|>": 2} if where == "vocabulary" else {})
+    content["model"] = WORDS["model"] | {"vocab": vocabulary}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    if where == "added":
+        with pytest.raises(InputError, match=r"no special token '<\|turn\|>'"):
+            open_tokenizer(tmp_path).special("<|turn|>")
+    for name, content in files.items():
+        text = json.dumps(content).replace('"6"', '"2"').replace('"7"', '"3"')
+        (tmp_path / name).write_text(text)
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.special("<|turn|>") == 2
+    assert 2 not in tokenizer.encode("<|turn|>") and tokenizer.decode([2]) == ""
+    written = tmp_path / "written"
+    written.mkdir()
+    write_tokenizer(tmp_path, written)
+    assert open_tokenizer(written).special("<|turn|>") == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"additional_chat_templates/rag.jinja": "rag", "chat_template.jinja": "file"}, "file"),
+        ({"additional_chat_templates/rag.jinja": "rag"}, None),
+        ({"processor_config.json": {"chat_template": "processor"}}, "processor"),
+        (
+            {
+                "processor_config.json": {"chat_template": "processor"},
+                "chat_template.jinja": "file",
+                "tokenizer_config.json": {"chat_template": "config"},
+            },
+            "processor",
+        ),
+        # The language model's own stands beside that of the whole model.
+        (
+            {
+                "preprocessor_config.json": {},
+                "chat_template.json": {"chat_template": "whole"},
+                "tokenizer_config.json": {"chat_template": "config"},
+            },
+            "whole",
+        ),
+        (
+            {"processor_config.json": {}, "tokenizer_config.json": {"chat_template": "config"}},
+            "config",
+        ),
+    ],
+)
+def test_where_newer_folders_have_chat_templates(tmp_path, files, found):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(WORDS))
+    (tmp_path / "additional_chat_templates").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.chat_template == found
+    several = any(name.startswith("additional") for name in files)
+    assert ("rag" in tokenizer.chat_templates) == several
+
+
+def test_the_image_token_that_a_processor_names(tmp_path):
+    content = WORDS | {"model": WORDS["model"] | {"vocab": {"</s>": 0, "a": 1, "<picture>": 2}}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "processor_config.json").write_text('{"image_token": "<elsewhere>"}')
+    assert open_tokenizer(tmp_path).image == 3
+    (tmp_path / "processor_config.json").write_text('{"image_token": "<picture>"}')
+    tokenizer = open_tokenizer(tmp_path)
+    assert (tokenizer.image, tokenizer.vocabulary) == (2, 3)
+    assert tokenizer.special("<picture>") == 2
+
+
+def test_null_says_that_there_is_no_such_token(tmp_path):
+    vocabulary = {"</s>": 0, "a": 1, "<s>": 2, "<pad>": 3, "<image>": 4}
+    content = WORDS | {"model": WORDS["model"] | {"vocab": vocabulary}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = open_tokenizer(tmp_path)
+    assert (tokenizer.bos, tokenizer.pad, tokenizer.image) == (2, 3, 4)
+    assert tokenizer.has_bos
+    none = {"bos_token": None, "pad_token": None, "image_token": None, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(none))
+    tokenizer = open_tokenizer(tmp_path)
+    assert (tokenizer.bos, tokenizer.pad, tokenizer.image) == (0, 0, 5)
+    assert not tokenizer.has_bos
+
+
+KINDS = {
+    "json": ("tokenizer.json", json.dumps(WORDS).encode()),
+    "other name": ("mine.json", json.dumps(WORDS).encode()),
+    "sentencepiece": ("tokenizer.model", sentence_piece()),
+    "gguf": ("model.gguf", gguf(fields())),
+}
+
+
+@pytest.mark.parametrize(("name", "data"), KINDS.values(), ids=KINDS)
+def test_a_kept_tokenizer_reads_the_same(tmp_path, name, data):
+    folder, kept = tmp_path / "folder", tmp_path / "kept"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    (folder / name).write_bytes(data)
+    if name != "model.gguf":
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
+        settings = {"eos_token": "</s>", "extra_special_tokens": ["<|turn|>"]}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    keep_tokenizer(folder / name, kept)
+    before, after = (open_tokenizer(path) for path in (folder / name, kept))
+    assert after.encode("ab a</s>") == before.encode("ab a</s>")
+    state, again = ({**vars(one), "path": None, "_tokenizer": None} for one in (before, after))
+    assert again == state
+    assert (kept / "additional_chat_templates").is_dir() == (name != "model.gguf")

@@ -1,9 +1,8 @@
-"""How the images of a published encoder are prepared: what its preprocessor_config.json says, as transformers understands it."""
+"""How the images of a published encoder are prepared: what processor_config.json or preprocessor_config.json says, as transformers
+understands it."""
 
 import dataclasses
 import math
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from mmjax.base.files import read_object
-from mmjax.base.huggingface import transformers
+from mmjax.base.huggingface import IMAGES, image_processor_class, image_settings, transformers
 from mmjax.data.images.decode import centre_crop, load_fitted, resize_shorter
 from mmjax.errors import InputError
 from mmjax.typing import UInt8
-
-NAME = "preprocessor_config.json"
 
 Channels = tuple[float, float, float]
 Size = tuple[int, int]
@@ -58,28 +54,26 @@ class ImageProcessor:
 
 
 def open_image_processor(path: Path | str) -> ImageProcessor:
-    """Reads preprocessor_config.json, or the one in a folder.
+    """Reads the settings of images in a folder or a file (`image_settings`).
 
     Raises:
-        InputError: there is none, it is damaged, or it asks for something that mmjax does not do.
+        InputError: there are none, they are damaged, or they ask for something that mmjax does not do.
     """
-    file = Path(path)
-    file = file / NAME if file.is_dir() else file
-    if not os.path.lexists(file):
+    path = Path(path)
+    found = image_settings(path)
+    if found is None:
+        file = path / IMAGES if path.is_dir() else path
         raise InputError(f"There is no {file}, which says how images are prepared.")
-    content = read_object(file, what="list of settings for images")
+    file, content = found
     try:
-        return _checked(_settings(content))
+        return _checked(_settings(file, content))
     except InputError as error:
         raise InputError(f"{file} cannot be used: {str(error)[:_LONGEST_REASON]}.") from None
 
 
-def _settings(content: Mapping[str, Any]) -> Any:
+def _settings(file: Path, content: Mapping[str, Any]) -> Any:
     """The image processor of transformers that a file names, with what its class does where the file says nothing."""
-    name = str(content.get("image_processor_type") or content.get("feature_extractor_type") or "")
-    # Of the classes that do the same with other means, the one that uses Pillow.
-    stem = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", name)
-    kind: Any = getattr(transformers(), f"{stem}ImageProcessorPil", None)
+    name, kind = image_processor_class(file, dict(content))
     if not _has_common_steps(kind):
         raise InputError(
             f"it is for {repr(name) if name else 'an image processor without a name'}, which mmjax does not know; it knows those that do "

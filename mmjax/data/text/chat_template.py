@@ -29,6 +29,11 @@ class ChatTemplate(Template):
         Raises:
             InputError: the tokenizer has no chat template, or one that cannot be used.
         """
+        if tokenizer.chat_template is None and tokenizer.chat_templates:
+            raise InputError(
+                f"{tokenizer.path} comes with the chat templates {', '.join(tokenizer.chat_templates)}, none of which is named default, so "
+                "that none is meant where no other is asked for; choose another template, such as 'vicuna_v1'."
+            )
         if tokenizer.chat_template is None:
             raise InputError(
                 f"{tokenizer.path} comes with no chat template; choose another template, such as 'vicuna_v1'."

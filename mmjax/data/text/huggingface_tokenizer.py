@@ -32,15 +32,18 @@ class HuggingFaceTokenizer:
     A text is encoded as it stands, wherever it stands: the space that SentencePiece-like tokenizers put before a text is not added, nor
     taken off again in decoding; and the names of special tokens within a text are ordinary characters.
 
-    The tokens named in tokenizer_config.json come first, then customary names. Without a bos, eos takes its place (as in GPT-2); without a
-    pad, too: padding is masked. Without an image token, an id is appended after the vocabulary.
+    The tokens named in tokenizer_config.json come first, then customary names, unless null there says that the model has no such token; an
+    eos there must be. Without a bos, eos takes its place (as in GPT-2); without a pad, too: padding is masked. Without an image token, an
+    id is appended after the vocabulary. Special is what any file of the folder says to be special.
 
     Attributes:
         path: the file that holds the vocabulary.
+        has_bos: false where the model's settings say that it has none: then nothing stands before a text.
         special_tokens: ids of the special tokens by name.
         names: of the tokens of roles that the files name, as a chat template calls them: {"bos_token": "<s>"}.
         swallows: for special tokens that take white space along, on which sides: {"<|end|>": (False, True)}.
-        chat_template: the model's own, in the language of jinja, or None.
+        chat_template: the model's own, in the language of jinja, or None; of several by name, that named "default".
+        chat_templates: the names of all, where there are several.
         prefix_space: what `encode` does not do, but a chat template's text is made for.
         begins: the special token that it would put before a whole text, which `encode` does not do either; "" if none.
     """
@@ -49,23 +52,32 @@ class HuggingFaceTokenizer:
         """Reads `path`, as `read_tokenizer` does. Raises InputError if it cannot be read or has no end-of-sequence token."""
         self.path, published = read_tokenizer(path)
         template = published.chat_template
-        self.chat_template: str | None = (
-            template.get("default") if isinstance(template, dict) else template
-        )
+        several = template if isinstance(template, dict) else {}
+        self.chat_template: str | None = several.get("default") if several else template
+        self.chat_templates: tuple[str, ...] = tuple(several)
         self.names: dict[str, str] = dict(published.special_tokens_map)
         content = json.loads(published.backend_tokenizer.to_str())
+        named = published.init_kwargs["added_tokens_decoder"].values()
+        is_special = {str(token) for token in named if token.special}
+        is_special |= set(published.all_special_tokens)
+        for token in content["added_tokens"]:
+            token["special"] |= token["content"] in is_special
         # Without such spaces, the ids of two texts in a row mean just these texts.
         self.prefix_space = _take_prefix_space(content)
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         self._tokenizer.encode_special_tokens = True  # names of special tokens in a text stay text
         self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(self._ids.values()) + 1
+        none = [role for role in _KNOWN_NAMES if _is_null(published, f"{role}_token")]
         eos = self._find("eos")
         if eos is None:
             raise InputError(
                 f"{self.path}: no end-of-sequence token; name it as eos_token in tokenizer_config.json."
             )
-        bos, pad, image = (self._find(role) for role in ("bos", "pad", "image"))
+        bos, pad, image = (
+            None if role in none else self._find(role) for role in ("bos", "pad", "image")
+        )
+        self.has_bos = "bos" not in none
         self.eos = eos
         self.bos = eos if bos is None else bos
         self.pad = eos if pad is None else pad
@@ -116,6 +128,13 @@ class HuggingFaceTokenizer:
             raise InputError(f"{self.path} has no special token {name!r}; a template needs it.")
         return self._ids[name]
 
+    @property
+    def largest_of_text(self) -> int:
+        """The largest id that a text can have."""
+        return max(
+            (index for index in self._ids.values() if index not in self._specials), default=0
+        )
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._tokenizer.encode_special_tokens = True  # it does not survive pickling
@@ -124,6 +143,11 @@ class HuggingFaceTokenizer:
         named = self.names.get(f"{role}_token")
         names = _KNOWN_NAMES[role] if named is None else (named,)
         return next((self._ids[name] for name in names if name in self._ids), None)
+
+
+def _is_null(published: Any, role: str) -> bool:
+    """Whether settings say of a role that no token has it, and do not only say nothing."""
+    return published.init_kwargs.get(role, "") is None
 
 
 def _take_prefix_space(content: Content) -> PrefixSpace:

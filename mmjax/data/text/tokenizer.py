@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from mmjax.base.files import read_regular
 from mmjax.data.examples import Image, Segment, Special, Text
 from mmjax.data.text.huggingface_tokenizer import HuggingFaceTokenizer
 from mmjax.errors import InputError
@@ -30,6 +31,7 @@ _ROLES = ("pad", "bos", "eos", "image")
 _BYTES = 256
 _FORMAT = "mmjax-words"
 _VERSION = 1
+_LARGEST = 128 * 1024 * 1024  # bytes of a file
 
 
 class Tokenizer(Protocol):
@@ -38,9 +40,11 @@ class Tokenizer(Protocol):
     Attributes:
         vocabulary: number of ids, special ones included.
         pad, bos, eos, image: ids; `image` stands at the place of every visual token.
+        has_bos: whether texts begin with bos. Else bos is eos, and stands only before what is to be learned from its first token on.
     """
 
     vocabulary: int
+    has_bos: bool
     pad: int
     bos: int
     eos: int
@@ -76,6 +80,8 @@ class WordTokenizer:
 
     Ids: pad, bos, eos, image, further special tokens, 256 bytes, then the pieces.
     """
+
+    has_bos = True
 
     def __init__(self, pieces: Sequence[str], special_tokens: Sequence[str] = ()):
         names = (*_ROLES, *special_tokens)
@@ -162,11 +168,11 @@ class WordTokenizer:
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Reads what `save` wrote. Raises InputError for a missing, foreign, newer or damaged file."""
+        if not os.path.lexists(path):
+            raise InputError(f"There is no tokenizer file {path}.")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"There is no tokenizer file {path}.") from None
-        except (OSError, ValueError) as error:
+            content = json.loads(read_regular(Path(path), _LARGEST, "tokenizer").decode("utf-8"))
+        except ValueError as error:
             raise InputError(f"The tokenizer file {path} cannot be read: {error}.") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise InputError(f"{path} is not a word tokenizer of mmjax.")
@@ -257,10 +263,12 @@ def tokenise(
     loss: list[bool] = []
     images: list[tuple[int, Image]] = []
     roles = {"bos": tokenizer.bos, "eos": tokenizer.eos}
-    for segment in segments:
+    for place, segment in enumerate(segments):
         match segment:
             case Text(text, has_loss):
                 ids = tokenizer.encode(text)
+            case Special("bos") if not tokenizer.has_bos and _begins_without(segments[place + 1 :]):
+                continue
             case Special(name, has_loss):
                 ids = [roles[name] if name in roles else tokenizer.special(name)]
                 has_loss = has_loss or (train_on_special_tokens and name != "bos")
@@ -270,6 +278,12 @@ def tokenise(
         tokens.extend(ids)
         loss.extend([has_loss] * len(ids))
     return TokenizedText(np.array(tokens, np.int32), np.array(loss, bool), tuple(images))
+
+
+def _begins_without(following: Sequence[Segment]) -> bool:
+    """Whether a text or an image stands before the first token that carries loss, which then needs no other to be predicted from."""
+    written = [part for part in following if not (isinstance(part, Text) and not part.text)]
+    return bool(written) and (isinstance(written[0], Image) or not written[0].loss)
 
 
 _KEPT = 16_384

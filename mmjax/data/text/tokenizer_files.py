@@ -8,21 +8,26 @@ spaces otherwise than sentencepiece does with Mistral's tokenizer.model.
 
 import json
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from mmjax.base.files import read_object, read_regular
-from mmjax.base.huggingface import transformers
+from mmjax.base.files import open_regular, read_object, read_regular
+from mmjax.base.huggingface import IMAGES, PROCESSOR, transformers
 from mmjax.data.text.gguf_tokenizer import read_gguf
 from mmjax.data.text.tokenizer_models import Vocabulary, read_model, unreadable
 from mmjax.errors import InputError
 
 _NAMES = ("tokenizer.json", "tokenizer.model")
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-_TEMPLATES, _DECODER = "chat_template.json", "added_tokens_decoder"
+_TEMPLATE, _LEGACY_TEMPLATE = "chat_template.jinja", "chat_template.json"
+_MORE_TEMPLATES, _DECODER = "additional_chat_templates", "added_tokens_decoder"
+_SPECIAL = "additional_special_tokens"
+# What is read beside a vocabulary; of the last one, only whether it is there.
+_BESIDE = (_CONFIG, _MAP, _ADDED, _TEMPLATE, _LEGACY_TEMPLATE, PROCESSOR, IMAGES)
 _ROLES = ("bos_token", "eos_token", "pad_token", "image_token")
 _GGUF = b"GGUF"
 _LARGEST = 128 * 1024 * 1024  # bytes; the tokenizer of Gemma, with 262,144 tokens, has 33 million
@@ -41,7 +46,7 @@ def read_tokenizer(path: Path | str) -> tuple[Path, Any]:
     Args:
         path: tokenizer.json, tokenizer.model (of Llama 3, or of SentencePiece), a GGUF file, or a folder with one of these, looked for
             in this order. What lies beside it (tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat_template.jinja,
-            chat_template.json) is read too.
+            additional_chat_templates/, chat_template.json, processor_config.json) is read too.
 
     Raises:
         InputError: there is none, or it cannot be read.
@@ -64,7 +69,8 @@ def read_tokenizer(path: Path | str) -> tuple[Path, Any]:
     added = tokenizer.init_kwargs[_DECODER].values()
     known = vocabulary.tokens | {str(token) for token in added}
     for role, named in tokenizer.special_tokens_map.items():
-        if role in _ROLES and named not in known:  # transformers gives it a new id
+        # Transformers gives it a new id. What stands for padding is never looked at.
+        if role in _ROLES and role != "pad_token" and named not in known:
             raise InputError(
                 f"{file}: tokenizer_config.json names {named!r} as {role}, but there is no such token."
             )
@@ -89,13 +95,34 @@ def write_tokenizer(source: Path | str, folder: Path) -> None:
     (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
+def keep_tokenizer(source: Path | str, folder: Path) -> None:
+    """Copies what `read_tokenizer` reads into a folder that is made; of a GGUF file, what `write_tokenizer` makes of it.
+
+    Raises:
+        InputError: there is no such tokenizer, or it cannot be read.
+    """
+    file = _find_file(Path(source).absolute())
+    folder.mkdir()
+    if _is_gguf(file):
+        write_tokenizer(file, folder)
+        return
+    kept = [file.with_name(name) for name in _BESIDE] + _more_templates(file)
+    for path in filter(os.path.lexists, kept):
+        target = folder / path.relative_to(file.parent)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(read_regular(path, _LARGEST_SETTINGS, "part of a tokenizer"))
+    name = _NAMES[1] if file.suffix == ".model" else _NAMES[0]
+    (folder / name).write_bytes(read_regular(file, _LARGEST, "tokenizer"))
+
+
 def _find_file(path: Path) -> Path:
+    # A link to nothing is found too: opening it says what it is.
     if not path.is_dir():
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise InputError(f"There is no tokenizer file {path}.")
         return path
     for name in _NAMES:
-        if (path / name).is_file():
+        if os.path.lexists(path / name):
             return path / name
     found = sorted(path.glob("*.gguf"))
     if len(found) > 1:
@@ -109,25 +136,30 @@ def _find_file(path: Path) -> Path:
     return found[0]
 
 
+def _is_gguf(file: Path) -> bool:
+    with open(open_regular(file)[0], "rb") as stream:
+        return stream.read(len(_GGUF)) == _GGUF
+
+
+def _more_templates(file: Path) -> list[Path]:
+    """Chat templates beside the usual one, whose names are those of their files."""
+    return sorted(file.with_name(_MORE_TEMPLATES).glob("*.jinja"))
+
+
 def _copy(file: Path, folder: Path) -> Vocabulary:
     """Fills the folder that transformers reads."""
-    try:
-        with file.open("rb") as stream:
-            is_gguf = stream.read(len(_GGUF)) == _GGUF
-    except OSError as error:
-        raise InputError(f"The tokenizer file {file} cannot be read: {error.strerror}.") from None
-    if is_gguf:
+    if _is_gguf(file):
         content, named = read_gguf(file)
         settings = {_CONFIG: {key: value for key, value in named.items() if value is not None}}
         vocabulary = _read_json(json.dumps(content).encode(), file)
     else:
         settings = _read_settings(file)
-        jinja = file.with_name("chat_template.jinja")
-        if jinja.exists():
-            template = read_regular(jinja, _LARGEST_SETTINGS, "chat template")
-            (folder / jinja.name).write_bytes(template)
+        processor = settings.pop(PROCESSOR)
         data = read_regular(file, _LARGEST, "tokenizer")
         vocabulary = read_model(data, file, settings[_CONFIG]) or _read_json(data, file)
+        image = processor.get("image_token")
+        if isinstance(image, str) and image in vocabulary.tokens | _added(settings):
+            settings[_CONFIG].setdefault("image_token", image)
     _check_effort(file, settings, vocabulary)
     for name, content in settings.items():
         text = json.dumps(content)
@@ -141,14 +173,47 @@ def _copy(file: Path, folder: Path) -> Vocabulary:
 
 
 def _read_settings(file: Path) -> Settings:
-    found: Settings = {
+    """What the files beside a vocabulary say; the chat template, from wherever it is, as tokenizer_config.json would say it."""
+    found: Settings = {_CONFIG: {}, PROCESSOR: {}} | {
         name: read_object(path, _LARGEST_SETTINGS, "part of a tokenizer")
-        for name in (_CONFIG, _MAP, _ADDED, _TEMPLATES)
-        if (path := file.with_name(name)).exists()
+        for name in (_CONFIG, _MAP, _ADDED, _LEGACY_TEMPLATE, PROCESSOR)
+        if os.path.lexists(path := file.with_name(name))
     }
-    found[_CONFIG] = found.pop(_TEMPLATES, {}) | found.get(_CONFIG, {})
-    found[_CONFIG].pop("fast_tokenizer_files", None)  # names of further files
-    return found
+    config, legacy = found[_CONFIG], found.pop(_LEGACY_TEMPLATE, {}).get("chat_template")
+    config.pop("fast_tokenizer_files", None)  # names of further files
+    more = found.get(_MAP, {}).get(_SPECIAL)
+    if isinstance(more, list) and not config.keys() & {_SPECIAL, "extra_special_tokens", _DECODER}:
+        # There transformers takes them to be special whatever the vocabulary is, and in the older file of some vocabularies only.
+        config[_SPECIAL] = [one.get("content") if isinstance(one, dict) else one for one in more]
+    templates: Any = {path.stem: _read_text(path) for path in _more_templates(file)}
+    if os.path.lexists(path := file.with_name(_TEMPLATE)):
+        templates["default"] = _read_text(path)
+    # As transformers: the processor of a model of images and texts looks in another order than a tokenizer.
+    files = templates.get("default") if list(templates) == ["default"] else templates or None
+    places = [files, config.get("chat_template"), legacy]
+    if any(os.path.lexists(file.with_name(name)) for name in (PROCESSOR, IMAGES)):
+        own = found[PROCESSOR].get("chat_template")
+        places = [own, legacy, files, config.get("chat_template")]
+    config.pop("chat_template", None)
+    return found | {
+        _CONFIG: config
+        | next(({"chat_template": place} for place in places if place is not None), {})
+    }
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_regular(path, _LARGEST_SETTINGS, "chat template").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+
+
+def _added(settings: Settings) -> set[str]:
+    """The names of tokens that settings add to a vocabulary."""
+    named = settings[_CONFIG].get(_DECODER)
+    tokens = list(named.values()) if isinstance(named, dict) else []
+    names = (token.get("content") for token in tokens if isinstance(token, dict))
+    return {*settings.get(_ADDED, ()), *(name for name in names if isinstance(name, str))}
 
 
 def _check_effort(file: Path, settings: Settings, vocabulary: Vocabulary) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from absl import logging
 
-from mmjax.data.text.templates import find_template
-from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
+from mmjax.data.examples import Special, Text, Turn
+from mmjax.data.text.templates import CHAT, find_template
+from mmjax.data.text.tokenizer import HuggingFaceTokenizer, Tokenizer, WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
 from mmjax.fetch.downloads import resolved
 from mmjax.recipe.recipe import Recipe, Stage
@@ -58,17 +59,43 @@ def fit(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
     """The recipe with a vocabulary for every decoder: where it says None, the tokenizer's, rounded up.
 
     Raises:
-        InputError: a decoder has fewer tokens than the tokenizer.
+        InputError: a decoder lacks a token that its rows may have.
     """
     needed = needed_vocabulary(tokenizer)
     for stage in recipe.stages.values():
         vocabulary = stage.model.decoder.vocabulary
-        if vocabulary is not None and vocabulary < needed:
+        if vocabulary is None or vocabulary >= needed:
+            continue
+        largest = _largest_written(tokenizer, stage.data.template)
+        if largest >= vocabulary:
             raise InputError(
-                f"config.stages.{stage.name}.model.decoder.vocabulary must be at least the {needed} tokens of the tokenizer, not "
+                f"config.stages.{stage.name}.model.decoder.vocabulary must be at least the {largest + 1} tokens of the tokenizer, not "
                 f"{vocabulary}: the two belong to different models, or the vocabulary has to be none (as many as the tokenizer needs)."
             )
     return filled(recipe, -(-needed // MULTIPLE) * MULTIPLE)
+
+
+def _largest_written(tokenizer: Tokenizer, template: str) -> int:
+    """The largest id that stands in rows of a template: of what texts are made of, and of the special tokens that the template writes.
+
+    Others are harmless where the decoder has no room for them: padding is masked, visual tokens take the place of the image token, and no
+    text becomes a special token.
+    """
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return needed_vocabulary(tokenizer) - 1
+    special = tokenizer.special_tokens
+    written = {tokenizer.bos, tokenizer.eos}
+    form = find_template(template, tokenizer)
+    written |= {special[name] for name in form.special_tokens if name in special}
+    if template == CHAT:
+        source = tokenizer.chat_template or ""
+        turns = [Turn("user", (Text("question"),)), Turn("assistant", (Text("answer"),))]
+        names = {part.name for part in form.conversation(turns) if isinstance(part, Special)}
+        names |= {name for name in special if name in source}
+        written |= {special[name] for name in names if name in special}
+        # Visual tokens take its place.
+        written.discard(tokenizer.image)
+    return max(*written, tokenizer.largest_of_text)
 
 
 def needed_vocabulary(tokenizer: Tokenizer) -> int:

@@ -141,8 +141,8 @@ def write_decoder(c: DecoderConfig) -> dict[str, Any]:
     """The settings that all decoders have, in the form that older versions of transformers read, too."""
     scaling = c.rope_scaling
     settings: dict[str, Any] | None = None
-    # transformers reads nothing from it but the length of tables that mmjax does not have.
-    length = c.context_length or getattr(scaling, "original_length", 0) or 4096
+    # Where nobody knows it, nothing is said of it: transformers then has a length of its own.
+    length = c.context_length or getattr(scaling, "original_length", None)
     match scaling:
         case LinearScaling():
             settings = {"rope_type": "linear", "factor": scaling.factor}
@@ -167,7 +167,8 @@ def write_decoder(c: DecoderConfig) -> dict[str, Any]:
                 "beta_slow": scaling.beta_slow,
                 "truncate": scaling.truncate,
             }
-    return {
+    known = {} if length is None else {"max_position_embeddings": length}
+    return known | {
         "vocab_size": c.vocabulary,
         "hidden_size": c.width,
         "num_hidden_layers": c.layers,
@@ -177,7 +178,6 @@ def write_decoder(c: DecoderConfig) -> dict[str, Any]:
         "intermediate_size": c.mlp_width,
         "hidden_act": "silu",
         "rms_norm_eps": c.norm_epsilon,
-        "max_position_embeddings": length,
         "rope_theta": c.rope_theta,
         "rope_scaling": settings,
         "tie_word_embeddings": c.tie_word_embeddings,
