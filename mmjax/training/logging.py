@@ -78,9 +78,10 @@ class Window:
         return self._saved if self._sums is None else metrics.to_sums(self._sums)
 
     def summary(self) -> dict[str, float]:
-        """Means over the window. Waits for the device."""
+        """Means over the window, without those of nothing, as there were no targets. Waits for the device."""
         assert self._sums is not None
-        return metrics.summary(self._sums)
+        means = metrics.summary(self._sums)
+        return {name: value for name, value in means.items() if not math.isnan(value)}
 
     def speed(self) -> tuple[dict[str, float], float | None]:
         """Rates, the share of time by cause, and the seconds of a step; evaluations and saves count in the shares only."""

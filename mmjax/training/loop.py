@@ -20,6 +20,7 @@ from rich.console import Console
 
 from mmjax.base import host
 from mmjax.base.signals import StopSignal, Watchdog
+from mmjax.data import examples
 from mmjax.data.loader import Batches, batches
 from mmjax.data.packing.rows import Rows
 from mmjax.distributed.mesh import check_layout, make_mesh, place_batch
@@ -33,7 +34,7 @@ from mmjax.training.logging import HELD_OUT, Counts, StageProgress, Tracker, Win
 from mmjax.training.metrics import Chrono, StepMetrics, TokenMetrics
 from mmjax.training.state import InitialParams, TrainState, abstract_state, begin, overview
 from mmjax.training.step import is_done, make_evaluation_step, make_train_step, one_at_a_time
-from mmjax.typing import Array, Batch, Params
+from mmjax.typing import NO_TARGET, Array, Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +59,14 @@ class Position:
     Attributes:
         step: steps that were taken; row: index of the next data row.
         tokens: that were trained on, text and visual, padding not counted.
+        silent: steps without a target, as none of their samples could be used.
         held_out_loss: nats per target when it was last measured, which was after step `evaluated_at`.
     """
 
     step: int = 0
     row: int = 0
     tokens: int = 0
+    silent: int = 0
     held_out_loss: float | None = None
     evaluated_at: int | None = None
 
@@ -220,6 +223,9 @@ class _Loop:
                 while at.step < last:
                     self._step(*self._next(data))
                     self._do_what_is_due()
+        if at.step >= stage.steps:
+            self.rows.skips.check(final=True)
+            self._check_silence(final=True)
         self._save()
         seconds, finished = self.chrono.seconds, at.step >= stage.steps
         return StageResult(
@@ -262,6 +268,9 @@ class _Loop:
         with self.chrono.charge("input", in_the_end=cause):
             batch, row = next(data)
             assert row == self.at.row, (row, self.at.row)
+            if not np.any(batch.targets != NO_TARGET):
+                self.at.silent += 1
+                self._check_silence()
             tokens, images = (
                 int(np.count_nonzero(array)) for array in (batch.segment_ids, batch.image_mask)
             )
@@ -286,6 +295,18 @@ class _Loop:
             )
         self.progress.advance(self.at.step)
         self.watchdog.beat()
+
+    def _check_silence(self, *, final: bool = False) -> None:
+        """Raises InputError if more steps had no target than the budget for unusable samples allows: of MINIMUM steps, or of those that
+        were taken if these are more. final: of a whole stage, of which not all may be so, whatever the budget."""
+        silent, budget = self.at.silent, self.stage.data.skip_budget
+        steps = self.at.step if final else max(self.at.step + 1, examples.MINIMUM)
+        if silent > budget * steps or (final and silent == steps):
+            skipped, shown = self.rows.skipped, examples.listed(self.rows.skip_examples)
+            raise InputError(
+                f"Stage {self.stage.name!r}: {silent:,} of {self.at.step + (not final):,} steps had no target, as none of their samples "
+                f"could be used ({examples.describe(skipped)}). At most skip_budget={budget:g} may be so, never all. For example:\n{shown}"
+            )
 
     def _wait_for_step(self, cause: str = "step") -> None:
         """Waits for the newest step, unless that was done."""
@@ -335,6 +356,11 @@ class _Loop:
                     total = new if total is None else metrics.merge(total, new)
                     self.watchdog.beat()
             assert total is not None
+            if not int(total.loss.count):
+                raise InputError(
+                    "The held-out loss cannot be measured: of the held-out samples, none can be used. For example:\n"
+                    + examples.listed(self.held_out.skip_examples)
+                )
             if self.programs["evaluation"] > programs:
                 host.after_compilation()
             values = metrics.summary(total)

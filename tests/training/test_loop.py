@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import pathlib
+import re
 import shutil
 import time
 
@@ -30,9 +31,10 @@ def shared_steps():
     train_steps, evaluation_steps = {}, []
 
     def shared_train(model_def, stage, *arguments, **options):
-        if repr(stage) not in train_steps:
-            train_steps[repr(stage)] = make_train(model_def, stage, *arguments, **options)
-        return train_steps[repr(stage)]
+        key = repr(dataclasses.replace(stage, data=None))  # what it reads is nothing to a step
+        if key not in train_steps:
+            train_steps[key] = make_train(model_def, stage, *arguments, **options)
+        return train_steps[key]
 
     def shared_evaluation(*arguments, **options):
         if not evaluation_steps:
@@ -273,6 +275,71 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_the_samples_named(
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "1"
     ]  # nothing of the bad step was saved
+
+
+def corrupt(data: pathlib.Path, folder: pathlib.Path, *numbers: int) -> pathlib.Path:
+    """A copy of the data in which some images are none."""
+    shutil.copytree(data, folder)
+    for number in numbers:
+        (folder / f"{number}.png").write_bytes(b"no image")
+    return folder
+
+
+def with_budget(recipe, budget: float, **changes):
+    (stage,) = recipe.stages.values()
+    stage = dataclasses.replace(
+        stage, data=dataclasses.replace(stage.data, skip_budget=budget), **changes
+    )
+    return dataclasses.replace(recipe, stages={"toy": stage})
+
+
+def test_steps_that_teach_nothing_end_the_stage_before_a_hundred_samples_were_seen(data, tmp_path):
+    recipe = toy.small_recipe(corrupt(data, tmp_path / "data", *range(15)), every=1)
+    for _ in range(2):  # again from the checkpoint of the first step
+        with pytest.raises(
+            InputError, match=r"2 of 2 steps had no target.*corrupt image: "
+        ) as error:
+            toy.train(recipe, tmp_path / "run")
+        assert re.search(r"\n  corrupt image: captions\.jsonl/\d+: .*\.png", str(error.value))
+    assert not (tmp_path / "run" / "checkpoints" / str(toy.STEPS)).exists()
+
+
+def test_a_stage_in_which_no_step_taught_anything_never_ends_well(data, tmp_path):
+    recipe = toy.small_recipe(corrupt(data, tmp_path / "data", *range(15)))
+    for _ in range(2):
+        with pytest.raises(InputError, match="6 of 6 steps had no target"):
+            toy.train(with_budget(recipe, 1.0), tmp_path / "run")
+    lines = toy.metric_lines(tmp_path / "run")
+    assert lines and not any("loss" in line for line in lines if "skipped/corrupt image" in line)
+
+
+def test_the_budget_is_judged_at_the_end_of_a_stage_too(data, tmp_path):
+    """One sample of fifteen is more than one of a hundred, and fewer than a hundred are seen."""
+    folder = corrupt(data, tmp_path / "data", 0)
+    recipe = toy.small_recipe(folder)
+    with pytest.raises(
+        InputError, match=r"Data: \d+ of \d\d samples cannot be used \(corrupt image"
+    ):
+        toy.train(recipe, tmp_path / "run")
+    result = toy.train(with_budget(recipe, 0.5), tmp_path / "other")
+    assert result.finished and result.skipped["corrupt image"] > 0
+
+
+def test_a_held_out_loss_of_nothing_is_refused(data, tmp_path):
+    recipe = toy.small_recipe(corrupt(data, tmp_path / "data", *range(15, 20)))
+    with pytest.raises(InputError, match=r"(?s)held-out loss cannot be measured.*corrupt image: "):
+        toy.train(with_budget(recipe, 1.0), tmp_path / "run")
+
+
+def test_missing_images_are_counted_before_the_first_step(data, tmp_path):
+    folder = corrupt(data, tmp_path / "data")
+    (folder / "3.png").unlink()
+    recipe = with_budget(toy.small_recipe(folder), 0.5)
+    result = toy.train(recipe, tmp_path / "run", stop_after=1)
+    assert result.skipped == {"missing image": 1}
+    with pytest.raises(InputError, match=r"1 of 15 samples cannot be used \(missing image: 1\)"):
+        toy.train(with_budget(recipe, 0.01), tmp_path / "none")
+    assert not (tmp_path / "none" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

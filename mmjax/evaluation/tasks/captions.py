@@ -18,7 +18,6 @@ from mmjax.data.examples import (
     Text,
     prompt_of,
 )
-from mmjax.data.images.decode import check_file
 from mmjax.data.sources.base import Part, SourceConfig
 from mmjax.data.sources.caption_split import normalised
 from mmjax.data.text.templates import TEMPLATES, find_template
@@ -185,7 +184,6 @@ def _captions(
         for index in range(len(source)):
             try:
                 if (found := source.captioned(index)) is not None:
-                    check_file(found[0])
                     yield name, *found, source[index].id
             except SampleError:
                 continue
