@@ -10,7 +10,7 @@ from mmjax.base.signals import StopSignal
 from mmjax.data.examples import Example, Image, SampleError, Text, Turn
 from mmjax.data.text.templates import find_template
 from mmjax.data.text.tokenizer import Tokenizer
-from mmjax.errors import InputError, Preempted
+from mmjax.errors import InputError
 from mmjax.inference.generate import Generator
 from mmjax.kernels.attention import prefer
 from mmjax.models import parameters
@@ -128,12 +128,9 @@ def generate(
         raise InputError("--prompt is missing: what to ask about the image.")
     if image is not None and not pathlib.Path(image).is_file():
         raise InputError(f"There is no image {image!r}.")
-    with StopSignal() as stop:
+    with StopSignal() as stop, stop.at_once("Stopped while answering; there is nothing to save."):
         run = open_run(workdir, recipe=recipe, checkpoint=checkpoint)
-        answer = run.answer(image, prompt, should_stop=lambda: stop.requested)
-        if stop.requested:
-            raise Preempted("Stopped while answering; there is nothing to save.")
-    return answer
+        return run.answer(image, prompt)
 
 
 def request(

@@ -13,10 +13,9 @@ from mmjax import evaluation
 from mmjax.base.signals import StopSignal
 from mmjax.config.checks import refuse_missing
 from mmjax.data.packing.layout import preview, save_preview
-from mmjax.data.packing.rows import make_rows
+from mmjax.data.packing.rows import Rows, make_rows
 from mmjax.data.text.tokenizer import Tokenizer
 from mmjax.distributed.mesh import make_mesh
-from mmjax.errors import Preempted
 from mmjax.kernels.attention import prefer
 from mmjax.recipe.recipe import Recipe, Stage
 from mmjax.runs import initial_weights
@@ -24,7 +23,7 @@ from mmjax.runs.initial_params import initial_params, stage_key
 from mmjax.runs.score import finish, score
 from mmjax.runs.workdir import Summary, Workdir, read_params
 from mmjax.training.logging import Tracker, make_trackers, print_line
-from mmjax.training.loop import StageFiles, StageResult, train_stage
+from mmjax.training.loop import NOTHING_LOST, StageFiles, StageResult, train_stage
 from mmjax.training.state import InitialParams, param_shardings
 from mmjax.typing import Params
 
@@ -52,8 +51,10 @@ def train(
             prefer(recipe.kernels.attention, deterministic=recipe.kernels.deterministic)
         )
         stop = stack.enter_context(StopSignal())
-        recipe, tokenizer = stack.enter_context(workdir.claim(recipe))
-        run = _Run(recipe, workdir, tokenizer, Summary.open(workdir.summary, recipe), stop, console)
+        with stop.at_once("Stopped before the run began; the same command begins it."):
+            recipe, tokenizer = stack.enter_context(workdir.claim(recipe))
+            summary = Summary.open(workdir.summary, recipe)
+        run = _Run(recipe, workdir, tokenizer, summary, stop, console)
         variant = f":{recipe.variant}" if recipe.variant else ""
         run.say(f"{recipe.name}{variant}: {' -> '.join(recipe.stages)}, in {workdir.path}")
         for name, note in recipe.notes.items():
@@ -62,13 +63,16 @@ def train(
         stack.callback(tracker.close)
         if not run.train_stages(tracker, stop_after_steps):
             return
-        if not run.summary.is_scored:
-            stage, mesh = list(recipe.stages.values())[-1], make_mesh(recipe.mesh)
-            params = run.take_params(mesh, stage)
-            run.summary.add_scores(
-                score(recipe, stage, params, tokenizer, mesh, stop, folder=workdir.path)
-            )
-        finish(workdir, run.summary, run.say)
+        with stop.at_once(
+            "Stopped while scoring; training is saved. The same command goes on from here."
+        ):
+            if not run.summary.is_scored:
+                stage, mesh = list(recipe.stages.values())[-1], make_mesh(recipe.mesh)
+                params = run.take_params(mesh, stage)
+                run.summary.add_scores(
+                    score(recipe, stage, params, tokenizer, mesh, stop, folder=workdir.path)
+                )
+            finish(workdir, run.summary, run.say)
 
 
 @dataclasses.dataclass
@@ -95,12 +99,13 @@ class _Run:
         """Trains what is not finished, at most `budget` steps of it. Returns whether everything is."""
         stages = list(self.recipe.stages.values())
         steps = {stage.name: self.workdir.newest_step(stage.name) for stage in stages}
-        for stage in stages:  # before anything is trained
-            begun = steps[stage.name] is not None or self.summary.has(stage)
-            if stage.init_from and not begun:
-                initial_weights.check(stage)
-        if not self.summary.is_scored:
-            evaluation.open_images(self.recipe, self.tokenizer)
+        with self.before(stages[0]):
+            for stage in stages:  # before anything is trained
+                begun = steps[stage.name] is not None or self.summary.has(stage)
+                if stage.init_from and not begun:
+                    initial_weights.check(stage)
+            if not self.summary.is_scored:
+                evaluation.open_images(self.recipe, self.tokenizer)
         for index, stage in enumerate(stages):
             done = steps[stage.name] or 0
             # Checkpoints of a stage that another one has followed may have been removed to save space.
@@ -139,22 +144,8 @@ class _Run:
                 say=self.say,
             )
 
-        self.answer_stop(stage)
-        seed = self.recipe.seed
-        rows = make_rows(stage.data, stage.model, self.tokenizer, seed)
-        held_out = (
-            make_rows(stage.data, stage.model, self.tokenizer, seed, "holdout")
-            if stage.data.holdout
-            else None
-        )
-        self.say(f"{stage.name}: {rows.statistics()}")
-        row, _ = rows.load(0)
-        text, path = preview(row, self.tokenizer), self.workdir.preview(stage.name, ".txt")
-        if not path.exists():
-            self.say(f"{stage.name}: its first row (tokens with loss in brackets)\n{text}")
-        path.write_text(text + "\n", encoding="utf-8")
-        save_preview(row, self.tokenizer, self.workdir.preview(stage.name, ".png"))
-        self.answer_stop(stage)
+        with self.before(stage):
+            rows, held_out = self.plan(stage)
         return train_stage(
             stage,
             self.recipe,
@@ -173,6 +164,24 @@ class _Run:
             stop_after=budget,
         )
 
+    def plan(self, stage: Stage) -> tuple[Rows, Rows | None]:
+        """The rows of a stage, and those held out. What the first one looks like is shown, and kept in the workdir."""
+        seed = self.recipe.seed
+        rows = make_rows(stage.data, stage.model, self.tokenizer, seed)
+        held_out = (
+            make_rows(stage.data, stage.model, self.tokenizer, seed, "holdout")
+            if stage.data.holdout
+            else None
+        )
+        self.say(f"{stage.name}: {rows.statistics()}")
+        row, _ = rows.load(0)
+        text, path = preview(row, self.tokenizer), self.workdir.preview(stage.name, ".txt")
+        if not path.exists():
+            self.say(f"{stage.name}: its first row (tokens with loss in brackets)\n{text}")
+        path.write_text(text + "\n", encoding="utf-8")
+        save_preview(row, self.tokenizer, self.workdir.preview(stage.name, ".png"))
+        return rows, held_out
+
     def take_params(
         self, mesh: Mesh, stage: Stage, needed: Collection[str] | None = None
     ) -> Params:
@@ -184,9 +193,6 @@ class _Run:
             return read_params(folder, self.recipe, param_shardings(stage.model, mesh, needed))
         return {path: params[path] for path in params if needed is None or path in needed}
 
-    def answer_stop(self, stage: Stage) -> None:
-        """Raises Preempted if a stop was requested."""
-        if self.stop.requested:
-            raise Preempted(
-                f"Stopped before stage {stage.name!r}; what was done is saved. The same command goes on from here."
-            )
+    def before(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
+        """What may be left at any moment, when a stop is requested."""
+        return self.stop.at_once(NOTHING_LOST.format(stage.name))

@@ -59,6 +59,7 @@ def evaluate(
     with (
         prefer(recipe.kernels.attention, deterministic=recipe.kernels.deterministic),
         StopSignal() as stop,
+        stop.at_once("Stopped while scoring; training is saved, and nothing was added to it."),
         workdir.claim(recipe) as (recipe, tokenizer),
     ):
         mesh, stage = make_mesh(recipe.mesh), recipe.stages[stage.name]
