@@ -10,6 +10,14 @@ Nothing heavy is imported before one of these names is used. The process is prep
 before you import jax yourself.
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # For `python -m mmjax...`, of which this is the first line that runs: signals count from here on.
+    from mmjax.base import signals
+
+    signals.begin_module(sys.orig_argv)
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

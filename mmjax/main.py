@@ -11,16 +11,25 @@
     show        prints every setting of the recipe; signs show which differ from the defaults or are still to be given
     plan        says what the recipe will cost, on --topology (such as h100:8) if given, and what it saves --against another one
 
-Exit codes: 0 done, 1 something unexpected, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 preempted and safely
-saved, 130 left at once by a second Ctrl-C.
+Exit codes: 0 done, 1 something unexpected, 2 the input is wrong, 3 the loss is not finite, 4 a hang was detected, 75 stopped by SIGTERM or
+Ctrl-C with all saved that there was to save, 130 left at once by a second Ctrl-C.
 """
+
+import sys
+from pathlib import PurePath
+
+from mmjax.base import signals
+from mmjax.errors import ExitCode, InputError
+
+# In the script `mmjax`, signals count from here on; with `python -m`, they do since the package's first line.
+if PurePath(sys.argv[0]).name == "mmjax":
+    signals.begin_command(ExitCode.PREEMPTED)
 
 import dataclasses
 import os
 import pathlib
 import re
 import signal
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +37,7 @@ from absl import flags
 
 from mmjax.base import host
 from mmjax.base.command import run_command
-from mmjax.base.signals import reraise_swallowed
-from mmjax.errors import ExitCode, InputError
+from mmjax.base.files import not_utf8
 from mmjax.plan.topology import Topology
 from mmjax.recipe.schema import choose, suggestion
 
@@ -86,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
 
     def command() -> None:
-        with reraise_swallowed():
+        with signals.reraise_swallowed():
             _dispatch(parse(argv))
 
     return run_command(command)
@@ -94,6 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> Options:
     """The options of a command line. Raises InputError for anything that it does not know."""
+    for argument in argv:
+        if not_utf8(argument):
+            raise InputError(
+                f"Arguments must be UTF-8, and {argument!r} is not: rename the file or folder."
+            )
     rest, overrides = _split_overrides(argv)
     values = _define_flags()
     try:
@@ -241,7 +254,8 @@ def _dispatch(options: Options) -> None:
         case "export":
             from mmjax.runs.export import export
 
-            export(recipe, workdir, checkpoint=options.checkpoint)
+            with signals.StopSignal() as stop, stop.at_once("Stopped; nothing half-made was left."):
+                export(recipe, workdir, checkpoint=options.checkpoint)
         case "train":
             from mmjax.runs.run import train
 

@@ -1,6 +1,7 @@
 """Files and folders as a whole: regular files read up to a limit, and folders that appear under their name when they are complete."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -23,6 +24,14 @@ _POINTERS = (
     (re.compile(rb"# xet version "), "Xet", "git xet checkout"),
 )
 _POINTER = 4096  # bytes that none is longer than
+OF_THE_DISK = frozenset(
+    (
+        *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG),
+        *(errno.ENOLCK, errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE),
+    )
+)
+"""Errors of files that say nothing of the program: the disk is full or read-only, the name too long, and the like."""
+_DRAFT = re.compile(r"\.(?:(\d+)\..+|.+\.(\d+))")  # .PROCESS.NAME or .NAME.PROCESS
 _TRIES = 100
 _SETTLING = 0.3  # seconds
 
@@ -138,13 +147,29 @@ def _remove(folder: Path | None, *, interrupted: bool) -> None:
 
 
 def check_free(directory: Path) -> None:
-    """Raises InputError if a folder cannot be made there without losing something."""
-    if directory.is_symlink() or (
-        directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    ):
+    """Raises InputError if a folder cannot be made there, or not without losing something."""
+    check_name(directory)
+    try:
+        free = not directory.is_symlink() and (
+            not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+        )
+    except OSError as error:  # the name is too long, or a folder above cannot be entered
+        raise InputError(f"{directory} cannot be written: {error.strerror}.") from None
+    if not free:
         raise InputError(
             f"{directory} exists already and is not empty; choose another folder, or remove it."
         )
+
+
+def check_name(path: Path) -> None:
+    """Raises InputError if the whole path, with the folder that it is relative to, is not UTF-8: not all libraries can write there."""
+    if not_utf8(str(path.absolute())):
+        raise InputError(f"The path {str(path.absolute())!r} is not UTF-8: choose another.")
+
+
+def not_utf8(text: str) -> bool:
+    """Whether the bytes of a name were no UTF-8, which Python keeps as surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def free_space(directory: Path) -> int:
@@ -155,3 +180,21 @@ def free_space(directory: Path) -> int:
         if folder.is_dir()
     )
     return shutil.disk_usage(existing).free
+
+
+def is_draft(path: Path) -> bool:
+    """Whether the name is one of those, with the number of the writing process, under which files are written before they get their own."""
+    return _DRAFT.fullmatch(path.name) is not None and path.is_file()
+
+
+def remove_drafts(folder: Path) -> None:
+    """Removes the drafts that killed processes have left in a folder; those of a process that lives stay."""
+    for path in filter(is_draft, folder.iterdir()):
+        found = _DRAFT.fullmatch(path.name)
+        assert found is not None
+        try:
+            os.kill(int(found[1] or found[2]), 0)
+        except (ProcessLookupError, OverflowError):
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            pass  # it lives, and is another user's

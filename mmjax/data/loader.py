@@ -1,11 +1,12 @@
 """Batches of rows, read ahead in threads or in worker processes; which of the two, and how many, changes nothing in what comes out."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import grain
@@ -28,7 +29,12 @@ _Element = tuple[dict[str, np.ndarray], int, list[Report]]
 
 
 def batches(
-    rows: Rows, batch_size: int, first_row: int, workers: int, stop_row: int | None = None
+    rows: Rows,
+    batch_size: int,
+    first_row: int,
+    workers: int,
+    stop_row: int | None = None,
+    waiting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> "Batches":
     """Batches of consecutive rows.
 
@@ -38,6 +44,7 @@ def batches(
         first_row: index of the first row: the position in the data, all that a checkpoint needs.
         workers: processes that read; 0: threads of this process.
         stop_row: the index after the last row; None: all there are. A last batch that is not full is filled with empty rows.
+        waiting: what every wait for a batch is done in; it may end the wait with an exception, and nothing is then counted as read.
 
     Returns:
         Yields (batch, index of its first row). Close it, or use it in a with-statement: it holds threads and processes.
@@ -45,14 +52,20 @@ def batches(
     Raises:
         InputError: from next(), when too many samples cannot be used.
     """
-    return Batches(rows, batch_size, first_row, workers, stop_row)
+    return Batches(rows, batch_size, first_row, workers, stop_row, waiting)
 
 
 class Batches(Iterator[tuple[Batch, int]]):
     """The iterator that `batches` returns."""
 
     def __init__(
-        self, rows: Rows, batch_size: int, first_row: int, workers: int, stop_row: int | None
+        self,
+        rows: Rows,
+        batch_size: int,
+        first_row: int,
+        workers: int,
+        stop_row: int | None,
+        waiting: Callable[[], contextlib.AbstractContextManager[None]],
     ):
         assert batch_size > 0 and first_row >= 0 and workers >= 0
         last = _ENDLESS if rows.endless else len(rows)
@@ -60,7 +73,8 @@ class Batches(Iterator[tuple[Batch, int]]):
         dataset = grain.MapDataset.range(first_row, max(stop, first_row), batch_size).map(
             _LoadBatch(rows, batch_size, stop)
         )
-        self._rows = rows
+        self._rows, self._waiting = rows, waiting
+        self._others = set(multiprocessing.active_children())
         self._elements = [iter(_read_ahead(dataset, workers))]
         # Also runs at the exit of a program that never closes: Grain's own cleaning up comes too late there, and prints errors.
         self._finish = weakref.finalize(self, _close, self._elements)
@@ -69,7 +83,8 @@ class Batches(Iterator[tuple[Batch, int]]):
         if not self._finish.alive:
             raise ValueError("these batches were closed")
         try:
-            arrays, first_row, reports = next(self._elements[0])
+            with self._waiting():
+                arrays, first_row, reports = next(self._elements[0])
         except StopIteration:
             self._rows.skips.check(final=True)
             raise
@@ -89,7 +104,11 @@ class Batches(Iterator[tuple[Batch, int]]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            # A worker that itself waits for data would be waited for.
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.kill()
         self.close()
 
 

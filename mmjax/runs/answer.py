@@ -13,7 +13,7 @@ from mmjax.base.signals import StopSignal
 from mmjax.data.examples import Example, Image, SampleError, Text, Turn
 from mmjax.data.text.templates import find_template
 from mmjax.data.text.tokenizer import Tokenizer
-from mmjax.errors import InputError, Preempted
+from mmjax.errors import InputError
 from mmjax.inference.generate import Generator
 from mmjax.kernels.attention import prefer
 from mmjax.models import parameters
@@ -165,16 +165,13 @@ def generate_all(
     for image in images:
         if not pathlib.Path(image).is_file():
             raise InputError(f"There is no image {image!r}.")
-    with StopSignal() as stop:
+    with StopSignal() as stop, stop.at_once("Stopped while answering; there is nothing to save."):
         run = open_run(workdir, recipe=recipe, checkpoint=checkpoint)
         for line in Inputs(run.recipe, workdir, run.tokenizer).changed_tokenizer():
             print(f"mmjax: WARNING: not what the run has read: {line}", file=sys.stderr)
         shown: Sequence[str | None] = images or [None]
         for about, prompt in itertools.product(shown, prompts):
-            text = run.answer(about, prompt, should_stop=lambda: stop.requested)
-            if stop.requested:
-                raise Preempted("Stopped while answering; there is nothing to save.")
-            yield Answer(about, prompt, text)
+            yield Answer(about, prompt, run.answer(about, prompt))
 
 
 def request(

@@ -13,10 +13,10 @@ from mmjax import evaluation
 from mmjax.base.signals import StopSignal
 from mmjax.config.checks import refuse_missing
 from mmjax.data.packing.layout import preview, save_preview
-from mmjax.data.packing.rows import make_rows
+from mmjax.data.packing.rows import Rows, make_rows
 from mmjax.data.text.tokenizer import Tokenizer
 from mmjax.distributed.mesh import make_mesh
-from mmjax.errors import InputError, Preempted
+from mmjax.errors import InputError
 from mmjax.kernels.attention import prefer
 from mmjax.recipe.recipe import Recipe, Stage
 from mmjax.runs import initial_weights, origins
@@ -25,7 +25,7 @@ from mmjax.runs.inputs import Inputs
 from mmjax.runs.score import as_scored, finish, score_end
 from mmjax.runs.workdir import Summary, Workdir, read_params
 from mmjax.training.logging import Tracker, make_trackers, print_line
-from mmjax.training.loop import StageFiles, StageResult, train_stage
+from mmjax.training.loop import NOTHING_LOST, StageFiles, StageResult, train_stage
 from mmjax.training.state import InitialParams, param_shardings
 from mmjax.typing import Params
 
@@ -55,19 +55,13 @@ def train(
             prefer(recipe.kernels.attention, deterministic=recipe.kernels.deterministic)
         )
         stop = stack.enter_context(StopSignal())
-        recipe, tokenizer = stack.enter_context(workdir.claim(recipe))
-        origins.keep(recipe, workdir)
-        recipe = as_scored(recipe, workdir, functools.partial(print_line, console))
-        run = _Run(
-            recipe,
-            workdir,
-            tokenizer,
-            Summary.open(workdir.summary, recipe),
-            Inputs(recipe, workdir, tokenizer),
-            accept_changed_data,
-            stop,
-            console,
-        )
+        with stop.at_once("Stopped before the run began; the same command begins it."):
+            recipe, tokenizer = stack.enter_context(workdir.claim(recipe))
+            origins.keep(recipe, workdir)
+            recipe = as_scored(recipe, workdir, functools.partial(print_line, console))
+            summary = Summary.open(workdir.summary, recipe)
+            inputs = Inputs(recipe, workdir, tokenizer)
+        run = _Run(recipe, workdir, tokenizer, summary, inputs, accept_changed_data, stop, console)
         variant = f":{recipe.variant}" if recipe.variant else ""
         run.say(f"{recipe.name}{variant}: {' -> '.join(recipe.stages)}, in {workdir.path}")
         for name, note in recipe.notes.items():
@@ -76,11 +70,14 @@ def train(
         stack.callback(tracker.close)
         if not run.train_stages(tracker, stop_after_steps):
             return
-        if not run.summary.is_scored:
-            stage, mesh = list(recipe.stages.values())[-1], make_mesh(recipe.mesh)
-            params = run.take_params(mesh, stage)
-            score_end(recipe, workdir, run.summary, params, tokenizer, mesh, stop, console)
-        finish(workdir, run.summary, run.say)
+        with stop.at_once(
+            "Stopped while scoring; training is saved. The same command goes on from here."
+        ):
+            if not run.summary.is_scored:
+                stage, mesh = list(recipe.stages.values())[-1], make_mesh(recipe.mesh)
+                params = run.take_params(mesh, stage)
+                score_end(recipe, workdir, run.summary, params, tokenizer, mesh, stop, console)
+            finish(workdir, run.summary, run.say)
 
 
 @dataclasses.dataclass
@@ -116,14 +113,15 @@ class _Run:
             followed = any(steps[later.name] is not None for later in stages[index + 1 :])
             if not self.summary.has(stage) or not (steps[stage.name] == stage.steps or followed):
                 todo.append(stage)
-        for stage in stages:  # before anything is trained
-            begun = steps[stage.name] is not None or self.summary.has(stage)
-            if stage.init_from and not begun:
-                initial_weights.check(stage)
-        if todo or not self.summary.is_scored:
-            self.check_inputs(todo or stages[-1:])
-        if not self.summary.is_scored:
-            evaluation.open_images(self.recipe, self.tokenizer)
+        with self.before(stages[0]):
+            for stage in stages:  # before anything is trained
+                begun = steps[stage.name] is not None or self.summary.has(stage)
+                if stage.init_from and not begun:
+                    initial_weights.check(stage)
+            if todo or not self.summary.is_scored:
+                self.check_inputs(todo or stages[-1:])
+            if not self.summary.is_scored:
+                evaluation.open_images(self.recipe, self.tokenizer)
         for stage in stages:
             done = steps[stage.name] or 0
             if stage not in todo:
@@ -187,22 +185,8 @@ class _Run:
                 say=self.say,
             )
 
-        self.answer_stop(stage)
-        seed = self.recipe.seed
-        rows = make_rows(stage.data, stage.model, self.tokenizer, seed)
-        held_out = (
-            make_rows(stage.data, stage.model, self.tokenizer, seed, "holdout")
-            if stage.data.holdout
-            else None
-        )
-        self.say(f"{stage.name}: {rows.statistics()}")
-        row, _ = rows.load(0)
-        text, path = preview(row, self.tokenizer), self.workdir.preview(stage.name, ".txt")
-        if not path.exists():
-            self.say(f"{stage.name}: its first row (tokens with loss in brackets)\n{text}")
-        path.write_text(text + "\n", encoding="utf-8")
-        save_preview(row, self.tokenizer, self.workdir.preview(stage.name, ".png"))
-        self.answer_stop(stage)
+        with self.before(stage):
+            rows, held_out = self.plan(stage)
         return train_stage(
             stage,
             self.recipe,
@@ -222,6 +206,24 @@ class _Run:
             inputs=self.inputs.digests,
         )
 
+    def plan(self, stage: Stage) -> tuple[Rows, Rows | None]:
+        """The rows of a stage, and those held out. What the first one looks like is shown, and kept in the workdir."""
+        seed = self.recipe.seed
+        rows = make_rows(stage.data, stage.model, self.tokenizer, seed)
+        held_out = (
+            make_rows(stage.data, stage.model, self.tokenizer, seed, "holdout")
+            if stage.data.holdout
+            else None
+        )
+        self.say(f"{stage.name}: {rows.statistics()}")
+        row, _ = rows.load(0)
+        text, path = preview(row, self.tokenizer), self.workdir.preview(stage.name, ".txt")
+        if not path.exists():
+            self.say(f"{stage.name}: its first row (tokens with loss in brackets)\n{text}")
+        path.write_text(text + "\n", encoding="utf-8")
+        save_preview(row, self.tokenizer, self.workdir.preview(stage.name, ".png"))
+        return rows, held_out
+
     def take_params(
         self, mesh: Mesh, stage: Stage, needed: Collection[str] | None = None
     ) -> Params:
@@ -233,9 +235,6 @@ class _Run:
             return read_params(folder, self.recipe, param_shardings(stage.model, mesh, needed))
         return {path: params[path] for path in params if needed is None or path in needed}
 
-    def answer_stop(self, stage: Stage) -> None:
-        """Raises Preempted if a stop was requested."""
-        if self.stop.requested:
-            raise Preempted(
-                f"Stopped before stage {stage.name!r}; what was done is saved. The same command goes on from here."
-            )
+    def before(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
+        """What may be left at any moment, when a stop is requested."""
+        return self.stop.at_once(NOTHING_LOST.format(stage.name))

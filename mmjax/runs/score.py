@@ -69,6 +69,7 @@ def evaluate(
     with (
         prefer(recipe.kernels.attention, deterministic=recipe.kernels.deterministic),
         StopSignal() as stop,
+        stop.at_once("Stopped while scoring; training is saved, and nothing was added to it."),
         workdir.claim(own) as (own, tokenizer),
     ):
         recipe = vocabulary.fit(recipe, tokenizer)

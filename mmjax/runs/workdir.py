@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Sharding
 
+from mmjax.base.files import OF_THE_DISK, check_name, is_draft, remove_drafts
 from mmjax.data.text import vocabulary
 from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer, open_tokenizer
 from mmjax.errors import InputError
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1  # of summary.json
 _NOT_OF_THE_FOLDER = ("evaluation", "logging")  # settings that name no folder of their own
+LOCK = ".lock"
+FOLDERS = ("manifests", "parameters", "previews", "checkpoints")
 _SHOWN = 12  # differences that a message lists
 
 
@@ -131,15 +134,20 @@ class Workdir(os.PathLike[str]):
         return kept if kept.is_dir() else resolved(recipe.tokenizer.path, weights=False)
 
     def check(self, recipe: Recipe) -> None:
-        """Raises InputError if the folder holds another run than the recipe's, or something that is no run at all."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"The workdir {self.path} is a file.")
-        if not self.config.exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
-                raise InputError(
-                    f"The workdir {self.path} is not empty and has no config.json: it is not the folder of a run. Choose another."
-                )
-            return
+        """Raises InputError if the folder holds another run than the recipe's, or something that is no run at all, or cannot be read."""
+        check_name(self.path)
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(f"The workdir {self.path} is a file.")
+            if not self.config.exists():
+                if (found := self._not_of_a_beginning()) is not None:
+                    raise InputError(
+                        f"The workdir {self.path} is not empty and has no config.json: it is not the folder of a run. Choose another, or "
+                        f"put its config.json back. It has {found.name!r}."
+                    )
+                return
+        except OSError as error:
+            raise InputError(f"The workdir {self.path} cannot be used: {error.strerror}.") from None
         changes = []
         for path, there, here in differences(digested(self.recipe()), digested(recipe)):
             if here is ABSENT or there is ABSENT:
@@ -153,53 +161,97 @@ class Workdir(os.PathLike[str]):
                 f"The workdir {self.path} holds a run of another recipe. Choose another --workdir, or undo these changes:\n{shown}{more}"
             )
 
+    def _not_of_a_beginning(self) -> pathlib.Path | None:
+        """Something in the folder that a process does not leave there which is killed before it has written config.json, or None."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            empty = path.name in FOLDERS and path.is_dir() and not any(path.iterdir())
+            if not (empty or path.name == LOCK or is_draft(path)):
+                return path
+        return None
+
     @contextlib.contextmanager
     def claim(self, recipe: Recipe) -> Iterator[tuple[Recipe, Tokenizer]]:
         """Makes the folder this recipe's and keeps other processes out of it while the context lasts. Gives what `resolve` returns.
 
-        If the input turns out to be wrong before anything was saved, the folder is left as empty as it was found, or removed if it was not
-        there.
+        The lock is made first and config.json next, so that a process may be killed at any moment. If the input turns out to be wrong, or
+        the disk full, before anything was saved, the folder is left as empty as it was found, or removed if it was not there.
 
         Raises:
-            InputError: it holds another run (`check`), another process is running in it, or it cannot be written; or as `resolve`.
+            InputError: it holds another run (`check`), another process is running in it, or it cannot be written, now or while the context
+                lasts; or as `resolve`.
         """
-        self.check(recipe)
+        self.check(recipe)  # before anything is written
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            with self._disk_errors(), self._locked():
+                self.check(recipe)  # another process may have made it its own meanwhile
+                fresh = not self.config.exists()
+                try:
+                    with self._disk_errors():
+                        yield self._begin(recipe)
+                except InputError:
+                    if fresh and not any(self.checkpoints.glob("*/*")):
+                        # The corrected command may use the folder.
+                        with contextlib.suppress(OSError):
+                            for path in self.path.iterdir():
+                                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    raise
+        except InputError:
+            with contextlib.suppress(OSError):
+                for folder in made:  # the inner ones first, unless something is or came into them
+                    folder.rmdir()
+            raise
+
+    def _begin(self, recipe: Recipe) -> tuple[Recipe, Tokenizer]:
+        """Writes what says whose run it is, and the folders. Gives what `resolve` returns."""
+        remove_drafts(self.path)
         recipe, tokenizer = self.resolve(recipe, build=True)
         self.check(recipe)
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        with contextlib.ExitStack() as stack:
-            try:
-                for name in ("manifests", "parameters", "previews", "checkpoints"):
-                    (self.path / name).mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((self.path / ".lock").open("w"))
-            except OSError as error:
-                raise InputError(
-                    f"The workdir {self.path} cannot be written: {error.strerror}."
-                ) from None
-            try:
-                # Freed by the kernel, however the process ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"Another process is running in the workdir {self.path}."
-                ) from None
-            fresh = not self.config.exists()
-            write_json(self.config, to_json(recipe))
-            if isinstance(tokenizer, WordTokenizer) and not self.tokenizer.exists():
-                tokenizer.save(self.tokenizer)
-            try:
-                yield recipe, tokenizer
-            except InputError:
-                if fresh and not any(self.checkpoints.glob("*/*")):
-                    # The corrected command may use the folder.
-                    for path in self.path.iterdir():
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    with contextlib.suppress(OSError):
-                        for (
-                            folder
-                        ) in made:  # the inner ones first, unless something else has come into them
-                            folder.rmdir()
+        write_json(self.config, to_json(recipe))
+        if isinstance(tokenizer, WordTokenizer) and not self.tokenizer.exists():
+            tokenizer.save(self.tokenizer)
+        for name in FOLDERS:
+            (self.path / name).mkdir(exist_ok=True)
+            remove_drafts(self.path / name)
+        return recipe, tokenizer
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes out of it. Raises InputError if one is there."""
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / LOCK).open("w") as lock:
+                try:
+                    # Freed by the kernel, however the process ends.
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InputError(
+                        f"Another process is running in the workdir {self.path}."
+                    ) from None
+                try:
+                    same = os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
+                except FileNotFoundError:
+                    same = False  # another process has left the folder as it had found it
+                if same:
+                    yield
+                    return
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Errors of writing in the folder become InputError: those of its files, and those of a disk, which often name no file."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error.filename, str):
+                path = pathlib.Path(error.filename).absolute()
+                ours = path.is_relative_to(self.path.absolute())
+            else:
+                ours = error.errno in OF_THE_DISK
+            if not ours:
                 raise
+            raise InputError(
+                f"The workdir {self.path} cannot be written: {error.strerror}."
+            ) from None
 
     def newest_step(self, stage: str) -> int | None:
         """The step of the newest checkpoint of a stage, or None."""
@@ -362,9 +414,14 @@ class Summary:
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file in one step: a reader finds the old file or the new one, whenever the process is killed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,11 +1,15 @@
 """States on disk, by Orbax: whole, asynchronous, published in one step, and verified against digests when they are read.
 
 A checkpoint `checkpoints/<stage>/<step>` has two items: `state`, the arrays under their paths, and `record` (`Record`), which says what
-they are, has a digest of each, and says where training goes on. The record carries a digest of itself, so that a damaged data position is
-noticed as a damaged array is.
+they are, has a digest of each, and says where training goes on and how good the state is. The record carries a digest of itself, so that a
+damaged data position or held-out loss is noticed as a damaged array is.
+
+Orbax writes and reads; which checkpoints stay is decided here, from their records, after each save: what a process that was killed has left
+over is collected by the next one. A save that fails is reported, and the next one tries again.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -13,9 +17,11 @@ import json
 import logging as python_logging
 import math
 import pathlib
+import shutil
+import sys
 import warnings
-from collections.abc import Awaitable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import jax
@@ -31,7 +37,9 @@ from mmjax.typing import Array, Params
 
 FILE = "record.json"
 DAMAGED = ".damaged"
-SCORE = "held_out_loss"
+_DRAFT = ".orbax-checkpoint-tmp"  # of a save that is under way
+_DELETED = ".deleted"  # of one that is being removed
+_NEVER = 10**9  # seconds
 _SHOWN = 12  # problems that a message lists
 
 
@@ -45,6 +53,7 @@ class Record:
     Attributes:
         row: index of the first data row that the state has not seen.
         metadata: what the loop needs to go on, JSON-like.
+        score: the held-out loss of this state; None: it was not measured.
         arrays: by path, {"dtype", "shape", "digest"}.
     """
 
@@ -53,9 +62,10 @@ class Record:
         row: int = 0,
         metadata: Mapping[str, Any] | None = None,
         state: Mapping[str, Array] | None = None,
+        score: float | None = None,
     ):
         """state: the arrays to describe, by path; without it the record is to be loaded."""
-        self.row, self.metadata = row, dict(metadata or {})
+        self.row, self.metadata, self.score = row, dict(metadata or {}), score
         self.arrays: dict[str, dict[str, Any]] = {}
         self._state = state
         self._text = ""
@@ -75,7 +85,12 @@ class Record:
         self.arrays = await asyncio.to_thread(
             lambda: {path: describe(value) for path, value in host.items()}
         )
-        content = {"row": self.row, "metadata": self.metadata, "arrays": self.arrays}
+        content = {
+            "row": self.row,
+            "metadata": self.metadata,
+            "score": self.score,
+            "arrays": self.arrays,
+        }
         folder = await directory.await_creation()
         (folder / FILE).write_text(
             json.dumps({"content": content, "digest": _digest_json(content)})
@@ -99,11 +114,19 @@ class Record:
             raise DamagedError(f"its {FILE} cannot be read ({error!r})") from None
         if not intact:
             raise DamagedError(f"its {FILE} is not what was saved")
-        self.row, self.metadata, self.arrays = (
-            content["row"],
-            content["metadata"],
-            content["arrays"],
-        )
+        self.row, self.metadata = content["row"], content["metadata"]
+        self.score, self.arrays = content.get("score"), content["arrays"]
+
+    @classmethod
+    def of(cls, folder: pathlib.Path) -> Self:
+        """The record of a published checkpoint, read without Orbax. Raises DamagedError."""
+        record = cls()
+        try:
+            record._text = (folder / "record" / FILE).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"its {FILE} cannot be read ({error})") from None
+        record.parse()
+        return record
 
     def verify(self, loaded: Mapping[str, Any]) -> None:
         """Holds arrays, by path, against their digests. Raises DamagedError naming those that differ or were not read at all."""
@@ -153,28 +176,23 @@ class Checkpoints:
         directory: of the stage; made when needed. What a killed save has left there is removed.
         keep_last: how many of the newest stay.
         keep_best: whether the one with the lowest held-out loss stays, too.
+
+    Attributes:
+        failure: why the newest save failed; None: it did not.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep_last: int = 2, keep_best: bool = True):
-        policies = ocp.training.preservation_policies
-        keep: list[Any] = [policies.LatestN(keep_last)]
-        if keep_best:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda scores: scores[SCORE],
-                    reverse=True,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        assert keep_last > 0
         self._directory = directory.absolute()
-        self._policy = policies.AnyPreservationPolicy(keep)
-        self._checkpointer = self._open()
-
-    def _open(self) -> ocp.training.Checkpointer:
-        return ocp.training.Checkpointer(
-            self._directory, preservation_policy=self._policy, cleanup_tmp_directories=True
-        )
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self.failure: str | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._pending: tuple[int, Future[None]] | None = None
+        logging.get_absl_logger().addFilter(_is_ours)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for ending in (_DRAFT, _DELETED):
+            for left in self._directory.glob(f"*{ending}*"):
+                shutil.rmtree(left)
 
     def __enter__(self) -> Self:
         return self
@@ -184,12 +202,14 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for a save that is under way."""
-        self._checkpointer.close()
+        self.wait()
+        self._thread.shutdown()
+        logging.get_absl_logger().removeFilter(_is_ours)
 
     @property
     def steps(self) -> list[int]:
         """Steps that are published, in order."""
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
     def save(
         self,
@@ -199,7 +219,7 @@ class Checkpoints:
         metadata: Mapping[str, Any],
         score: float | None = None,
     ) -> bool:
-        """Begins to save a state; its arrays may be given away as soon as this returns.
+        """Begins to save a state; its arrays may be given away as soon as this returns. If it fails, now or later, `failure` says why.
 
         Args:
             metadata: JSON-like.
@@ -208,14 +228,76 @@ class Checkpoints:
         Returns:
             False if the step is published already: it is never written again.
         """
-        self._checkpointer.wait()
-        if step in self.steps:
-            return False
-        flat = by_path(state)
-        items = {"state": unflatten_dict(flat, sep="/"), "record": Record(row, metadata, flat)}
-        scores = {SCORE: score} if score is not None and math.isfinite(score) else None
-        self._checkpointer.save_checkpointables_async(step, items, force=True, metrics=scores)
+        self.wait()
+        try:
+            if step in self.steps:
+                return False
+            flat = by_path(state)
+            score = score if score is not None and math.isfinite(score) else None
+            items = {
+                "state": unflatten_dict(flat, sep="/"),
+                "record": Record(row, metadata, flat, score),
+            }
+            context = ocp.Context()
+            # Folders are made before this returns: threads of Orbax would wait long for one that cannot be made. And they have no limit of
+            # time, as it would be that of a clock that may jump.
+            context.async_options.create_directories_asynchronously = False
+            context.async_options.timeout_secs = _NEVER
+            with context:
+                response = ocp.save_checkpointables_async(self._directory / str(step), items)
+        except OSError as error:
+            self._fail(step, error)
+        else:
+            self.failure, self._pending = None, (step, self._thread.submit(self._publish, response))
         return True
+
+    def wait(self) -> bool:
+        """Waits for a save that is under way. Returns whether the newest save, if there was one, was published."""
+        if self._pending is not None:
+            (step, future), self._pending = self._pending, None
+            try:
+                future.result()
+            except (MemoryError, jax.errors.JaxRuntimeError):
+                raise
+            except Exception as error:  # whatever a disk makes the writer raise
+                self._fail(step, error)
+        return self.failure is None
+
+    def _publish(self, response: ocp.AsyncResponse[None]) -> None:
+        """In the background: waits until a checkpoint has its name, and removes those that need not stay."""
+        response.result()
+        try:
+            self._collect()
+        except OSError as error:
+            logging.error(
+                "Old checkpoints in %s were not removed: %s.", self._directory, error.strerror
+            )
+
+    def _collect(self) -> None:
+        readable = {}
+        for step in self.steps:
+            # What cannot be judged is no reason to remove another, and stays.
+            with contextlib.suppress(DamagedError):
+                readable[step] = Record.of(self._directory / str(step)).score
+        stay = set(list(readable)[-self._keep_last :])
+        scores = {step: score for step, score in readable.items() if score is not None}
+        if self._keep_best and scores:
+            stay.add(min(scores, key=lambda step: (scores[step], -step)))
+        for step in readable.keys() - stay:
+            # By another name first: half a checkpoint is none.
+            removed = (self._directory / str(step)).rename(self._directory / f"{step}{_DELETED}")
+            shutil.rmtree(removed)
+
+    def _fail(self, step: int, error: Exception) -> None:
+        lines = str(error.strerror if isinstance(error, OSError) else error).strip().splitlines()
+        self.failure = (lines or [type(error).__name__])[0][:300]
+        logging.error(
+            "The checkpoint %s was not saved: %s.", self._directory / str(step), self.failure
+        )
+        if sys.unraisablehook is not _say_less:
+            _SAY[:] = [sys.unraisablehook]
+            sys.unraisablehook = _say_less
+        shutil.rmtree(self._directory / f"{step}{_DRAFT}", ignore_errors=True)
 
     def restore_latest(self, abstract: TrainState) -> Restored | None:
         """The newest state that is whole, or None if nothing was ever saved.
@@ -241,10 +323,8 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             if damaged:
-                self._checkpointer.close()
                 for number in damaged:
                     self._rename_damaged(self._directory / str(number))
-                self._checkpointer = self._open()
                 logging.error("Going on from the checkpoint %s.", self._directory / str(step))
             return restored
         if damaged:
@@ -280,6 +360,20 @@ class Checkpoints:
             number += 1
             target = folder.with_name(f"{folder.name}{DAMAGED}.{number}")
         folder.rename(target)
+
+
+def _is_ours(record: python_logging.LogRecord) -> bool:
+    """Not what Orbax logs of a save that fails, with a traceback for each of its threads: `Checkpoints` says it in a line."""
+    return record.exc_info is None or "orbax" not in pathlib.PurePath(record.pathname).parts
+
+
+_SAY: list[Callable[["sys.UnraisableHookArgs"], object]] = []  # the hook before `_say_less`
+
+
+def _say_less(ignored: "sys.UnraisableHookArgs") -> None:
+    """Not what threads of the writer print after a save has failed: that nobody waits for them any more, hundreds of times."""
+    if str(ignored.exc_value) != "Event loop is closed":
+        _SAY[0](ignored)
 
 
 def load_params(

@@ -10,12 +10,14 @@ import datetime
 import functools
 import json
 import math
+import os
 import pathlib
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self
 
+from absl import logging as absl_logging
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -222,22 +224,23 @@ class JsonLines:
         self._path = path
 
     def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
-        def stays(line: str) -> bool:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                return False  # a killed process did not finish it
-            held_out = any(name.startswith(HELD_OUT) for name in entry)
-            last = step if evaluated or not held_out else step - 1
-            return entry["stage"] != stage or entry["step"] <= last
-
         if not self._path.exists():
             return
-        text = self._path.read_text(encoding="utf-8")
-        kept = "".join(f"{line}\n" for line in text.splitlines() if stays(line))
-        if kept != text:
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(kept, encoding="utf-8")
+        content, kept, broken = self._path.read_bytes(), [], 0
+        for line in content.splitlines():
+            try:
+                entry = json.loads(line.decode("utf-8"))
+                held_out = any(name.startswith(HELD_OUT) for name in entry)
+                last = step if evaluated or not held_out else step - 1
+                if entry["stage"] != stage or entry["step"] <= last:
+                    kept.append(line + b"\n")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                broken += 1  # as of a process that was killed while it wrote
+        if broken:
+            absl_logging.error("%s: %d lines that cannot be read are dropped.", self._path, broken)
+        if (rewound := b"".join(kept)) != content:
+            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            temporary.write_bytes(rewound)
             temporary.replace(self._path)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:

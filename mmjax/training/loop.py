@@ -3,10 +3,11 @@
 It knows stages, states and rows; it knows no transition and no paper. An iteration is: take the next batch, step, look at the step before,
 and, where due, log, measure the held-out loss, and save. In this order an accelerator never waits for the host; on a CPU, the step before
 is looked at first, so that only one is under way. A stop request is answered between two steps: the state is saved and `Preempted` is
-raised.
+raised. While the loop waits for data, nothing is under way, and a stop ends the wait.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -35,6 +36,10 @@ from mmjax.training.metrics import Chrono, StepMetrics, TokenMetrics
 from mmjax.training.state import InitialParams, TrainState, abstract_state, begin, overview
 from mmjax.training.step import is_done, make_evaluation_step, make_train_step, one_at_a_time
 from mmjax.typing import NO_TARGET, Array, Batch, Params
+
+NOTHING_LOST = (
+    "Stopped before stage {!r}; what was done is saved. The same command goes on from here."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +149,11 @@ def train_stage(
         rows.skips.restore(saved.get("skipped", {}))
         tracker.rewind(stage.name, at.step, evaluated=at.evaluated_at == at.step)
         model_def, _ = parameters.abstract(stage.model)
+
+        def first_state() -> TrainState:
+            with stop.at_once(NOTHING_LOST.format(stage.name)):
+                return begin(start(mesh), stage, key, shardings)
+
         programs: collections.Counter[str] = collections.Counter()
         loop = _Loop(
             stage=stage,
@@ -160,7 +170,7 @@ def train_stage(
             at=at,
             chrono=chrono,
             window=Window(chrono, saved.get("window")),
-            state=restored.state if restored else begin(start(mesh), stage, key, shardings),
+            state=restored.state if restored else first_state(),
             train_step=make_train_step(
                 model_def, stage, shardings, on_trace=lambda: programs.update(["step"])
             ),
@@ -217,7 +227,7 @@ class _Loop:
         self._stop_if_requested()
         self._evaluate_if_due()  # a stop may have cut the evaluation of this step short
         if at.step < last:
-            with batches(self.rows, stage.batch_size, at.row, stage.data.workers) as data:
+            with self._batches(self.rows, at.row, stage.data.workers) as data:
                 self._first_step(data)
                 self._do_what_is_due()
                 while at.step < last:
@@ -226,7 +236,7 @@ class _Loop:
         if at.step >= stage.steps:
             self.rows.skips.check(final=True)
             self._check_silence(final=True)
-        self._save()
+        self._save(last=True)
         seconds, finished = self.chrono.seconds, at.step >= stage.steps
         return StageResult(
             params=self.state.params,
@@ -258,6 +268,22 @@ class _Loop:
         self.progress.explain_mfu(self.peak)
         self.window.restart_clock()
 
+    def _batches(self, rows: Rows, first_row: int, workers: int) -> Batches:
+        """Batches of the stage. A wait for one is left at once when a stop is requested, with an exception that `_taken` answers."""
+
+        def waiting() -> contextlib.AbstractContextManager[None]:
+            return self.stop.at_once("Stopped while waiting for data.")
+
+        return batches(rows, self.stage.batch_size, first_row, workers, None, waiting)
+
+    def _taken(self, data: Batches) -> tuple[Batch, int] | None:
+        """The next batch and its first row, or None after the last."""
+        try:
+            return next(data, None)
+        except (Preempted, KeyboardInterrupt):
+            self._stop_if_requested()
+            raise
+
     def _next(self, data: Batches) -> tuple[Batch, Counts]:
         """The next batch on the mesh, and what is in it."""
 
@@ -266,7 +292,9 @@ class _Loop:
             return "input" if self.pending_step is None or is_done(self.pending_step[0]) else "step"
 
         with self.chrono.charge("input", in_the_end=cause):
-            batch, row = next(data)
+            taken = self._taken(data)
+            assert taken is not None
+            batch, row = taken
             assert row == self.at.row, (row, self.at.row)
             if not np.any(batch.targets != NO_TARGET):
                 self.at.silent += 1
@@ -347,9 +375,10 @@ class _Loop:
         self._wait_for_step()
         with self.chrono.charge("evaluation"):
             params, total, programs = self.state.params, None, self.programs["evaluation"]
-            with batches(self.held_out, self.stage.batch_size, 0, 0) as data:
-                for batch, _ in data:
+            with self._batches(self.held_out, 0, 0) as data:
+                while (taken := self._taken(data)) is not None:
                     self._stop_if_requested()
+                    batch, _ = taken
                     new = self.evaluation_step(params, place_batch(batch, self.mesh))
                     # One batch is under way while the next is read, and no more.
                     jax.block_until_ready(total)
@@ -367,26 +396,38 @@ class _Loop:
         self.at.held_out_loss, self.at.evaluated_at = values["loss"], step
         self._log({HELD_OUT + name: value for name, value in values.items()})
 
-    def _save(self) -> None:
+    def _save(self, *, last: bool = False) -> None:
+        """Saves in the background. A save that fails is made up for by the next; the last one is waited for, and tried twice.
+
+        Raises:
+            InputError: the last one failed.
+        """
         self._wait_for_step()
-        with self.chrono.charge("save"):
-            seconds = self.chrono.seconds
-            metadata = {
-                "config_digest": digest(self.recipe),
-                "inputs": self.inputs,
-                "position": dataclasses.asdict(self.at),
-                "window": self.window.state(),
-                "skipped": self.rows.skips.state(),
-                "seconds": seconds,
-                "device_seconds": self.chrono.device_seconds(seconds),
-            }
-            score = self.at.held_out_loss if self.at.evaluated_at == self.at.step else None
-            self.checkpoints.save(self.at.step, self.state, self.at.row, metadata, score)
+        for _ in range(2 if last else 1):
+            with self.chrono.charge("save"):
+                self.checkpoints.wait()  # for the save before, which took time of this state
+                seconds = self.chrono.seconds
+                metadata = {
+                    "config_digest": digest(self.recipe),
+                    "inputs": self.inputs,
+                    "position": dataclasses.asdict(self.at),
+                    "window": self.window.state(),
+                    "skipped": self.rows.skips.state(),
+                    "seconds": seconds,
+                    "device_seconds": self.chrono.device_seconds(seconds),
+                }
+                score = self.at.held_out_loss if self.at.evaluated_at == self.at.step else None
+                self.checkpoints.save(self.at.step, self.state, self.at.row, metadata, score)
+            if not last or self.checkpoints.wait():
+                return
+        raise InputError(
+            f"The state after step {self.at.step} of stage {self.stage.name!r} cannot be saved in {self.files.checkpoints}: "
+            f"{self.checkpoints.failure}. What was saved before is good; the same command goes on from there."
+        )
 
     def _stop_if_requested(self) -> None:
         if self.stop.requested:
-            self._save()
-            self.checkpoints.close()
+            self._save(last=True)
             where = f"at step {self.at.step} of stage {self.stage.name!r}"
             raise Preempted(
                 f"Stopped {where}; the state is saved. The same command goes on from here."

@@ -83,3 +83,13 @@ def test_a_place_where_no_folder_can_be(tmp_path):
         atomic_directory(tmp_path / "file" / "a"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 2500 + "b", "latin-1-\udce9"])
+def test_a_name_that_no_folder_can_have_is_one_message(tmp_path, name):
+    with (
+        pytest.raises(InputError, match=r"cannot be written|is not UTF-8"),
+        atomic_directory(tmp_path / name),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

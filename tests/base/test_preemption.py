@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from mmjax.base.signals import StopSignal
-from mmjax.errors import ExitCode
+from mmjax.base.signals import StopSignal, reraise_swallowed
+from mmjax.errors import ExitCode, Preempted
+from tests.base.test_signals import at_collection, collect_and_wait
 
 
 def wait_until(condition) -> None:
@@ -102,3 +104,87 @@ def test_a_second_sigterm_changes_nothing():
     child.send_signal(signal.SIGTERM)
     assert "free, requested: True" in child.stdout.read()
     assert child.wait(60) == 0
+
+
+def kill_soon(number: signal.Signals) -> None:
+    threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_loses_nothing_is_left_at_once(number, capfd):
+    with (
+        StopSignal() as stop,
+        pytest.raises(Preempted, match="nothing was lost"),
+        stop.at_once("nothing was lost"),
+    ):
+        kill_soon(number)
+        time.sleep(30)
+    assert f"{number.name}: stopping. Ctrl-C leaves at once." in capfd.readouterr().err
+
+
+def test_a_signal_that_came_before_is_answered_at_the_beginning():
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: stop.requested)
+        with pytest.raises(Preempted), stop.at_once("before"):
+            pytest.fail("it began")
+
+
+def test_after_it_a_signal_is_a_flag_again():
+    with StopSignal() as stop:
+        with stop.at_once("no"):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: stop.requested)
+
+
+def test_only_the_first_signal_raises_so_that_what_tidies_up_can_end():
+    tidied = []
+    with StopSignal() as stop, pytest.raises(Preempted), stop.at_once("once"):
+        try:
+            kill_soon(signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            tidied.append(None)
+    assert tidied
+
+
+def test_a_keyboard_interrupt_that_is_none_of_a_signal_passes():
+    with StopSignal() as stop, pytest.raises(KeyboardInterrupt), stop.at_once("no"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_exception_that_a_callback_swallows_comes_again(number):
+    with (
+        StopSignal() as stop,
+        reraise_swallowed(),
+        pytest.raises(Preempted),
+        stop.at_once("again"),
+        at_collection(lambda: signal.raise_signal(number)),
+    ):
+        collect_and_wait()
+
+
+def test_one_inside_another_counts_together():
+    with StopSignal() as outer:
+        with StopSignal() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: inner.requested)
+        assert outer.requested
+
+
+def test_a_process_that_is_forked_answers_for_itself():
+    """Its parent does not take its signals for its own, and it can be ended."""
+    with StopSignal() as stop:
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        time.sleep(0.1)
+        assert not stop.requested

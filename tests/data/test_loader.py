@@ -1,12 +1,15 @@
 """Batches: the same whatever reads them, from any row on."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import fields, replace
 from itertools import islice
@@ -16,7 +19,7 @@ import pytest
 from PIL import Image as Pillow
 
 from mmjax.data.loader import batches
-from mmjax.data.packing.rows import make_rows
+from mmjax.data.packing.rows import Rows, make_rows
 from mmjax.data.sources.jsonl import JsonlSource
 from mmjax.data.text.tokenizer import WordTokenizer
 from mmjax.errors import InputError
@@ -213,3 +216,44 @@ def test_workers_survive_a_signal_to_the_group_and_end_with_their_parent(script)
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker outlived its parent")
+
+
+RELEASED = threading.Event()
+
+
+class NeverRows(Rows):
+    """Rows that do not come."""
+
+    def load(self, index):
+        RELEASED.wait(60)
+        return super().load(index)
+
+
+@contextlib.contextmanager
+def impatient():
+    """Leaves a wait after a moment."""
+
+    def leave(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_wait_can_be_left_soon_and_nothing_is_counted(data, tokenizer, workers):
+    rows = make_rows(data, MODEL, tokenizer, 0)
+    rows.__class__ = NeverRows
+    begun = time.monotonic()
+    try:
+        with pytest.raises(TimeoutError), batches(rows, 4, 3, workers, None, impatient) as iterator:
+            next(iterator)
+        assert time.monotonic() - begun < 10
+        assert rows.skips.total.seen == 0 and not multiprocessing.active_children()
+    finally:
+        RELEASED.set()

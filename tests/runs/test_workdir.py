@@ -1,8 +1,10 @@
 """Whose a workdir is, and that it is never half written."""
 
 import dataclasses
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -214,3 +216,133 @@ def test_wrong_input_after_a_checkpoint_removes_nothing(tmp_path, recipe):
         (workdir.checkpoints / "pretrain" / "10").mkdir(parents=True)
         raise InputError("too many samples are corrupt")
     assert workdir.config.exists() and (workdir.checkpoints / "pretrain" / "10").is_dir()
+
+
+LEFT = {  # by processes that ended before config.json was written: files, and folders with a slash
+    "only the folder": (),
+    "the lock": (".lock",),
+    "a draft": (".lock", ".config.json.999999999"),
+    "folders first": (".lock", "manifests/", "parameters/", "previews/", "checkpoints/"),
+}
+
+
+@pytest.mark.parametrize("left", LEFT.values(), ids=LEFT)
+def test_a_folder_that_was_only_begun_is_fresh(tmp_path, recipe, left):
+    for name in left:
+        path = tmp_path / name
+        path.mkdir() if name.endswith("/") else path.write_text("{")
+    with Workdir(tmp_path).claim(recipe) as (claimed, _):
+        assert Workdir(tmp_path).recipe() == claimed
+    assert not list(tmp_path.glob(".config.json*"))
+
+
+@pytest.mark.parametrize("name", ["checkpoints/pretrain/10", "notes/x", "manifests/a.json"])
+def test_a_folder_with_results_and_no_config_is_refused(tmp_path, recipe, name):
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(InputError, match="put its config"):
+        Workdir(tmp_path).check(recipe)
+
+
+def test_nothing_but_the_lock_is_there_until_the_config_is(tmp_path, recipe, monkeypatch):
+    found = []
+
+    def look(path, content):
+        found.append(sorted(path.name for path in tmp_path.iterdir()))
+        write_json(path, content)
+
+    monkeypatch.setattr("mmjax.runs.workdir.write_json", look)
+    with Workdir(tmp_path).claim(recipe):
+        assert {"checkpoints", "manifests", "parameters", "previews"} <= {
+            path.name for path in tmp_path.iterdir()
+        }
+    assert found == [[".lock"]]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_what_ends_the_first_write_leaves_a_folder_that_can_be_used(
+    tmp_path, recipe, monkeypatch, error
+):
+    def fail(_):
+        raise error
+
+    workdir = Workdir(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, InputError)):
+        patch.setattr(os, "fsync", fail)
+        with workdir.claim(recipe):
+            pass
+    assert not workdir.config.exists() and not list(tmp_path.glob("run/.config*"))
+    with workdir.claim(recipe):
+        pass
+
+
+def test_drafts_of_processes_that_are_gone_are_cleared_and_no_others(tmp_path, recipe):
+    with Workdir(tmp_path).claim(recipe):
+        pass
+    gone = [".summary.json.999999999", ".999999999.attention.npz", "manifests/.a.json.999999999"]
+    kept = [f".report.html.{os.getpid()}", "notes.1", ".hidden"]
+    for name in (*gone, *kept):
+        (tmp_path / name).write_text("x")
+    with Workdir(tmp_path).claim(recipe):
+        pass
+    assert not any((tmp_path / name).exists() for name in gone)
+    assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_the_first_of_two_runs_may_be_before_its_config(tmp_path, recipe):
+    """The second is told that there is another process, and not that the folder is none of a run."""
+    with Workdir(tmp_path)._locked():
+        with pytest.raises(InputError, match="Another process"), Workdir(tmp_path).claim(recipe):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_lock_that_its_owner_removed_locks_nothing(tmp_path, recipe, monkeypatch):
+    """Wrong input makes the owner remove it, between our opening it and our asking for it."""
+    take, calls = fcntl.flock, []
+
+    def flock(file, operation):
+        calls.append(None)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+        take(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Workdir(tmp_path).claim(recipe):
+        assert len(calls) == 2 and (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "cannot be written: No space left on device"),
+        (OSError(30, "Read-only file system"), "cannot be written: Read-only file system"),
+        (OSError(27, "File too large"), "cannot be written: File too large"),
+    ],
+)
+def test_a_disk_that_fails_during_a_run_is_one_message(tmp_path, recipe, error, message):
+    with pytest.raises(InputError, match=message), Workdir(tmp_path).claim(recipe):
+        raise error
+
+
+def test_a_workdir_that_vanishes_is_one_message(tmp_path, recipe):
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(InputError, match="cannot be written: No such file"), workdir.claim(recipe):
+        shutil.rmtree(workdir.path)
+        workdir.metrics.write_text("")
+
+
+def test_other_errors_of_files_are_none_of_the_workdir(tmp_path, recipe):
+    for error in (FileNotFoundError(2, "No such file", "/elsewhere"), ConnectionResetError()):
+        with pytest.raises(type(error)), Workdir(tmp_path).claim(recipe):
+            raise error
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 2500, "latin-1-\udce9", "\udcff/below"])
+def test_a_path_that_no_file_can_have_is_one_message(tmp_path, recipe, name):
+    for workdir in (Workdir(tmp_path / name), Workdir(tmp_path / name / "run")):
+        with (
+            pytest.raises(InputError, match=r"cannot be (used|written)|is not UTF-8"),
+            workdir.claim(recipe),
+        ):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,16 @@
 """States on disk: what comes back is what was saved, or something older, and never anything else."""
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ import pytest
 
 from mmjax.errors import InputError
 from mmjax.training import checkpoint
-from mmjax.training.checkpoint import Checkpoints, by_path, load_params
+from mmjax.training.checkpoint import Checkpoints, Record, by_path, load_params
 from mmjax.training.state import TrainState
 
 METADATA = {"seconds": {"step": 0.1 + 0.2}, "window": [1.5, 3], "evaluated_at": None}
@@ -250,6 +254,134 @@ def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch, error):
     with Checkpoints(tmp_path) as kept, pytest.raises(type(error)):
         kept.restore_latest(abstract(make_state(0)))
     assert published(tmp_path) == [3, 7]
+
+
+# Scores
+
+
+def change(path: pathlib.Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+
+
+def test_the_score_is_part_of_the_record_and_of_nothing_else(tmp_path):
+    with Checkpoints(tmp_path) as kept:
+        kept.save(3, make_state(3), 30, METADATA, 0.5)
+    assert Record.of(tmp_path / "3").score == 0.5
+    assert {path.name for path in (tmp_path / "3").iterdir() if path.is_dir()} == {
+        "record",
+        "state",
+    }
+
+
+def test_a_changed_score_makes_no_checkpoint_the_best(tmp_path):
+    """Nor is one removed that cannot be judged: it may be the best."""
+    with Checkpoints(tmp_path, keep_last=1) as kept:
+        for step, loss in {1: 1.0, 2: 2.0}.items():
+            kept.save(step, make_state(step), 0, {}, loss)
+        change(tmp_path / "1" / "record" / "record.json", b'"score": 1.0', b'"score": 9.0')
+        kept.save(3, make_state(3), 0, {}, 3.0)
+    assert published(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff", b"7", b'{"held_out_loss": "low"}'])
+def test_a_file_of_metrics_that_an_older_version_wrote_is_not_read(tmp_path, content):
+    save(tmp_path, 3, 7)
+    folder = tmp_path / "7" / "metrics"
+    folder.mkdir()
+    (folder / "metrics").mkdir() if content is None else (folder / "metrics").write_bytes(content)
+    with Checkpoints(tmp_path) as kept:
+        assert kept.restore_latest(abstract(make_state(0))).step == 7
+        assert kept.save(8, make_state(8), 0, {}, 1.0)
+
+
+def test_records_of_an_older_version_have_no_score_and_are_read(tmp_path):
+    save(tmp_path, 3)
+    path = tmp_path / "3" / "record" / "record.json"
+    content = json.loads(path.read_text())["content"]
+    del content["score"]
+    path.write_text(json.dumps({"content": content, "digest": checkpoint._digest_json(content)}))
+    assert Record.of(tmp_path / "3").score is None
+    with Checkpoints(tmp_path) as kept:
+        assert kept.restore_latest(abstract(make_state(0))).step == 3
+
+
+# What is left over, and what a disk does
+
+
+def test_what_a_kill_between_a_save_and_its_tidying_left_is_collected_by_the_next_save(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    (tmp_path / "9.deleted" / "state").mkdir(parents=True)
+    with Checkpoints(tmp_path, keep_last=2, keep_best=False) as kept:
+        assert kept.steps == [1, 2, 3] and not (tmp_path / "9.deleted").exists()
+        kept.save(4, make_state(4), 0, {})
+    assert published(tmp_path) == [3, 4] and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def no_room():
+    """A context in which files of this process cannot grow."""
+
+    @contextlib.contextmanager
+    def limited():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+def test_a_save_that_the_disk_refuses_leaves_the_others_and_nothing_else(tmp_path, no_room, caplog):
+    save(tmp_path, 3)
+    with caplog.at_level(logging.ERROR), Checkpoints(tmp_path) as kept:
+        with no_room():
+            assert kept.save(4, make_state(4), 40, {})
+            assert not kept.wait()
+        assert "File too large" in kept.failure
+        assert published(tmp_path) == [3] and len(list(tmp_path.iterdir())) == 1
+        assert kept.save(4, make_state(4), 40, {}) and kept.wait() and kept.failure is None
+    (message,) = {record.getMessage() for record in caplog.records}
+    assert "4 was not saved: " in message and "\n" not in message
+    assert not any(record.exc_info for record in caplog.records)
+    with Checkpoints(tmp_path) as kept:
+        assert_same(kept.restore_latest(abstract(make_state(0))).state, make_state(4))
+
+
+@pytest.mark.parametrize("number", [28, 30])
+def test_a_folder_that_cannot_be_made_fails_the_save_at_once(tmp_path, monkeypatch, number, caplog):
+    """Even while the clock jumps back, so that the writer's own limits of time never come."""
+    with Checkpoints(tmp_path) as kept:
+        with monkeypatch.context() as patch:
+            clock = itertools.count(2_000_000_000, -1_000)
+            patch.setattr(time, "time", lambda: float(next(clock)))
+            patch.setattr(os, "mkdir", refusing(os.mkdir, OSError(number, os.strerror(number))))
+            begun = time.monotonic()
+            kept.save(4, make_state(4), 40, {})
+            assert not kept.wait() and time.monotonic() - begun < 10
+        assert kept.failure == os.strerror(number)
+        assert kept.save(4, make_state(4), 40, {}) and kept.wait()
+    assert published(tmp_path) == [4]
+
+
+def refusing(make, error):
+    def making(path, *arguments, **options):
+        if "orbax" in os.fspath(path):
+            raise error
+        make(path, *arguments, **options)
+
+    return making
+
+
+def test_a_folder_that_vanishes_is_not_made_again(tmp_path):
+    with Checkpoints(tmp_path / "stage") as kept:
+        shutil.rmtree(tmp_path / "stage")
+        kept.save(4, make_state(4), 40, {})
+        assert not kept.wait() and kept.failure == "No such file or directory"
+    assert not list(tmp_path.iterdir())
 
 
 # ModelDef

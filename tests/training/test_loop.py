@@ -5,9 +5,13 @@ import dataclasses
 import io
 import itertools
 import json
+import logging
+import os
 import pathlib
 import re
 import shutil
+import signal
+import threading
 import time
 
 import jax
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mmjax.base.signals import StopSignal
 from mmjax.errors import InputError, NonFiniteError, Preempted
 from mmjax.recipe.recipe import OptimizerConfig
 from mmjax.training import loop as training_loop
@@ -190,6 +195,68 @@ def test_a_stop_before_the_first_step_saves_the_start(data, whole, tmp_path):
     recipe = toy.small_recipe(data)
     with pytest.raises(Preempted, match="step 0"):
         toy.train(recipe, tmp_path, stop=toy.NoSignal(requested=True))
+    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
+
+
+@pytest.mark.parametrize("part, row", [("train", 8), ("train", 0), ("holdout", 2)])
+def test_a_signal_ends_the_wait_for_data(data, whole, tmp_path, part, row):
+    """The wait would be without end."""
+    released = threading.Event()
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+
+    def edit(rows, held_out):
+        watched = {"train": rows, "holdout": held_out}[part]
+        load = watched.load
+
+        def blocking(index):
+            if index == row:
+                timer.start()
+            if index >= row:
+                released.wait(60)
+            return load(index)
+
+        watched.load = blocking
+        return rows, held_out
+
+    recipe = toy.small_recipe(data)
+    try:
+        with StopSignal() as stop, pytest.raises(Preempted, match="the state is saved"):
+            toy.train(recipe, tmp_path, stop=stop, edit_rows=edit)
+    finally:
+        released.set()
+    assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
+
+
+def refuse_folders(monkeypatch, step: str, times: int) -> None:
+    """The disk has no room for the checkpoint of a step, so many times."""
+    make, calls = os.mkdir, itertools.count(1)
+
+    def making(path, *arguments, **options):
+        if pathlib.Path(path).name.startswith(f"{step}.orbax") and next(calls) <= times:
+            raise OSError(28, "No space left on device")
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", making)
+
+
+@pytest.mark.parametrize("step", ["2", "6"])
+def test_a_save_that_fails_once_costs_nothing(data, whole, tmp_path, monkeypatch, step, caplog):
+    refuse_folders(monkeypatch, step, 1)
+    with caplog.at_level(logging.ERROR):
+        result = toy.train(toy.small_recipe(data), tmp_path)
+    assert_same_end(tmp_path, result, whole)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "was not saved: No space left on device" in message
+
+
+def test_a_last_save_that_fails_twice_is_an_error_and_the_one_before_is_good(
+    data, whole, tmp_path, monkeypatch
+):
+    recipe = toy.small_recipe(data)
+    with monkeypatch.context() as patch:
+        refuse_folders(patch, "6", 3)  # once after the step, and twice at the end
+        with pytest.raises(InputError, match=r"after step 6 .* cannot be saved .* No space left"):
+            toy.train(recipe, tmp_path)
     assert_same_end(tmp_path, toy.train(recipe, tmp_path), whole)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import struct
 import sys
 import types
@@ -88,6 +89,24 @@ def test_a_line_that_a_kill_cut_off_does_not_swallow_the_next(lines, end):
     tracker.rewind("two", 4, evaluated=True)
     tracker.log("two", 5, {"loss": 1.0})
     assert places(path)[-1] == ("two", 5, False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"{", b"7", b"null", b"[1]", b'"step"', b"{}", b"\xff", b"[" * 9999),
+        *(b'{"stage": "two"}', b'{"stage": "two", "step": "4"}', b'{"stage": "two", "step": null}'),
+    ],
+)
+def test_a_broken_line_anywhere_is_dropped_with_a_note(lines, line, caplog):
+    tracker, path = lines
+    before = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*before[:2], line + b"\n", *before[2:]]))
+    with caplog.at_level(logging.ERROR):
+        tracker.rewind("two", 4, evaluated=True)
+    assert path.read_bytes() == b"".join(before)
+    (note,) = (record.getMessage() for record in caplog.records)
+    assert str(path) in note and "1 lines that cannot be read are dropped" in note
 
 
 def test_nothing_is_rewound_where_nothing_was_logged(tmp_path):
