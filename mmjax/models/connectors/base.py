@@ -87,8 +87,8 @@ class AttentionMap:
 
 @dataclasses.dataclass(frozen=True)
 class PatchMLP:
-    """A connector that is nothing but down(activation(up(x))) of every patch x, with biases: that of LLaVA (arXiv:2310.03744). Its parameters
-    lie at "connector/up" and "connector/down".
+    """A connector that is nothing but down(activation(up(x))) of every patch x, with biases: that of LLaVA (arXiv:2310.03744). Its
+    parameters lie at "connector/up" and "connector/down".
 
     Attributes:
         feature_layer: the only encoder output that it reads.
