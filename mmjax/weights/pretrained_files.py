@@ -120,7 +120,7 @@ def open_pretrained_files(path: Path) -> "PretrainedFiles":
             text = json.dumps(kept, sort_keys=True)
             origins.append(Origin(part.family.part, part.family.name, text))
         if isinstance(model, VLMConfig):
-            origins += _of_whole(settings, family, model)
+            origins += of_whole(settings, family.name, model)
         return PretrainedFiles(model, [group], origins, notes)
     except BaseException as error:
         source.close()
@@ -130,13 +130,13 @@ def open_pretrained_files(path: Path) -> "PretrainedFiles":
         raise
 
 
-def _of_whole(settings: ConfigJson, family: Family, model: VLMConfig) -> list[Origin]:
+def of_whole(settings: ConfigJson, family: str, model: VLMConfig) -> list[Origin]:
     """What a whole model says beside its parts, and tools want to find again: the id that stands for images, if the vocabulary has it."""
     token = next((key for key in ("image_token_id", "image_token_index") if key in settings), None)
     if token is None or not settings.number(token) < (model.decoder.vocabulary or 0):
         return []
     kept = {"image_token_index": settings.number(token)}
-    return [Origin("connector", family.name, json.dumps(kept))]
+    return [Origin("connector", family, json.dumps(kept))]
 
 
 def _read_config(settings: ConfigJson, folder: Path) -> tuple[Family, PartConfig]:

@@ -157,7 +157,8 @@ class _Folder:
 
 def has_whole(config: ModelConfig) -> bool:
     """Whether `save_params` writes a model as one folder beside its parts, too."""
-    return isinstance(config, VLMConfig) and llava.accepts(export_config(config))
+    config = export_config(config)
+    return isinstance(config, VLMConfig) and llava.accepts(config)
 
 
 def _needed(folder: _Folder) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ Where transformers has a class for the whole, a fourth folder beside them holds 
 """
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,13 @@ from mmjax.recipe.schema import KeyPath, convert
 from mmjax.recipe.serialization import to_plain
 from mmjax.weights.families.base import CONFIG, read_config
 from mmjax.weights.open import open_weights
-from mmjax.weights.pretrained_files import PretrainedFiles, TensorGroup, open_pretrained_files
-from mmjax.weights.pretrained_protocol import Origin, shapes_of
+from mmjax.weights.pretrained_files import (
+    PretrainedFiles,
+    TensorGroup,
+    of_whole,
+    open_pretrained_files,
+)
+from mmjax.weights.pretrained_protocol import shapes_of
 from mmjax.weights.rules import Rule
 
 VISION, CONNECTOR, DECODER = "vision", "connector", "decoder"
@@ -26,8 +30,6 @@ PARTS = (VISION, CONNECTOR, DECODER)
 WHOLE = "llava"
 """The folder beside them that holds the same model as one, where it has the form of a published one."""
 MODEL_TYPE = "mmjax_connector"
-OF_WHOLE = ("image_token_index",)
-"""Settings of a whole model that mmjax has no use for, but that its tools want to find again."""
 
 
 def open_vlm_checkpoint(path: Path) -> PretrainedFiles:
@@ -60,18 +62,16 @@ def open_vlm_checkpoint(path: Path) -> PretrainedFiles:
         group = TensorGroup(source, names, rules, own)
         group.check()
         stack.pop_all()
-    kept = {key: settings.content[key] for key in OF_WHOLE if key in settings}
-    whole = [Origin(CONNECTOR, "", json.dumps(kept))] if kept else []
     return PretrainedFiles(
         config,
         [*vision.groups, group, *decoder.groups],
-        [*vision.origins, *whole, *decoder.origins],
+        [*vision.origins, *of_whole(settings, "", config), *decoder.origins],
         [*vision.notes, *decoder.notes],
     )
 
 
 def connector_json(config: ConnectorConfig, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of the connector's folder. kept: settings of `OF_WHOLE`."""
+    """The config.json of the connector's folder. kept: settings of a whole model that its tools want to find again."""
     return {"model_type": MODEL_TYPE, "connector": to_plain(config), **kept}
 
 

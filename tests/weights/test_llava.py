@@ -221,3 +221,11 @@ def test_an_id_for_images_that_no_row_belongs_to_is_not_kept(token, tmp_path):
     assert not [origin for origin in module.origins if origin.part == "connector"]
     with pytest.raises(InputError, match="image_token_index is -1; it must be a whole number"):
         load_pretrained(of_clip(tmp_path / "odd", image_token_index=-1))
+
+
+def test_nor_is_one_in_parts(tmp_path):
+    save_pretrained(load_pretrained(CLIP), tmp_path / "saved")
+    path = tmp_path / "saved" / "connector" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_token_index": 10**9}))
+    module = load_pretrained(tmp_path / "saved")
+    assert [origin.part for origin in module.origins] == ["vision", "decoder"]

@@ -226,9 +226,8 @@ def check_layer_kinds(c: ConfigJson, layers: int, window: int | None) -> None:
 
 def read_window(c: ConfigJson, layers: int) -> int | None:
     """The sliding window of Qwen2 and Qwen3, which may be meant for some layers only: that is refused."""
-    window, first = c.number("sliding_window", None), c.number("max_window_layers")
-    if not c.flag("use_sliding_window"):
-        window = None
+    given, first = c.number("sliding_window", None), c.number("max_window_layers")
+    window = given if c.flag("use_sliding_window") else None
     implied = {FULL} if window is None or first > 0 else set()
     if window is not None and first < layers:
         implied.add(SLIDING)
