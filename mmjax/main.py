@@ -6,7 +6,7 @@
 
     train       (default) trains every stage, scores the last one and writes a report; the same command again goes on where it stopped
     evaluate    scores the last checkpoint, or --checkpoint, or what a stage begins with: --begin
-    generate    answers --prompt about --image; both may be given several times, and every prompt is asked about every image
+    generate    answers --prompt about --image, or captions the image; both flags may be given several times: every prompt, every image
     export      writes the last checkpoint, or --checkpoint, as folders for transformers and other tools
     show        prints every setting of the recipe; signs show which differ from the defaults or are still to be given
     plan        says what the recipe will cost, on --topology (such as h100:8) if given, and what it saves --against another one

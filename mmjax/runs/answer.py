@@ -12,7 +12,7 @@ from typing import Any
 from mmjax.base.signals import StopSignal
 from mmjax.data.examples import Example, Image, SampleError, Text, Turn
 from mmjax.data.text.templates import find_template
-from mmjax.data.text.tokenizer import Tokenizer
+from mmjax.data.text.tokenizer import Tokenizer, WordTokenizer
 from mmjax.errors import InputError
 from mmjax.inference.generate import Generator
 from mmjax.kernels.attention import prefer
@@ -154,14 +154,16 @@ def generate_all(
     checkpoint: str | None = None,
 ) -> Iterator[Answer]:
     """The answers to every prompt about every image, image by image, as they come; the model is loaded once. Without images, to every
-    prompt alone.
+    prompt alone; without prompts, what the model writes behind each image: its caption.
 
     Raises:
-        InputError: there is no prompt, no such image or no such checkpoint; said before anything is loaded.
+        InputError: there is neither a prompt nor an image, no such image or no such checkpoint; said before anything is loaded.
         Preempted: a stop was requested.
     """
-    if not prompts or not all(prompts):
-        raise InputError("--prompt is missing: what to ask about the image.")
+    if not all(prompts) or not (images or prompts):
+        raise InputError(
+            "--prompt is missing: what to ask. An --image alone, without --prompt, gets a caption."
+        )
     for image in images:
         if not pathlib.Path(image).is_file():
             raise InputError(f"There is no image {image!r}.")
@@ -170,7 +172,12 @@ def generate_all(
         for line in Inputs(run.recipe, workdir, run.tokenizer).changed_tokenizer():
             print(f"mmjax: WARNING: not what the run has read: {line}", file=sys.stderr)
         shown: Sequence[str | None] = images or [None]
-        for about, prompt in itertools.product(shown, prompts):
+        for about, prompt in itertools.product(shown, prompts or [""]):
+            if isinstance(run.tokenizer, WordTokenizer) and (
+                unknown := run.tokenizer.unknown_words(prompt)
+            ):
+                words = ", ".join(unknown)
+                print(f"mmjax: WARNING: not in what the model has read: {words}", file=sys.stderr)
             yield Answer(about, prompt, run.answer(about, prompt))
 
 

@@ -234,6 +234,9 @@ def finish(workdir: Workdir, summary: Summary, say: Callable[[str], None]) -> No
     for line in describe(summary.eval):
         say(line)
     say(f"report: {path}")
+    say(
+        f"ask it: mmjax --workdir={workdir.path} --mode=generate --image=IMAGE --prompt=QUESTION (or without: a caption)"
+    )
 
 
 def _beginning(

@@ -231,3 +231,8 @@ def test_special_tokens_are_learned_wherever_they_stand_but_no_role_and_nothing_
         == header + end + header + TOKENIZER.encode("red") + end
     )
     assert not all_special.loss[0] and all_special.tokens[0] == TOKENIZER.bos
+
+
+def test_unknown_words_are_those_that_no_text_had_with_a_space_or_without():
+    assert TOKENIZER.unknown_words("what red circles  are there?! red") == ["circles", "are", "?!"]
+    assert TOKENIZER.unknown_words(" a circle?") == TOKENIZER.unknown_words("") == []

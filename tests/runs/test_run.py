@@ -276,6 +276,23 @@ def test_a_question_is_answered_by_the_checkpoint_that_is_named(learned, tmp_pat
     assert generate(recipe, workdir, **asked, checkpoint=early) != "red"
 
 
+def test_an_image_alone_gets_what_the_model_writes_behind_it(learned, tmp_path):
+    recipe, workdir = learned
+    image = draw(tmp_path, "red")
+    written = generate(recipe, workdir, image=image, prompt=None)
+    assert written == open_run(workdir.path).answer(image, "") and written
+
+
+def test_words_that_the_model_has_never_read_are_named(learned, tmp_path, capsys):
+    recipe, workdir = learned
+    asked = {"image": draw(tmp_path, "red")}
+    generate(recipe, workdir, **asked, prompt="Which colour is it?")
+    said = capsys.readouterr().err
+    assert "Which, colour" in said and "is" not in said.rpartition(": ")[2].split(", ")
+    generate(recipe, workdir, **asked, prompt="what color is it?")
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

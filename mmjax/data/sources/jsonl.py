@@ -77,9 +77,11 @@ class Jsonl(Source):
             continuations = tuple(self._continuations(record))
             if not continuations:
                 known = any(record.get(key) for key in ("conversations", "messages"))
-                advice = "; conversations are for a source of the kind llava" if known else ""
-                raise SampleError("no text", f"it has neither a text nor questions{advice}")
-            check_keys(record, _READ, _OTHER_TEXTS)
+                keys = ", ".join(repr(key[:40]) for key in list(record)[:8])
+                advice = f", but {keys}" if keys else ""
+                advice += "; conversations are for a source of the kind llava" if known else ""
+                raise SampleError("no text", f'it has neither "text" nor "questions"{advice}')
+            check_keys(record, _READ, _OTHER_TEXTS if record.get("text") else _TEXTS)
             if not is_learned(record):
                 raise SampleError("no supervised token", "its weight is 0")
         return Example(() if image is None else (image,), continuations, name)
@@ -115,6 +117,8 @@ class Jsonl(Source):
 
 _READ = frozenset({"image", "text", "questions"})
 _OTHER_TEXTS = frozenset({"question", "answer", "conversations", "messages"})
+_TEXTS = _OTHER_TEXTS | {"caption", "captions", "description", "alt_text"}
+"""Where there is no text, it may stand under such a name."""
 
 
 def _string(value: Any, field: str) -> str:

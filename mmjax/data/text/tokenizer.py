@@ -143,6 +143,13 @@ class WordTokenizer:
         except UnicodeDecodeError:
             return data.decode("utf-8", "replace")
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text that stand in no training text, neither behind a space nor without: the model reads bytes that it never met."""
+        words = dict.fromkeys(piece.strip() for piece in _PIECE.findall(text))
+        return [
+            word for word in words if word and not (word in self._ids or f" {word}" in self._ids)
+        ]
+
     def special(self, name: str) -> int:
         """The id of a special token; see `Tokenizer.special`."""
         if name not in self._specials:

@@ -5,6 +5,7 @@ from mmjax.report.html import Child, Html, missing, tag
 from mmjax.report.reading import Run
 
 ORDER = 10
+FEW = 30  # with so many right or wrong answers, chance alone moves a share by 9 points
 
 
 def render(run: Run) -> Html:
@@ -56,6 +57,8 @@ def _scores(run: Run) -> Child:
         )
         asked = plural(result["n"], "question" if metric is None else "held-out image")
         note = f"{readable(task)}, {asked}; {beside or 'no baseline was scored'}"
+        if result["n"] < FEW:
+            note += f"; of fewer than {FEW}, a score says little"
         shown = score(result["score"], metric)
         figures.append(_figure(shown, metric or "right answers", note, "score"))
     return figures
