@@ -43,11 +43,12 @@ def image_settings(path: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         content = read_object(file, what="list of settings for images")
         if file.name == PROCESSOR:
-            content = content.get("image_processor")
-            if content is None:
+            inner = content.get("image_processor")
+            if inner is None:
                 continue  # older ones have settings of other things only
-            if not isinstance(content, dict):
+            if not isinstance(inner, dict):
                 raise InputError(f"{file}: image_processor is not an object.")
+            content = inner
         return file, content
     return None
 

@@ -131,7 +131,10 @@ class Workdir(os.PathLike[str]):
     def tokenizer_path(self, recipe: Recipe) -> pathlib.Path:
         """Where the published tokenizer of a recipe lies: what the run has kept of it (mmjax.runs.origins), or else the recipe's."""
         kept = self.origins / "tokenizer"
-        return kept if kept.is_dir() else resolved(recipe.tokenizer.path, weights=False)
+        if kept.is_dir():
+            return kept
+        assert recipe.tokenizer.path is not None
+        return resolved(recipe.tokenizer.path, weights=False)
 
     def check(self, recipe: Recipe) -> None:
         """Raises InputError if the folder holds another run than the recipe's, or something that is no run at all, or cannot be read."""

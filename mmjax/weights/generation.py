@@ -36,9 +36,9 @@ def generation_settings(path: Path, origins: Sequence[Origin] = ()) -> dict[str,
     Raises:
         InputError: a file is damaged, or names ends that are no token's id nor a list of them.
     """
-    for folder in folders(path):
-        if os.path.lexists(folder / GENERATION):
-            settings = read_config(folder, GENERATION)
+    for each in folders(path):
+        if os.path.lexists(each / GENERATION):
+            settings = read_config(each, GENERATION)
             end_tokens(settings)
             return dict(settings.content)
     found: dict[str, Any] = {}

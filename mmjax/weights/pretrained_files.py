@@ -172,7 +172,7 @@ def _normalised_as(folder: Path, vision: ViTConfig) -> ViTConfig:
         raise InputError(f"{file}: pixels are not divided by 255, which mmjax always does.")
     if not images.flag("do_normalize", getattr(own, "do_normalize", True)):
         return dataclasses.replace(vision, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    values = {}
+    values: dict[str, Any] = {}
     for name in ("image_mean", "image_std"):
         default = tuple(getattr(own, name, None) or getattr(vision, name))
         one = content.get(name)  # of all channels
