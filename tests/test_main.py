@@ -273,14 +273,14 @@ def test_a_wrong_setting_in_a_real_process(tmp_path):
             [{"image": "0.png"}] * squares.IMAGES,
             {},
             "Source 'squares' has no token to learn from: of 6 samples none can be used (no text: 6). No example could be read:\n"
-            "  no text: data.jsonl/0 has neither a text nor questions",
+            '  no text: data.jsonl:1: it has neither "text" nor "questions", but \'image\'',
         ),
         (
             [{"image": "0.png", "text": "a red square"}] * 4
             + [{"image": "0.png", "text": " "}] * 4,
             {},
             "Source 'squares': 2 of 6 samples cannot be used (bad text: 2), more than skip_budget=0.01 allows. Mend the data, or raise "
-            "skip_budget. For example:\n  bad text: data.jsonl/4: ' ' is no text",
+            "data.skip_budget. For example:\n  bad text: data.jsonl:5: ' ' is no text",
         ),
     ],
 )

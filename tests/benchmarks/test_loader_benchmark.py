@@ -42,7 +42,9 @@ def test_names_beyond_the_distinct_images_are_the_same_files(tmp_path, monkeypat
 def test_rows_of_many_sources_hold_every_image_of_each_once_in_a_pass(tmp_path):
     rows = loader_data.make(loader_data.write_sources(tmp_path, 3, "png", (20, 10), 9), 16)
     found = sorted(name for index in range(9) for name in rows.sample_ids(index))
-    assert found == sorted(f"source{source}.jsonl/{row}" for source in range(3) for row in range(3))
+    assert found == sorted(
+        f"source{source}.jsonl:{row}" for source in range(3) for row in (1, 2, 3)
+    )
     assert rows[0].images.shape == (1, 16, 16, 3) and rows[0].image_mask.all()
 
 

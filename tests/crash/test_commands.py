@@ -17,7 +17,7 @@ from tests import squares
 
 pytestmark = pytest.mark.slow
 LIMIT = 300
-CORRUPT = "data.jsonl/1"
+CORRUPT = "data.jsonl:2"
 CAUSE = "corrupt image"
 
 

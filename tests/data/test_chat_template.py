@@ -386,7 +386,7 @@ def test_a_sample_that_a_template_refuses_or_fails_on_is_skipped_and_named(chat,
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for config, name in (
         (LlavaSource("llava", str(tmp_path / "talk.json"), str(tmp_path)), "talk.json/r1: "),
-        (JsonlSource("jsonl", str(tmp_path / "asked.jsonl"), str(tmp_path)), "asked.jsonl/1: "),
+        (JsonlSource("jsonl", str(tmp_path / "asked.jsonl"), str(tmp_path)), "asked.jsonl:2: "),
     ):
         plan = make_plan(
             config.open(template),

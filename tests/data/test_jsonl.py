@@ -56,7 +56,7 @@ def test_images_are_looked_for_beside_the_file_unless_a_folder_is_named(folder):
 def test_captions_questions_and_samples_without_a_image(folder):
     source = opened(folder, RECORDS)
     assert len(source) == 4 and [source[index].id for index in range(4)] == [
-        f"data.jsonl/{row}" for row in range(4)
+        f"data.jsonl:{row}" for row in range(1, 5)
     ]
     assert [texts(source[index]) for index in range(4)] == [
         [["a red circle"]],
@@ -112,7 +112,7 @@ def test_a_damaged_line_names_its_cause_and_spoils_no_other(folder, line, cause)
     ],
 )
 def test_a_line_that_says_more_than_is_read_is_unusable(folder, said, cause):
-    with pytest.raises(SampleError, match=r"data\.jsonl/0: ") as error:
+    with pytest.raises(SampleError, match=r"data\.jsonl:1: ") as error:
         opened(folder, [{"text": "a bus"} | said])[0]
     assert error.value.cause == cause
 
@@ -160,10 +160,10 @@ def test_what_is_missing_at_opening_is_an_input_error(folder):
 
 def test_holdout_is_the_end_of_the_file(folder):
     rows = {part: opened(folder, RECORDS, holdout=1, part=part) for part in ("train", "holdout")}
-    assert [rows["train"][index].id[-1] for index in range(3)] == ["0", "1", "2"] and len(
+    assert [rows["train"][index].id[-1] for index in range(3)] == ["1", "2", "3"] and len(
         rows["train"]
     ) == 3
-    assert rows["holdout"][0].id == "data.jsonl/3" and len(rows["holdout"]) == 1
+    assert rows["holdout"][0].id == "data.jsonl:4" and len(rows["holdout"]) == 1
 
 
 def test_a_source_works_after_pickling(folder):

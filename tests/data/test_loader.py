@@ -140,7 +140,7 @@ def test_too_many_skipped_samples_stop_the_run(data, tokenizer):
     ) as refused:
         take(rows, 1000)
     (folder,) = {source.image_dir for source in data.sources.values()}
-    assert f"\n  corrupt image: asked.jsonl/3: {folder}/3.png: cannot identify image file" in str(
+    assert f"\n  corrupt image: asked.jsonl:4: {folder}/3.png: cannot identify image file" in str(
         refused.value
     )
     assert 100 <= rows.skips.total.seen < 120

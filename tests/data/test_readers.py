@@ -86,7 +86,7 @@ def test_half_a_character_spoils_its_own_record(tmp_path):
     ],
 )
 def test_what_is_no_text_is_named(tmp_path, data, what):
-    with pytest.raises(InputError, match=f"data cannot be read: it is .*{what}"):
+    with pytest.raises(InputError, match=f"data cannot be read: .* is .*{what}"):
         read(tmp_path, data)
 
 
@@ -120,7 +120,7 @@ def test_a_record_that_is_too_long_is_skipped_without_being_read(tmp_path, monke
     (tmp_path / "data").write_bytes(data)
     found = open_records(tmp_path / "data")
     assert (found[0], found[2]) == (RECORDS[0], RECORDS[2])
-    with pytest.raises(SampleError, match=r"oversized record: .*data, byte \d+: [\d,]+ bytes"):
+    with pytest.raises(SampleError, match=r"oversized record: .*data, record \d+: [\d,]+ bytes"):
         found[1]
 
 
@@ -193,7 +193,7 @@ def test_sources_keep_to_their_folders(tree):
         LlavaSource("llava", str(tree / "talk.json"), str(tree / "images")),
         JsonlSource("jsonl", str(tree / "set.jsonl"), str(tree / "images")),
     ):
-        with pytest.raises(SampleError, match=r"(talk.json|set.jsonl)/0: .*image_roots"):
+        with pytest.raises(SampleError, match=r"(talk.json/0|set.jsonl:1): .*image_roots"):
             config.open(TEMPLATES["plain"])[0]
         roots = (str(tree / "elsewhere"),)
         allowed = type(config)(config.kind, config.path, config.image_dir, image_roots=roots)

@@ -96,9 +96,9 @@ class Jsonl(Source):
             return image.source, _string(record["text"], "text")
 
     def _read(self, index: int) -> tuple[dict[str, Any], str]:
-        """The record of an example, and its name."""
+        """The record of an example, and its name, which counts from one as editors count lines."""
         row = int(self._indices[check_index(index, len(self))])
-        return self._records[row], f"{self._name}/{row}"
+        return self._records[row], f"{self._name}:{row + 1}"
 
     def _image(self, record: dict[str, Any]) -> Image | None:
         image = record.get("image")

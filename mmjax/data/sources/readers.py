@@ -35,7 +35,6 @@ _PACKED = {
     b"\xfd7zXZ\x00": "an xz file; unpack it first, such as with unxz",
     b"PK\x03\x04": "a zip file; unpack it first, such as with unzip",
     b"PAR1": "a Parquet file; write it as JSON lines first, such as with pandas (to_json with orient='records', lines=True)",
-    b"version https://git-lfs": "a pointer of Git LFS, not the data themselves; fetch them with `git lfs pull`",
 }
 """Files that hold no text, by how they begin."""
 
@@ -69,7 +68,7 @@ class RecordFile:
             InputError: the file cannot be read any more.
         """
         start, end = map(int, self.spans[index])
-        where = f"{self.path}, byte {start}"
+        where = f"{self.path}, record {index + 1}"
         if end - start > MAX_RECORD_BYTES:
             raise SampleError("oversized record", f"{where}: {end - start:,} bytes")
         with _open(self.path) as file:
@@ -89,6 +88,9 @@ class RecordFile:
                 json.dumps(record, ensure_ascii=False).encode("utf-8")
         except UnicodeError as error:
             raise SampleError("bad UTF-8", f"{where}: {error}") from None
+        except json.JSONDecodeError as error:  # whose line is one of the record
+            reason = f"{error.msg} at character {error.pos + 1}"
+            raise SampleError("bad JSON", f"{where}: {reason}") from None
         except (ValueError, RecursionError) as error:
             raise SampleError("bad JSON", f"{where}: {error}") from None
         if not isinstance(record, dict):
