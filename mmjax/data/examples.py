@@ -268,7 +268,8 @@ class Skips:
         if skipped > self._budget * seen and (final or seen >= MINIMUM):
             raise InputError(
                 f"{self._what}: {skipped:,} of {seen:,} samples cannot be used ({describe(self.total.causes)}), "
-                f"more than skip_budget={self._budget:g} allows. Mend the data, or raise data.skip_budget. For example:\n{listed(self.examples)}"
+                f"more than skip_budget={self._budget:g} allows. Mend the data, or raise data.skip_budget. For example:\n"
+                f"{listed(self.examples)}"
             )
 
 

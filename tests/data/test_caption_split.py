@@ -191,7 +191,9 @@ def test_examples_keep_their_names_in_any_process(source):
     names = [held[index].id for index in range(len(held))]
     assert [again[index].id for index in range(len(again))] == names
     expected = texts(held)
-    assert [RECORDS[int(name.removeprefix("data.jsonl/"))]["text"] for name in names] == expected
+    assert [
+        RECORDS[int(name.removeprefix("data.jsonl:")) - 1]["text"] for name in names
+    ] == expected
     shuffled = random.Random(0).sample(RECORDS, len(RECORDS))
     assert sorted(texts(source(shuffled, 7, "holdout"))) == sorted(expected)
 
