@@ -234,5 +234,5 @@ def test_special_tokens_are_learned_wherever_they_stand_but_no_role_and_nothing_
 
 
 def test_unknown_words_are_those_that_no_text_had_with_a_space_or_without():
-    assert TOKENIZER.unknown_words("what red circles  are there?! red") == ["circles", "are", "?!"]
+    assert TOKENIZER.unknown_words("what red circles  are there?! red") == ["circles", "are"]
     assert TOKENIZER.unknown_words(" a circle?") == TOKENIZER.unknown_words("") == []

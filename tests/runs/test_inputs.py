@@ -328,8 +328,8 @@ def test_an_answer_with_another_tokenizer_is_warned_of(tmp_path, recipe, monkeyp
     opened = types.SimpleNamespace(recipe=claimed, tokenizer=tokenizer)
     opened.answer = lambda image, prompt, **_: f"{image}, {prompt}"
     monkeypatch.setattr(answer, "open_run", lambda *_, **__: opened)
-    asked = {"image": None, "prompt": "what?"}
-    assert answer.generate(claimed, workdir, **asked) == "None, what?"
+    asked = {"image": None, "prompt": "a square"}
+    assert answer.generate(claimed, workdir, **asked) == "None, a square"
     assert capsys.readouterr().err == ""
     text = workdir.tokenizer.read_text()
     workdir.tokenizer.write_text(text.replace("square", "sqwere"))

