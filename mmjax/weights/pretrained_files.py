@@ -80,7 +80,8 @@ def open_pretrained_files(path: Path) -> "PretrainedFiles":
         InputError: nothing usable is there, mmjax does not have the family, or tensors are missing, unexpected or misshapen.
     """
     folder = path if path.is_dir() else path.parent
-    foreign_layouts.check_settings(folder)
+    if path.suffix != ".gguf":  # such a file says all itself
+        foreign_layouts.check_settings(folder)
     source = open_weights(path)
     try:
         config: PartConfig
