@@ -75,10 +75,11 @@ class Jsonl(Source):
         with naming(name):
             image = self._image(record)
             continuations = tuple(self._continuations(record))
-            if not continuations:
-                known = any(record.get(key) for key in ("conversations", "messages"))
-                advice = "; conversations are for a source of the kind llava" if known else ""
-                raise SampleError("no text", f"it has neither a text nor questions{advice}")
+        if not continuations:
+            known = any(record.get(key) for key in ("conversations", "messages"))
+            advice = "; conversations are for a source of the kind llava" if known else ""
+            raise SampleError("no text", f"{name} has neither a text nor questions{advice}")
+        with naming(name):
             check_keys(record, _READ, _OTHER_TEXTS)
             if not is_learned(record):
                 raise SampleError("no supervised token", "its weight is 0")
