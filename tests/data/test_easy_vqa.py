@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from mmjax.data.examples import Image, Text
+from mmjax.data.examples import Image, SampleError, Text
 from mmjax.data.images.decode import load_image
 from mmjax.data.sources.easy_vqa import (
     COLORS,
@@ -14,8 +14,10 @@ from mmjax.data.sources.easy_vqa import (
     compose_caption,
     question_type,
 )
-from mmjax.data.text.templates import TEMPLATES
+from mmjax.data.text.templates import TEMPLATES, Plain
 from mmjax.errors import InputError
+from mmjax.evaluation.tasks import easy_vqa
+from mmjax.recipe.recipe import DataConfig
 
 pytest.importorskip("easy_vqa")
 
@@ -208,3 +210,33 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install mmjax\[demo\]"):
         opened()
+
+
+class Refusing(Plain):
+    """A template that cannot write some questions."""
+
+    def question(self, question, answer):
+        if "red" in question:
+            raise SampleError("refused by the chat template", "no red")
+        return super().question(question, answer)
+
+
+def test_a_question_that_the_template_refuses_spoils_its_image_alone():
+    source = EasyVqaSource("easy_vqa").open(Refusing(), holdout=3900)
+    found = {}
+    for index in range(len(source)):
+        asks = any("red" in question for question, _ in source.questions(index))
+        try:
+            found[asks] = source[index].id
+        except SampleError as error:
+            assert asks and error.detail.startswith("easy_vqa/train/"), error
+            found[asks] = error.detail
+    assert found[True].endswith(": no red") and found[False].startswith("easy_vqa/train/")
+    with pytest.raises(InputError, match=r"cannot be asked: .*no red"):
+        ask_all(Refusing())
+
+
+def ask_all(template):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(easy_vqa, "find_template", lambda *_: template)
+        return easy_vqa.TASK.images(DataConfig({}, 8), "test")

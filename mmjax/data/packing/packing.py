@@ -315,24 +315,20 @@ def _nothing_to_learn(
 ) -> str:
     """What the user reads of a source of which no sample can be used."""
     found = f"Source {name!r} has no token to learn from: of {report.seen:,} samples none can be used ({describe(report.causes)})."
-    if _SILENT in report.causes:
-        found += _silent_example(source, segment_tokenizer)
-    return f"{found} For example:\n{listed(report.examples)}"
-
-
-def _silent_example(source: Source, segment_tokenizer: SegmentTokenizer) -> str:
-    """A sentence about the first example that can be read."""
+    shown = listed(report.examples)
     for index in range(len(source)):
         try:
             example = source[index]
         except SampleError:
             continue
-        continuations = map(segment_tokenizer.continuation, example.continuations)
-        segments = [segment_tokenizer.prefix(example.prefix), *continuations]
-        decode = segment_tokenizer.tokenizer.decode
-        texts = ["(image)" * len(segment.images) + decode(segment.tokens) for segment in segments]
-        return f" Its first readable example, {example.id}, is: {' | '.join(texts)[:500]!r}."
-    return ""
+        if _SILENT in report.causes:
+            continuations = map(segment_tokenizer.continuation, example.continuations)
+            segments = [segment_tokenizer.prefix(example.prefix), *continuations]
+            decode = segment_tokenizer.tokenizer.decode
+            texts = ["(image)" * len(piece.images) + decode(piece.tokens) for piece in segments]
+            found += f" Its first readable example, {example.id}, is: {' | '.join(texts)[:500]!r}."
+        return f"{found} For example:\n{shown}"
+    return f"{found} No example could be read:\n{shown}"
 
 
 def _packed(

@@ -75,12 +75,13 @@ class Jsonl(Source):
         with naming(name):
             image = self._image(record)
             continuations = tuple(self._continuations(record))
-            if not continuations:
-                known = any(record.get(key) for key in ("conversations", "messages"))
-                keys = ", ".join(repr(key[:40]) for key in list(record)[:8])
-                advice = f", but {keys}" if keys else ""
-                advice += "; conversations are for a source of the kind llava" if known else ""
-                raise SampleError("no text", f'it has neither "text" nor "questions"{advice}')
+        if not continuations:
+            known = any(record.get(key) for key in ("conversations", "messages"))
+            keys = ", ".join(repr(key[:40]) for key in list(record)[:8])
+            advice = f", but {keys}" if keys else ""
+            advice += "; conversations are for a source of the kind llava" if known else ""
+            raise SampleError("no text", f'{name} has neither "text" nor "questions"{advice}')
+        with naming(name):
             check_keys(record, _READ, _OTHER_TEXTS if record.get("text") else _TEXTS)
             if not is_learned(record):
                 raise SampleError("no supervised token", "its weight is 0")
