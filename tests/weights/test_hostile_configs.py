@@ -112,7 +112,7 @@ HARMS = {
     "long name": (configured(model_type="x" * 10**6), "characters"),
     "other function": (
         configured(hidden_act="relu"),
-        'hidden_act is "relu"; mmjax has "silu" only',
+        'hidden_act is "relu"; mmjax has "silu" or "swish" only',
     ),
     "not a number": (configured(rms_norm_eps=float("nan")), "rms_norm_eps is NaN"),
     "rope": (configured(rope_scaling={"rope_type": "spiral"}), "rope_type is 'spiral'"),
