@@ -11,7 +11,7 @@ from mmjax.errors import InputError
 
 GONE = "gone"
 WHOLE = 64 * 1024 * 1024
-_PIECE, _PIECES, _THREADS = 64 * 1024, 64, 16
+_PIECE, _PIECES, _THREADS = 64 * 1024, 64, 8
 
 
 def fingerprint(path: Path, whole: int = WHOLE) -> str:
@@ -45,9 +45,15 @@ def fingerprints(paths: Iterable[Path], whole: int = WHOLE) -> dict[str, str]:
     if not absolute:
         return {}
     root = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    found: dict[str, str] = {}
+
+    def read(some: list[str]) -> None:
+        found.update({path: fingerprint(Path(path), whole) for path in some})
+
+    # Threads help where a disk answers late. Each has its share: handing a small file over costs more than reading it.
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = threads.map(lambda path: fingerprint(Path(path), whole), absolute)
-        return {os.path.relpath(path, root): one for path, one in zip(absolute, found, strict=True)}
+        list(threads.map(read, (absolute[first::_THREADS] for first in range(_THREADS))))
+    return {os.path.relpath(path, root): found[path] for path in absolute}
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -85,7 +85,7 @@ def evaluate(
             say(f"scoring {folder}")
         last = workdir.checkpoints.absolute() / list(recipe.stages)[-1] / str(stage.steps)
         inputs = Inputs(recipe, workdir, tokenizer)
-        changed = inputs.changed(inputs.read([stage], weights=False))
+        changed = inputs.changed(inputs.read([stage], weights=folder is None))
         for line in changed:
             say(f"WARNING: what the run has read has changed: {line}")
         of_the_run = (
