@@ -30,6 +30,7 @@ from mmjax.runs.workdir import Workdir
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.state import create
 from mmjax.weights import load_pretrained
+from mmjax.weights.families.base import dumps
 from mmjax.weights.pretrained_protocol import TensorMapping
 from mmjax.weights.save import save_params
 from tests import squares
@@ -50,6 +51,8 @@ BESIDE = {
 def llama(tmp_path):
     """A folder of transformers with all that stands beside weights."""
     folder = saved("llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(dumps(config | {"max_position_embeddings": 128}))
     for name, text in BESIDE.items():
         (folder / name).write_text(text)
     (folder / "training_args.bin").write_bytes(b"not that")

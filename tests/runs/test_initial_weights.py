@@ -131,6 +131,11 @@ def test_a_stage_begins_with_them_and_says_so(finished, weights, published):
 
 def test_what_was_trained_goes_back_to_folders_that_begin_the_next_run(make_recipe, finished):
     recipe, workdir = finished
+    kept = json.loads((workdir.origins / "origins.json").read_text())["squares"]
+    assert {part: begun["origin"]["family"] for part, begun in kept.items()} == {
+        "vision": "CLIP",
+        "decoder": "Llama",
+    }
     folder = export(recipe, workdir)
     assert folder == workdir.path / "export" / "squares-2"
     assert json.loads((folder / "vision" / "preprocessor_config.json").read_text())["size"] == {

@@ -194,3 +194,17 @@ def test_weights_that_another_package_quantised_are_refused(key, value, tmp_path
         (folder / "config.json").write_text(json.dumps(settings | changed))
         with pytest.raises(InputError, match=f"{key} says that the weights are quantised"):
             open_pretrained(folder)
+
+
+def test_a_context_length_that_nobody_knows_is_not_made_up(tmp_path):
+    """Transformers then has one of its own."""
+    assert LLAMA.context_length is None
+    folder = saved("llama", tmp_path / "unknown")
+    assert "max_position_embeddings" not in json.loads((folder / "config.json").read_text())
+    known = LanguageModelConfig(dataclasses.replace(LLAMA, context_length=512))
+    save_params(params_of(known), known, tmp_path / "known")
+    settings = json.loads((tmp_path / "known" / "config.json").read_text())
+    assert settings["max_position_embeddings"] == 512
+    for name, length in (("unknown", 2048), ("known", 512)):
+        with open_pretrained(tmp_path / name) as opened:
+            assert opened.config.decoder.context_length == length

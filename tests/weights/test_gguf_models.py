@@ -1,6 +1,7 @@
 """Models in GGUF files: settings and tensors by llama.cpp's names, as the families have them; and what mmjax would compute otherwise."""
 
 import dataclasses
+import json
 import math
 import struct
 
@@ -19,6 +20,7 @@ from mmjax.models.config import (
     YarnScaling,
 )
 from mmjax.weights import load_pretrained
+from mmjax.weights.generation import generation_settings
 from mmjax.weights.load import open_pretrained
 from mmjax.weights.save import save_params
 from tests.weights.files import gguf_bytes, gguf_text
@@ -321,3 +323,15 @@ def test_odd_fields_are_one_short_sentence(case, tmp_path):
     with pytest.raises(InputError, match=said) as caught:
         load_pretrained(tmp_path / "model.gguf")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+def test_ends_of_turns_are_ends_too(tmp_path):
+    """As in llama.cpp. One alone stays a number."""
+    eos = {"tokenizer.ggml.eos_token_id": 2}
+    more = {"tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 2}
+    for name, fields, ends in (("one", eos, 2), ("several", eos | more, [2, 5])):
+        (tmp_path / name).mkdir()
+        path, _ = write(tmp_path / name, "llama", BASE, fields)
+        with open_pretrained(path) as opened:
+            assert json.loads(opened.origins[0].kept)["eos_token_id"] == ends
+            assert generation_settings(path, opened.origins)["eos_token_id"] == ends

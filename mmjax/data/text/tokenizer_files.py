@@ -183,7 +183,7 @@ def _read_settings(file: Path) -> Settings:
     config.pop("fast_tokenizer_files", None)  # names of further files
     more = found.get(_MAP, {}).get(_SPECIAL)
     if isinstance(more, list) and not config.keys() & {_SPECIAL, "extra_special_tokens", _DECODER}:
-        # There transformers takes them to be special whatever the vocabulary is, and in the older file of some vocabularies only.
+        # Transformers heeds them here for every kind of vocabulary, and in the older file not for all.
         config[_SPECIAL] = [one.get("content") if isinstance(one, dict) else one for one in more]
     templates: Any = {path.stem: _read_text(path) for path in _more_templates(file)}
     if os.path.lexists(path := file.with_name(_TEMPLATE)):

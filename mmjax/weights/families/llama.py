@@ -65,7 +65,7 @@ def read_decoder(c: ConfigJson) -> DecoderConfig:
     width, heads = c.number("hidden_size"), c.number("num_attention_heads")
     if not heads:
         raise c.wrong("num_attention_heads", 0, "positive")
-    context = c.number("max_position_embeddings")
+    context = c.number("max_position_embeddings", None)
     # The older form of rotary positions, where it is there, counts alone: so transformers understands it.
     older = c.part("rope_scaling")
     rope = older if older.content else c.part("rope_parameters")
@@ -95,6 +95,8 @@ def read_decoder(c: ConfigJson) -> DecoderConfig:
 def _read_scaling(c: ConfigJson, rope: ConfigJson, context: int) -> RopeScaling | None:
     """The rescaling of rotary positions, from a config.json and the settings of rotary positions in it."""
     kind = rope.text("rope_type", rope.text("type", "default"))
+    if kind not in ("default", "linear"):  # they depend on it
+        context = c.number("max_position_embeddings")
     original = c.number(
         "original_max_position_embeddings", rope.number("original_max_position_embeddings", context)
     )
