@@ -34,7 +34,10 @@ AGAIN = (
     0.05  # seconds until an interrupt comes again; the callbacks that swallow one take microseconds
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ENDED = {signal.SIGTERM: ExitCode.TERMINATED, signal.SIGINT: ExitCode.INTERRUPTED}
+ENDED: Mapping[int, ExitCode] = {
+    signal.SIGTERM: ExitCode.TERMINATED,
+    signal.SIGINT: ExitCode.INTERRUPTED,
+}
 
 
 class SigtermInterrupt(BaseException):
@@ -130,7 +133,7 @@ def begin_command(first: ExitCode | None = None) -> None:
     """
     global _counter, _is_command
     if _counter is None:
-        codes = ENDED if first is None else dict.fromkeys(SIGNALS, first)
+        codes = ENDED if first is None else {int(number): first for number in SIGNALS}
         _counter, _is_command = _Counter(_Answer.LEAVE, codes), True
         # After all else that runs at the exit: the interpreter then gives up its handlers, though it has much left to tidy up.
         atexit.register(_ignore)
