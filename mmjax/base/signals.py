@@ -34,7 +34,7 @@ AGAIN = (
     0.05  # seconds until an interrupt comes again; the callbacks that swallow one take microseconds
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ENDED: dict[int, ExitCode] = {
+ENDED: Mapping[int, ExitCode] = {
     signal.SIGTERM: ExitCode.TERMINATED,
     signal.SIGINT: ExitCode.INTERRUPTED,
 }
@@ -58,13 +58,16 @@ class _Counter:
 
     Attributes:
         answer: what the first one does; the main thread changes it.
-        requested: one has arrived.
+        what: what is then said of an exception in the main thread.
+        requested: the first that has arrived.
+        said: its arrival was acknowledged.
     """
 
     def __init__(self, answer: _Answer, codes: Mapping[int, ExitCode]):
         """codes: of the process that ends at once, by signal."""
-        self.answer, self.codes = answer, codes
+        self.answer, self.codes, self.what = answer, codes, ""
         self.requested: int | None = None
+        self.said = threading.Event()
         self._raised = False
         self._answered = False
         self._again = 0  # signals to come that were counted before
@@ -115,12 +118,14 @@ class _Counter:
             if self.answer is _Answer.LEAVE and not self._raised:
                 _say(f"{name}: stopped; nothing was under way that had to be saved.")
                 os._exit(self.codes[number])
-            what = "" if self._raised or self.answer is _Answer.RAISE else _AFTER
-            _say(f"{name}: stopping{what}. Ctrl-C leaves at once.")
+            raises = self._raised or self.answer is _Answer.RAISE
+            _say(f"{name}: stopping{self.what if raises else _AFTER}. Ctrl-C leaves at once.")
             self._answered, self.requested = True, self.requested or number
+            self.said.set()
 
 
-_AFTER = " after the step or compilation that is under way; training will be saved"
+_SAVES = "; training will be saved"
+_AFTER = f" after the step or compilation that is under way{_SAVES}"
 _counter: _Counter | None = None
 _is_command = False  # whether signals are counted to the end of the process
 
@@ -133,7 +138,7 @@ def begin_command(first: ExitCode | None = None) -> None:
     """
     global _counter, _is_command
     if _counter is None:
-        codes: Mapping[int, ExitCode] = ENDED if first is None else dict.fromkeys(SIGNALS, first)
+        codes = ENDED if first is None else {int(number): first for number in SIGNALS}
         _counter, _is_command = _Counter(_Answer.LEAVE, codes), True
         # After all else that runs at the exit: the interpreter then gives up its handlers, though it has much left to tidy up.
         atexit.register(_ignore)
@@ -152,6 +157,8 @@ def end_command(code: ExitCode) -> ExitCode:
     hold it. Otherwise, and where no command was begun, the code is returned."""
     if not _is_command or _counter is None or _counter.requested is None:
         return code
+    if _counter.answer is not _Answer.PASS:
+        _counter.said.wait(1.0)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -278,8 +285,11 @@ class StopSignal:
             _counter = None
 
     @contextlib.contextmanager
-    def at_once(self, message: str) -> Iterator[None]:
+    def at_once(self, message: str, *, saves: bool = False) -> Iterator[None]:
         """While it lasts, a signal is answered wherever the main thread is: for what loses nothing if it is left.
+
+        Args:
+            saves: whoever catches the exception will save training.
 
         Raises:
             Preempted: with the message, if one arrives, or has arrived before.
@@ -289,6 +299,7 @@ class StopSignal:
         before = counter.answer
         try:
             try:
+                counter.what = _SAVES if saves else ""
                 counter.answer = _Answer.RAISE
                 if self.requested:
                     raise KeyboardInterrupt

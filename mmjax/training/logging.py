@@ -226,7 +226,8 @@ class JsonLines:
     def rewind(self, stage: str, step: int, *, evaluated: bool) -> None:
         if not self._path.exists():
             return
-        content, kept, broken = self._path.read_bytes(), [], 0
+        kept: list[bytes] = []
+        content, broken = self._path.read_bytes(), 0
         for line in content.splitlines():
             try:
                 entry = json.loads(line.decode("utf-8"))

@@ -272,7 +272,7 @@ class _Loop:
         """Batches of the stage. A wait for one is left at once when a stop is requested, with an exception that `_taken` answers."""
 
         def waiting() -> contextlib.AbstractContextManager[None]:
-            return self.stop.at_once("Stopped while waiting for data.")
+            return self.stop.at_once("Stopped while waiting for data.", saves=True)
 
         return batches(rows, self.stage.batch_size, first_row, workers, None, waiting)
 

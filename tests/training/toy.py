@@ -41,7 +41,9 @@ class NoSignal:
 
     requested: bool = False
 
-    def at_once(self, message: str) -> contextlib.AbstractContextManager[None]:
+    def at_once(
+        self, message: str, *, saves: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
         """No signal comes."""
         return contextlib.nullcontext()
 
