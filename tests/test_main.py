@@ -273,7 +273,7 @@ def test_a_wrong_setting_in_a_real_process(tmp_path):
             [{"image": "0.png"}] * squares.IMAGES,
             {},
             "Source 'squares' has no token to learn from: of 6 samples none can be used (no text: 6). No example could be read:\n"
-            '  no text: data.jsonl:1: it has neither "text" nor "questions", but \'image\'',
+            '  no text: data.jsonl:1 has neither "text" nor "questions", but \'image\'',
         ),
         (
             [{"image": "0.png", "text": "a red square"}] * 4

@@ -352,7 +352,7 @@ def test_what_a_stage_begins_with_can_be_scored_once_it_is_known(
     quiet = {"console": Console(file=io.StringIO())}
     fresh, scored = Workdir(tmp_path / "run"), []
 
-    def score(recipe, stage, params, *others, folder):
+    def score(recipe, stage, params, *others, **options):
         scored.append(params)
         return {}
 

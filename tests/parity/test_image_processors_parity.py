@@ -7,7 +7,8 @@ import pytest
 
 from mmjax.base.huggingface import transformers
 from mmjax.data.images.decode import load_image
-from mmjax.data.images.processor import NAME, open_image_processor
+from mmjax.base.huggingface import IMAGES
+from mmjax.data.images.processor import open_image_processor
 from mmjax.errors import InputError
 
 SETTINGS = ("clip", "siglip", "siglip_oblong", "bit", "padded", "vit", "vit_lanczos")
@@ -19,7 +20,7 @@ def processors(reference, tmp_path):
     recorded = reference("image_processors")
 
     def read(name):
-        (tmp_path / NAME).write_bytes(recorded[f"config:{name}"].tobytes())
+        (tmp_path / IMAGES).write_bytes(recorded[f"config:{name}"].tobytes())
         return open_image_processor(tmp_path)
 
     return recorded, read
@@ -75,7 +76,7 @@ def assert_equal_pixels(folder, *images):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_pixels_of_the_installed_transformers(name, recorded, tmp_path):
     found = recorded("image_processors")
-    (tmp_path / NAME).write_bytes(found[f"config:{name}"].tobytes())
+    (tmp_path / IMAGES).write_bytes(found[f"config:{name}"].tobytes())
     assert_equal_pixels(tmp_path, *(found[f"image:{number}"] for number in range(7)))
 
 
@@ -88,7 +89,7 @@ def test_every_class_gives_the_same_pixels_or_is_refused(tmp_path, recorded):
             continue
         stem = name.removesuffix("ImageProcessorPil")
         settings = {"image_processor_type": f"{stem}ImageProcessor", "rescale_factor": 1 / 255}
-        (tmp_path / NAME).write_text(json.dumps(settings))
+        (tmp_path / IMAGES).write_text(json.dumps(settings))
         try:
             open_image_processor(tmp_path)
         except InputError:
@@ -116,5 +117,5 @@ def test_every_class_gives_the_same_pixels_or_is_refused(tmp_path, recorded):
     ],
 )
 def test_settings_of_other_forms(settings, recorded, tmp_path):
-    (tmp_path / NAME).write_text(json.dumps(settings))
+    (tmp_path / IMAGES).write_text(json.dumps(settings))
     assert_equal_pixels(tmp_path, recorded("image_processors")["image:1"])

@@ -368,7 +368,7 @@ def test_steps_that_teach_nothing_end_the_stage_before_a_hundred_samples_were_se
             InputError, match=r"2 of 2 steps had no target.*corrupt image: "
         ) as error:
             toy.train(recipe, tmp_path / "run")
-        assert re.search(r"\n  corrupt image: captions\.jsonl/\d+: .*\.png", str(error.value))
+        assert re.search(r"\n  corrupt image: captions\.jsonl:\d+: .*\.png", str(error.value))
     assert not (tmp_path / "run" / "checkpoints" / str(toy.STEPS)).exists()
 
 

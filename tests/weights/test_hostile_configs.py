@@ -155,7 +155,7 @@ HARMS = {
     ),
     "whole numbers": (
         tensors(lambda found: found.update({UP: np.zeros((64, 32), np.int8)})),
-        f"mistyped: {UP} is int8",
+        "has matrices of int8: weights that some package quantised",
     ),
     "NaN": (tensors(lambda found: found[UP].__setitem__((1, 1), np.nan)), "not finite"),
 }
