@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from mmjax.base.huggingface import transformers
+from mmjax.base.huggingface import IMAGES, transformers
 from mmjax.data.images.decode import load_image
-from mmjax.base.huggingface import IMAGES
 from mmjax.data.images.processor import open_image_processor
 from mmjax.errors import InputError
 
