@@ -91,7 +91,8 @@ class Jsonl(Source):
             image = self._image(record)
             if image is None or record.get("text") is None:
                 return None
-            return Path(image.source), _string(record["text"], "text")
+            assert isinstance(image.source, Path)
+            return image.source, _string(record["text"], "text")
 
     def _read(self, index: int) -> tuple[dict[str, Any], str]:
         """The record of an example, and its name."""
