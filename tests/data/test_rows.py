@@ -303,6 +303,9 @@ def test_the_first_skipped_sample_of_each_cause_is_kept_with_its_reason(pack, im
         },
         train=False,
     )
+    planned = str(rows.statistics())
+    assert "skipped: longer than text_length: 2, bad JSON: 1, such as\n" in planned
+    assert "\n  bad JSON: second[0]" in planned and "long/0" in planned
     for index in range(len(rows)):
         rows[index]
     assert rows.skipped == {"longer than text_length": 2, "bad JSON": 1, "corrupt image": 6}

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from grain.experimental import index_shuffle
 
-from mmjax.data.examples import Example, Image, Report, SampleError, Skips, describe
+from mmjax.data.examples import Example, Image, Report, SampleError, Skips, describe, listed
 from mmjax.data.images.decode import ImageCache
 from mmjax.data.packing.layout import CHANGED, Row, RowShape, RowWriter
 from mmjax.data.packing.packing import Mixture, PackingPlan, RowCapacity, make_plan
@@ -48,6 +48,7 @@ class Statistics:
         supervised: targets per row.
         skipped: samples that cannot be used, by cause.
         sources: the same for each source.
+        skip_examples: the first skipped sample of each cause, and what is wrong with it.
     """
 
     rows: int
@@ -58,11 +59,13 @@ class Statistics:
     supervised: float
     skipped: dict[str, int]
     sources: dict[str, "Statistics"] = field(default_factory=dict)
+    skip_examples: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        such_as = f", such as\n{listed(self.skip_examples)}" if self.skip_examples else ""
         return (
             f"{self.rows:,} rows with {self.samples:,} samples in a pass; filled: tokens {self.fill:.0%}, text {self.text_fill:.0%}, "
-            f"images {self.image_fill:.0%}; {self.supervised:.1f} supervised tokens per row; skipped: {describe(self.skipped)}"
+            f"images {self.image_fill:.0%}; {self.supervised:.1f} supervised tokens per row; skipped: {describe(self.skipped)}{such_as}"
         )
 
 
@@ -149,6 +152,7 @@ class SourceRows:
             image_fill=plan.images / (rows * shape.images_per_row) if shape.images_per_row else 0.0,
             supervised=plan.supervised / rows,
             skipped=dict(plan.report.causes),
+            skip_examples=plan.report.examples,
         )
 
     def _units(self, index: int, rng: np.random.Generator) -> list[tuple[int, list[int]]]:
@@ -265,6 +269,7 @@ class Rows:
             supervised=mean("supervised"),
             skipped=self.skipped,
             sources=sources,
+            skip_examples=self.skip_examples,
         )
 
     def _locate(self, index: int) -> tuple[SourceRows, int]:
