@@ -229,6 +229,9 @@ class Checkpoints:
             False if the step is published already: it is never written again.
         """
         self.wait()
+        if sys.unraisablehook is not _say_less:
+            _SAY[:] = [sys.unraisablehook]
+            sys.unraisablehook = _say_less
         try:
             if step in self.steps:
                 return False
@@ -294,9 +297,6 @@ class Checkpoints:
         logging.error(
             "The checkpoint %s was not saved: %s.", self._directory / str(step), self.failure
         )
-        if sys.unraisablehook is not _say_less:
-            _SAY[:] = [sys.unraisablehook]
-            sys.unraisablehook = _say_less
         shutil.rmtree(self._directory / f"{step}{_DRAFT}", ignore_errors=True)
 
     def restore_latest(self, abstract: TrainState) -> Restored | None:
@@ -371,7 +371,7 @@ _SAY: list[Callable[["sys.UnraisableHookArgs"], object]] = []  # the hook before
 
 
 def _say_less(ignored: "sys.UnraisableHookArgs") -> None:
-    """Not what threads of the writer print after a save has failed: that nobody waits for them any more, hundreds of times."""
+    """Not what threads of the writer print when a save fails: that nobody waits for them any more, hundreds of times."""
     if str(ignored.exc_value) != "Event loop is closed":
         _SAY[0](ignored)
 
