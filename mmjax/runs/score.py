@@ -104,7 +104,7 @@ def evaluate(
             tokenizer,
             mesh,
             stop,
-            console=console,
+            console,
             folder=workdir.path if replaces else None,
         )
         note_scores(workdir, recipe, stage, step, scores, changed)
@@ -182,9 +182,7 @@ def score_end(
         params: of the last stage; the other arguments as those of `score`.
     """
     stage = list(recipe.stages.values())[-1]
-    scores = score(
-        recipe, stage, params, tokenizer, mesh, stop, console=console, folder=workdir.path
-    )
+    scores = score(recipe, stage, params, tokenizer, mesh, stop, console, folder=workdir.path)
     if (found := whole(scores)) != scores:
         note_scores(workdir, recipe, stage, stage.steps, scores)
         beside = f"Scores of some of the images are no scores of the run; they are noted in {workdir.evaluations}."
@@ -200,8 +198,8 @@ def score(
     tokenizer: Tokenizer,
     mesh: Mesh,
     stop: StopSignal,
-    *,
     console: Console,
+    *,
     folder: pathlib.Path | None = None,
 ) -> Scores:
     """The scores of a stage's model with some parameters, computed on the mesh on which these lie.
