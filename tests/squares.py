@@ -67,13 +67,15 @@ def settings(data: pathlib.Path) -> dict[str, str]:
     return {f"{SOURCE}.path": str(data / "data.jsonl"), f"{SOURCE}.image_dir": str(data)}
 
 
-def train(data: pathlib.Path, workdir: pathlib.Path, **changes: str) -> subprocess.Popen:
+def train(
+    data: pathlib.Path, workdir: pathlib.Path, *, config: str = __file__, **changes: str
+) -> subprocess.Popen:
     """`python -m mmjax.main` in a process of its own, with other settings of the stage if wanted (two underscores for a dot)."""
     given = settings(data) | {
         f"stages.squares.{name.replace('__', '.')}": value for name, value in changes.items()
     }
     flags = [
-        f"--config={__file__}",
+        f"--config={config}",
         *(f"--config.{name}={value}" for name, value in given.items()),
         f"--workdir={workdir}",
     ]

@@ -190,9 +190,8 @@ class Checkpoints:
         self._pending: tuple[int, Future[None]] | None = None
         logging.get_absl_logger().addFilter(_is_ours)
         self._directory.mkdir(parents=True, exist_ok=True)
-        for ending in (_DRAFT, _DELETED):
-            for left in self._directory.glob(f"*{ending}*"):
-                shutil.rmtree(left)
+        for left in self._leftovers():
+            shutil.rmtree(left)
 
     def __enter__(self) -> Self:
         return self
@@ -201,10 +200,20 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for a save that is under way."""
-        self.wait()
+        """Waits for a save that is under way. After one that failed, its threads may still have something to say, which is not shown."""
+        if self.wait():
+            logging.get_absl_logger().removeFilter(_is_ours)
         self._thread.shutdown()
-        logging.get_absl_logger().removeFilter(_is_ours)
+        for left in self._leftovers() if self._directory.is_dir() else ():
+            shutil.rmtree(
+                left, ignore_errors=True
+            )  # threads of a save that failed may have made more of it
+
+    def _leftovers(self) -> list[pathlib.Path]:
+        """What saves and removals that were cut short have left; to be asked while none is under way."""
+        return [
+            left for ending in (_DRAFT, _DELETED) for left in self._directory.glob(f"*{ending}*")
+        ]
 
     @property
     def steps(self) -> list[int]:
@@ -277,6 +286,8 @@ class Checkpoints:
             )
 
     def _collect(self) -> None:
+        for left in self._leftovers():
+            shutil.rmtree(left, ignore_errors=True)
         readable = {}
         for step in self.steps:
             # What cannot be judged is no reason to remove another, and stays.

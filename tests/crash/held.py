@@ -2,6 +2,7 @@
 
 config      while the config file is read           claim       before config.json is written
 planning    while a source is measured              data        while images of later rows are read, in threads
+image       where the image of the name $HELD_IMAGE is read
 scoring     before the last stage is scored         exit        when everything is done, as the interpreter ends
 loading     before a checkpoint is read, in evaluate and generate
 stuck       as "planning", but the exception of the signal is lost there
@@ -53,6 +54,20 @@ def hold_later_images() -> None:
     ImageCache.load = loading
 
 
+def hold_image(name: str) -> None:
+    """What reads this image stops."""
+    from mmjax.data.images.decode import ImageCache
+
+    load = ImageCache.load
+
+    def loading(self, source, *arguments, **options):
+        if os.path.basename(source) == name:
+            hold()
+        return load(self, source, *arguments, **options)
+
+    ImageCache.load = loading
+
+
 def fill_disk(*, for_ever: bool) -> None:
     """From the first save on, or during it, files cannot grow."""
     from mmjax.training.checkpoint import Checkpoints
@@ -91,8 +106,10 @@ def get_config() -> ConfigDict:
             packing._units = hold_and_lose
         case "data":
             hold_later_images()
+        case "image":
+            hold_image(os.environ["HELD_IMAGE"])
         case "scoring":
-            run.score = hold
+            run.score_end = hold
         case "loading":
             score.read_params = answer.read_params = hold
         case "exit":

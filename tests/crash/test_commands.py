@@ -1,12 +1,9 @@
 """Whole runs from the command line: an image that cannot be read, a kill, other loader processes, another recipe in the same folder."""
 
-import contextlib
 import json
-import os
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,11 +11,13 @@ from mmjax.config.load import load
 from mmjax.data.packing.rows import Rows, make_rows
 from mmjax.data.text.vocabulary import make_tokenizer
 from tests import squares
+from tests.crash import held
 
 pytestmark = pytest.mark.slow
 LIMIT = 300
 CORRUPT = "data.jsonl:2"
 CAUSE = "corrupt image"
+BUDGET = {"data__skip_budget": "0.5"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def whole(data, tmp_path_factory) -> tuple[pathlib.Path, str]:
 
 
 def finish(data: pathlib.Path, workdir: pathlib.Path, **changes: str) -> str:
-    child = squares.train(data, workdir, **changes)
+    child = squares.train(data, workdir, **BUDGET, **changes)
     said, errors = child.communicate(timeout=LIMIT)
     assert child.returncode == 0, errors
     return said
@@ -86,31 +85,26 @@ def test_a_corrupt_image_is_skipped_counted_and_named(whole, rows):
     assert f"{CAUSE}: {sum(met)}, such as {CORRUPT}" in (workdir / "report.html").read_text()
 
 
-def test_a_killed_run_ends_the_same_with_another_number_of_workers(data, whole, rows, tmp_path):
-    """A pipe in the place of an image holds the run where that is read, after the save of step 4, until it is killed."""
-    held = max(row for row in (4, 5) if CORRUPT not in rows.sample_ids(row))
-    (name,) = rows.sample_ids(held)
-    with pipe_in_place_of(data / f"{name.removeprefix('data.jsonl/')}.png"):
-        child = squares.train(data, tmp_path)
-        wait_for(tmp_path / "checkpoints" / "squares" / "4", child)
-        child.kill()
-        child.communicate()
+def test_a_killed_run_ends_the_same_with_another_number_of_workers(
+    data, whole, rows, tmp_path, monkeypatch
+):
+    """The run is held where an image is read after the save of step 4, until it is killed."""
+    last = max(row for row in (4, 5) if CORRUPT not in rows.sample_ids(row))
+    (name,) = rows.sample_ids(last)
+    number = int(name.removeprefix("data.jsonl:")) - 1
+    monkeypatch.setenv(held.VARIABLE, "image")
+    monkeypatch.setenv("HELD_IMAGE", f"{number}.png")
+    child = squares.train(data, tmp_path, config=held.__file__, **BUDGET)
+    wait_for(tmp_path / "checkpoints" / "squares" / "4", child)
+    child.kill()
+    child.communicate()
+    monkeypatch.undo()
     assert child.returncode == -signal.SIGKILL and not (tmp_path / "summary.json").exists()
     said = finish(data, tmp_path, data__workers="1")
     assert "going on from step 4 of 8" in said
     assert saved(tmp_path) == saved(whole[0])
     assert losses(tmp_path) == losses(whole[0])
     assert summary(tmp_path)["skipped"] == summary(whole[0])["skipped"]
-
-
-@contextlib.contextmanager
-def pipe_in_place_of(image: pathlib.Path) -> Iterator[None]:
-    kept = image.rename(image.with_suffix(".kept"))
-    os.mkfifo(image)
-    try:
-        yield
-    finally:
-        kept.replace(image)
 
 
 def wait_for(path: pathlib.Path, child) -> None:
@@ -124,7 +118,7 @@ def wait_for(path: pathlib.Path, child) -> None:
 def test_the_folder_of_another_recipe_stays_as_it_is(data, whole):
     workdir, _ = whole
     before = squares.contents(workdir)
-    child = squares.train(data, workdir, steps="9")
+    child = squares.train(data, workdir, **BUDGET, steps="9")
     said, errors = child.communicate(timeout=LIMIT)
     assert (child.returncode, said) == (2, "")
     assert (
