@@ -113,6 +113,8 @@ class _Run:
             followed = any(steps[later.name] is not None for later in stages[index + 1 :])
             if not self.summary.has(stage) or not (steps[stage.name] == stage.steps or followed):
                 todo.append(stage)
+        if not todo:
+            self.say("All stages are finished already: nothing is trained.")
         with self.before(stages[0]):
             for stage in stages:  # before anything is trained
                 begun = steps[stage.name] is not None or self.summary.has(stage)

@@ -178,7 +178,8 @@ def test_the_same_command_repeats_nothing(finished, recipe, monkeypatch):
     monkeypatch.setattr(run, "train_stage", _never)
     monkeypatch.setattr(run, "score_end", _never)
     before = workdir.summary.read_bytes()
-    assert "report:" in train(recipe, workdir.path)
+    said = train(recipe, workdir.path)
+    assert "report:" in said and "finished already" in said
     assert workdir.summary.read_bytes() == before
 
 
