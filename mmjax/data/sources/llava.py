@@ -61,7 +61,8 @@ class Llava(Source):
     def __getitem__(self, index: int) -> Example:
         row = self._indices[check_index(index, len(self))]
         record = self._records[row]
-        name = f"{self._name}/{str(record.get('id', row))[:80]}"
+        own = record.get("id")
+        name = f"{self._name}:{row + 1}" if own is None else f"{self._name}/{str(own)[:80]}"
         with naming(name):
             return Example((), (self._template.conversation(self._turns(record)),), name)
 
