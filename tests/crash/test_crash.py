@@ -73,7 +73,7 @@ def record(workdir: pathlib.Path) -> dict:
 def assert_same_end(workdir: pathlib.Path, whole: pathlib.Path) -> None:
     assert record(workdir) == record(whole)
     assert toy.metric_lines(workdir) == toy.metric_lines(whole)
-    assert steps(workdir) == steps(whole)
+    assert max(steps(workdir)) == max(steps(whole))  # which older one stays depends on the stop
     assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir()), (
         "something else was left"
     )
